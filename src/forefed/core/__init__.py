@@ -1,0 +1,1 @@
+"""Types, keys, settings and tree arithmetic: what every other part stands on."""

@@ -1,0 +1,202 @@
+"""The boundary types: what one part of the house hands to another.
+
+All of them are frozen; nothing here computes. Shapes use the axis letters of the whole house:
+B examples of a batch, S sequence positions, K directions, N clients that hold one parameter,
+D elements of one parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from forefed.core.keys import Key
+
+Params = dict[str, Tensor]
+"""Trainable tensors by name; float32 unless said. Never mutated after construction."""
+
+LossReason = Literal["error", "crash", "offline", "deadline", "transport"]
+LOSS_REASONS: tuple[LossReason, ...] = ("error", "crash", "offline", "deadline", "transport")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A set of tensors that is always trained together (SPRY section 4's atomic unit).
+
+    ``depth`` is the index of the first model block that uses the unit (-1: before the blocks;
+    the head comes after the last block), ``size`` the number of elements.
+    """
+
+    name: str
+    params: tuple[str, ...]
+    depth: int
+    size: int
+    is_head: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One padded mini-batch.
+
+    ``inputs``: the model's keyword tensors, ``input_ids_BS`` and so on; ``labels``: [B] for
+    classification, [B, S] with -100 where there is no loss for language modelling. ``dropout`` is
+    the key of this step's adapter dropout masks (None: dropout off) and ``first_row`` the position
+    of row 0 in the batch that masks are drawn for, so that a micro-batch sees its own rows' masks.
+    """
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor
+    dropout: Key | None = None
+    first_row: int = 0
+
+    @property
+    def size(self) -> int:
+        return len(self.labels)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The micro-batch of rows ``start`` to ``stop`` (views, no copies)."""
+        return Batch(
+            inputs={name: x[start:stop] for name, x in self.inputs.items()},
+            labels=self.labels[start:stop],
+            dropout=self.dropout,
+            first_row=self.first_row + start,
+        )
+
+
+class LossFn(Protocol):
+    """Mean loss of a batch, a scalar tensor; and how many terms the mean runs over.
+
+    The weight makes micro-batching exact: examples for classification, predicted tokens for
+    language modelling (which differ between the micro-batches of one batch).
+    """
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor: ...
+
+    def weight(self, batch: Batch) -> int: ...
+
+
+class DirectionSet(Protocol):
+    """The K directions of one step over a set of parameters, as whoever has the key rebuilds them."""
+
+    def count(self, like: Params) -> int:
+        """K for these parameters (their dimension in basis mode)."""
+
+    def tangents(self, like: Params, ks: range) -> Params:
+        """Directions ``ks``, stacked: name -> [len(ks), *shape]."""
+
+    def combine(self, like: Params, slopes_K: Tensor) -> Params | None:
+        """The gradient estimate that these slopes stand for; None when no slope is finite."""
+
+    def project(self, grad: Params) -> Tensor:
+        """The slopes [K] of an exact gradient along these directions."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a gradient engine returns for one batch.
+
+    ``grad`` holds the parameters whose gradient is exact, ``slopes_K`` the directional derivatives
+    along the step's directions over all *other* parameters it was asked for. ``forwards`` counts
+    forward-equivalents: forward passes over one example (a backward pass counts as one more,
+    a tangent pass likewise).
+    """
+
+    loss: float
+    grad: Params = field(default_factory=dict)
+    slopes_K: Tensor | None = None
+    forwards: float = 0.0
+
+
+class Engine(Protocol):
+    """A way of getting a gradient (DESIGN section 2): a pure function of its arguments."""
+
+    def __call__(
+        self, loss: LossFn, params: Params, batch: Batch, directions: DirectionSet | None
+    ) -> Estimate: ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the server asks of one client in one round.
+
+    ``params`` are all current trainable tensors (the forward pass needs them all), ``assigned``
+    the names this client trains. ``run`` is the run's 64-bit key value, ``key`` the client's own
+    key of this round.
+    """
+
+    run: int
+    round: int
+    client: int
+    assigned: tuple[str, ...]
+    params: Params
+    memo: Params = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return Key(self.run).fold("client", self.round, self.client)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client answers: a descent direction (old - new), or the slopes to rebuild it from.
+
+    ``slopes`` maps a group of parameters ("body", "head") to [steps, K] float32; exactly one of
+    ``grad`` and ``slopes`` is filled on the wire, and ``grad`` always is after the server's replay.
+    ``metrics`` are plain numbers (loss, steps, skipped, forwards, seconds).
+    """
+
+    client: int
+    n_examples: int
+    grad: Params | None = None
+    slopes: dict[str, Tensor] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A client's answer as it came over the wire, with the bytes it cost both ways."""
+
+    round: int
+    client: int
+    payload: bytes
+    bytes_down: int
+
+    @property
+    def bytes_up(self) -> int:
+        return len(self.payload)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """An order that got no usable answer, and why."""
+
+    round: int
+    client: int
+    reason: LossReason
+    detail: str = ""
+    bytes_down: int = 0
+
+
+class Transport(Protocol):
+    """Carries orders to clients and outcomes back (in this process, or over Flower)."""
+
+    def members(self) -> Sequence[int]:
+        """The client ids that exist now; a ``range`` for a declared population of any size."""
+
+    def exchange(
+        self, orders: Iterable[Order], deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """Exactly one outcome per order, in any order."""
+
+
+ClientState = dict[str, Tensor]
+"""What one client keeps between rounds (never leaves it); empty on its first visit."""
+
+ServerState = dict[str, Tensor]
+"""Moments and counters of a server optimiser or a rule, by "kind/parameter name"."""
+
+ServerOpt = Callable[[ServerState, Params, Params], tuple[ServerState, Params]]
+Json = dict[str, Any]

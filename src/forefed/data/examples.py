@@ -1,0 +1,73 @@
+"""Tokenised examples in flat arrays, and the padded batches made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from forefed.core.keys import Key
+from forefed.core.types import Batch
+
+Indices = NDArray[np.int64]
+IGNORED_LABEL = -100  # the label value on which Hugging Face models compute no loss
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N tokenised examples: flat, so that a large data set is a few memory-mapped arrays.
+
+    ``tokens``/``types`` [total] hold all token ids and segment ids, example i at
+    ``offsets[i]:offsets[i + 1]``. Classification: ``labels`` [N] is the class. Language modelling
+    (``causal``): ``labels`` [N] is the first position that carries loss (0: all tokens), and
+    ``n_bytes`` [N] the UTF-8 length of the text that is predicted.
+    """
+
+    tokens: NDArray[np.int32]
+    types: NDArray[np.uint8] | None
+    offsets: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    n_bytes: NDArray[np.int64]
+    pad_id: int
+    causal: bool = False
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Token counts [N]."""
+        return np.diff(self.offsets)
+
+    def batch(self, indices: Sequence[int] | Indices, dropout: Key | None = None) -> Batch:
+        """The named examples, right-padded to the longest of them."""
+        rows = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
+        width = max(row.stop - row.start for row in rows)
+        ids_BS = np.full((len(rows), width), self.pad_id, dtype=np.int64)
+        mask_BS = np.zeros((len(rows), width), dtype=np.int64)
+        types_BS = np.zeros((len(rows), width), dtype=np.int64)
+        for b, row in enumerate(rows):
+            ids_BS[b, : row.stop - row.start] = self.tokens[row]
+            mask_BS[b, : row.stop - row.start] = 1
+            if self.types is not None:
+                types_BS[b, : row.stop - row.start] = self.types[row]
+        inputs = {"input_ids": torch.from_numpy(ids_BS), "attention_mask": torch.from_numpy(mask_BS)}
+        if self.types is not None:
+            inputs["token_type_ids"] = torch.from_numpy(types_BS)
+        labels = self.labels[np.asarray(indices)]
+        if self.causal:
+            positions_S = np.arange(width)
+            no_loss_BS = (positions_S < labels[:, None]) | (mask_BS == 0)
+            labels = np.where(no_loss_BS, IGNORED_LABEL, ids_BS)
+        return Batch(inputs=inputs, labels=torch.from_numpy(labels), dropout=dropout)
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's share: positions in ``examples`` for training and for its own test split."""
+
+    examples: Examples
+    train: Indices
+    test: Indices

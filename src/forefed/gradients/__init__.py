@@ -1,0 +1,13 @@
+"""Ways of getting a gradient, behind one protocol (``forefed.core.types.Engine``)."""
+
+from forefed.core.settings import Registry
+from forefed.gradients.backprop import Backprop, Checkpointed
+from forefed.gradients.engine import GradientEngine
+from forefed.gradients.exact_head import ExactHead
+from forefed.gradients.finite_difference import FiniteDifference
+from forefed.gradients.forward import Forward
+
+ENGINES: Registry[GradientEngine] = Registry(
+    "engine", [Backprop, Checkpointed, Forward, FiniteDifference, ExactHead]
+)
+__all__ = ["ENGINES", "GradientEngine"]

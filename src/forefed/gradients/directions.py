@@ -1,0 +1,124 @@
+"""The directions along which slopes are taken, and the estimate that slopes stand for.
+
+Sources: SPRY (arXiv 2405.15551) section 3; BAFFLE (arXiv 2301.12195) for the scalar message.
+A direction v has E[v v^T] = I, so mean_k <g, v_k> v_k is an unbiased estimate of g, with error
+E||estimate - g||^2 = (d - 1)/K ||g||^2 for signs and (d + 1)/K ||g||^2 for Gaussian values over d
+elements. In basis mode the K = d directions are the unit vectors and the estimate is g itself.
+
+Legend: K directions, D elements of all parameters together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from forefed.core import trees
+from forefed.core.keys import Key, Law
+from forefed.core.types import Params
+
+
+@dataclass(frozen=True)
+class RandomDirections:
+    """``k`` random directions of one local step, a function of (run, round, stream, step, name).
+
+    ``tag`` "C": ``stream`` is the client's id, each client has directions of its own; "G": a group
+    of clients shares them. Values are identical on every device (core.keys).
+    """
+
+    run: int
+    round: int
+    stream: int
+    k: int
+    law: Law = "rademacher"
+    tag: str = "C"
+    step: int = 0
+
+    def at(self, step: int) -> RandomDirections:
+        """The directions of another local step."""
+        return replace(self, step=step)
+
+    def count(self, like: Params) -> int:
+        return self.k
+
+    def tangents(self, like: Params, ks: range) -> Params:
+        """Directions ``ks`` over the parameters ``like``: name -> [len(ks), *shape], their dtype."""
+        return {
+            name: torch.stack([self._values(name, x, k) for k in ks]) for name, x in like.items()
+        }
+
+    def combine(self, like: Params, slopes_K: Tensor) -> Params | None:
+        """mean_k slopes[k] v_k over the finite slopes, summed in float64 in the order of k.
+
+        None when no slope is finite: the step is skipped.
+        """
+        finite = [k for k in range(self.k) if torch.isfinite(slopes_K[k])]
+        if not finite:
+            return None
+        slopes = slopes_K.double()
+        estimate: Params = {}
+        for name, x in like.items():
+            total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+            for k in finite:
+                total = total + slopes[k] * self._values(name, x, k).double()
+            estimate[name] = (total / len(finite)).to(x.dtype)
+        return estimate
+
+    def project(self, grad: Params) -> Tensor:
+        """<grad, v_k> for every k: [K] float64."""
+        return torch.tensor(
+            [
+                sum(
+                    float(torch.dot(g.flatten().double(), self._values(n, g, k).flatten().double()))
+                    for n, g in grad.items()
+                )
+                for k in range(self.k)
+            ],
+            dtype=torch.float64,
+        )
+
+    def _values(self, name: str, like: Tensor, k: int) -> Tensor:
+        key = Key.direction(self.tag, self.run, self.round, self.stream, name)
+        return key.direction_values(self.law, like.shape, self.step, k).to(like)
+
+
+@dataclass(frozen=True)
+class BasisDirections:
+    """The unit vectors of the parameters themselves: slopes are the gradient, nothing is random.
+
+    Source: ours (low-dimensional adapters make K = D affordable for a client's own units).
+    """
+
+    def at(self, step: int) -> BasisDirections:
+        return self
+
+    def count(self, like: Params) -> int:
+        return trees.size(like)
+
+    def tangents(self, like: Params, ks: range) -> Params:
+        """Unit vectors ``ks`` of the flattened parameters: name -> [len(ks), *shape]."""
+        tangents: Params = {}
+        start = 0
+        for name, x in like.items():
+            rows = torch.zeros(len(ks), x.numel(), dtype=x.dtype, device=x.device)
+            for row, k in enumerate(ks):
+                if start <= k < start + x.numel():
+                    rows[row, k - start] = 1
+            tangents[name] = rows.reshape(len(ks), *x.shape)
+            start += x.numel()
+        return tangents
+
+    def combine(self, like: Params, slopes_K: Tensor) -> Params | None:
+        """The slopes as a gradient; None when any is not finite (a part of a gradient is none)."""
+        if not bool(torch.isfinite(slopes_K).all()):
+            return None
+        return {n: x.to(like[n]) for n, x in trees.unflatten(slopes_K, like).items()}
+
+    def project(self, grad: Params) -> Tensor:
+        """The gradient's own elements, [D] float64."""
+        return trees.flatten(grad).double().cpu()
+
+
+Directions = RandomDirections | BasisDirections

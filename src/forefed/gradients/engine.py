@@ -1,0 +1,162 @@
+"""What the gradient engines share: micro-batches, forward-equivalents and the exact head.
+
+An engine is its own settings: a frozen ``Choice`` that is called with a loss. Exact engines return
+``Estimate.grad``; estimating engines return slopes, and leave the classification head to its exact
+gradient unless told to perturb it.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from forefed.core import trees
+from forefed.core.keys import Law
+from forefed.core.settings import Choice
+from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Order, Params
+from forefed.gradients.directions import BasisDirections, Directions, RandomDirections
+
+
+class GradientEngine(Choice):
+    """Base of all engines."""
+
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Rows per micro-batch (None: the whole batch). Exact: peak memory becomes a setting."""
+
+    estimates: ClassVar[bool] = False  # slopes instead of a gradient
+    recomputes: ClassVar[bool] = False  # wants the loss that recomputes blocks in its backward
+
+    @abstractmethod
+    def __call__(
+        self,
+        loss: LossFn,
+        params: Params,
+        batch: Batch,
+        directions: DirectionSet | None = None,
+        head: frozenset[str] = frozenset(),
+    ) -> Estimate:
+        """Loss and gradient (or slopes along ``directions``) of ``params`` on one batch.
+
+        ``head`` names the parameters of the classification head among ``params``.
+        """
+
+    def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
+        """The names that this engine's slopes run over; the others get an exact gradient."""
+        return []
+
+    def directions_for(self, order: Order) -> Directions | None:
+        """The directions of the client's first step, as client and server both build them."""
+        return None
+
+
+class SlopeEngine(GradientEngine):
+    """Base of the engines that return slopes along K directions."""
+
+    directions: Annotated[int, Field(ge=1)] | Literal["all"] = 1
+    """K, or "all": the unit vectors of the client's own parameters (basis mode, exact)."""
+    law: Law = "rademacher"
+    """Law of the random directions: signs, or Gaussian values as in the papers."""
+    head: Literal["exact", "perturbed"] = "exact"
+    """"exact": the head gets its gradient without a backward pass through the body and is never
+    perturbed. "perturbed": one direction over head and adapters together, as published."""
+    clamp: Annotated[float, Field(gt=0)] | None = 10.0
+    """Random slopes are clamped to this multiple of the running median of |slope|; None: never."""
+
+    estimates: ClassVar[bool] = True
+
+    def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
+        return [n for n in names if self.head == "perturbed" or n not in head]
+
+    def directions_for(self, order: Order) -> Directions:
+        if self.directions == "all":
+            return BasisDirections()
+        return RandomDirections(
+            order.run, order.round, order.client, k=self.directions, law=self.law
+        )
+
+    def __call__(
+        self,
+        loss: LossFn,
+        params: Params,
+        batch: Batch,
+        directions: DirectionSet | None = None,
+        head: frozenset[str] = frozenset(),
+    ) -> Estimate:
+        names = self.perturbed(list(params), head)
+        body = trees.pick(params, names)
+        exact = {n: x for n, x in params.items() if n not in body}
+        if not body:
+            return exact_head(loss, params, batch, self.micro_batch)
+        assert directions is not None, "an estimating engine needs directions"
+        mean_loss, grad = 0.0, Accumulator()
+        slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
+        for part, share in micro_batches(loss, batch, self.micro_batch):
+            part_loss, part_slopes_K, part_grad = self.slopes(loss, body, exact, part, directions)
+            mean_loss += share * part_loss
+            slopes_K = slopes_K + share * part_slopes_K
+            grad.add(part_grad, share)
+        passes = self.passes(len(slopes_K), bool(exact))
+        return Estimate(mean_loss, grad.total, slopes_K, passes * batch.size)
+
+    @abstractmethod
+    def slopes(
+        self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
+    ) -> tuple[float, Tensor, Params]:
+        """Loss, slopes [K] (float64) over ``body``, and the gradient of ``exact``."""
+
+    @abstractmethod
+    def passes(self, k: int, with_head: bool) -> float:
+        """Forward-equivalents of ``k`` slopes of one example."""
+
+
+def micro_batches(loss: LossFn, batch: Batch, rows: int | None) -> Iterator[tuple[Batch, float]]:
+    """The batch in parts of at most ``rows`` rows, each with its share of the batch's mean."""
+    if rows is None or rows >= batch.size:
+        yield batch, 1.0
+        return
+    total = loss.weight(batch)
+    for start in range(0, batch.size, rows):
+        part = batch.rows(start, min(start + rows, batch.size))
+        weight = loss.weight(part)
+        if weight:  # a part without a predicted token has no loss
+            yield part, weight / total
+
+
+class Accumulator:
+    """A share-weighted sum of gradients, empty until the first one (local to one engine call)."""
+
+    def __init__(self) -> None:
+        self.total: Params = {}
+
+    def add(self, grad: Params, share: float) -> None:
+        if not self.total:
+            self.total = grad if share == 1.0 else {n: share * g for n, g in grad.items()}
+        else:
+            self.total = {n: self.total[n] + share * g for n, g in grad.items()}
+
+
+def value_and_grad(loss: LossFn, params: Params, fixed: Params, batch: Batch) -> tuple[float, Params]:
+    """Loss and its gradient by ``params``, by reverse mode; ``fixed`` are constants."""
+    with torch.enable_grad():
+        leaves = {n: x.detach().requires_grad_(True) for n, x in params.items()}
+        value = loss({**fixed, **leaves}, batch)
+        grads = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    return float(value.detach()), {
+        n: torch.zeros_like(x) if g is None else g
+        for (n, x), g in zip(leaves.items(), grads, strict=True)
+    }
+
+
+def exact_head(loss: LossFn, head: Params, batch: Batch, rows: int | None) -> Estimate:
+    """The head's gradient: reverse mode that ends where the head begins, so nothing is stored."""
+    mean_loss, grad = 0.0, Accumulator()
+    for part, share in micro_batches(loss, batch, rows):
+        part_loss, part_grad = value_and_grad(loss, head, {}, part)
+        mean_loss += share * part_loss
+        grad.add(part_grad, share)
+    return Estimate(mean_loss, grad.total, None, float(batch.size))

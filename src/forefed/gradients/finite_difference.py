@@ -1,0 +1,55 @@
+"""Slopes by central differences of the loss: two forward passes a slope, no AD at all.
+
+Source: SPSA (Spall 1992) as used by MeZO (arXiv 2305.17333), BAFFLE (arXiv 2301.12195) and FwdLLM
+(arXiv 2308.13894). The slope has an error of order eps^2 plus rounding / eps: with float32 losses
+1e-2 is about the best eps (2.5e-5 of the gradient's norm on logistic loss); in bfloat16 no eps
+works. Perturbs copies: adding and subtracting in place drifts in low precision.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from forefed.core.types import Batch, DirectionSet, LossFn, Params
+from forefed.gradients.engine import SlopeEngine, value_and_grad
+
+
+class FiniteDifference(SlopeEngine):
+    """Zeroth order: K central differences per step, memory of inference."""
+
+    kind: Literal["finite_difference"] = "finite_difference"
+    eps: Annotated[float, Field(gt=0)] = 1e-2
+    """Half the distance of the two losses, in units of the parameters."""
+
+    source: ClassVar[str] = "MeZO, arXiv 2305.17333; BAFFLE, arXiv 2301.12195"
+
+    def slopes(
+        self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
+    ) -> tuple[float, Tensor, Params]:
+        grad: Params = {}
+        centre: float | None = None
+        if exact:
+            centre, grad = value_and_grad(loss, exact, body, batch)
+        slopes, losses = [], []
+        with torch.no_grad():
+            for k in range(directions.count(body)):
+                direction = directions.tangents(body, range(k, k + 1))
+                above, below = (
+                    float(loss({**exact, **_shifted(body, direction, sign * self.eps)}, batch))
+                    for sign in (1, -1)
+                )
+                slopes.append((above - below) / (2 * self.eps))
+                losses.append((above + below) / 2)
+        value = sum(losses) / len(losses) if centre is None else centre
+        return value, torch.tensor(slopes, dtype=torch.float64), grad
+
+    def passes(self, k: int, with_head: bool) -> float:
+        return 2.0 * k + (1.0 if with_head else 0.0)
+
+
+def _shifted(params: Params, direction: Params, by: float) -> Params:
+    return {n: x + by * direction[n][0] for n, x in params.items()}

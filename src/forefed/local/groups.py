@@ -1,0 +1,90 @@
+"""Which parameters of a client share one set of directions.
+
+"body": the adapters (and the head too when it is perturbed as published); "head": the head, whose
+exact gradient the scalar channel projects on directions of its own. Client and server build the
+same groups from the same settings and the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forefed.core import trees
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Estimate, Order, Params
+from forefed.gradients import GradientEngine
+from forefed.gradients.directions import BasisDirections, Directions, RandomDirections
+from forefed.wire import Codec, Scalars
+
+Slopes = dict[str, Tensor]
+"""Group -> slopes [K] of one local step."""
+
+PROJECTIONS = 16  # directions for an exact engine's adapters under the scalars codec
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters over which one slope runs, and their directions at step 0."""
+
+    names: tuple[str, ...]
+    directions: Directions
+
+
+def groups_of(
+    engine: GradientEngine, codec: Codec, order: Order, head: frozenset[str]
+) -> dict[str, Group]:
+    """The groups whose slopes decide this client's step; the rest has an exact gradient."""
+    assigned = list(order.assigned)
+    body = engine.perturbed(assigned, head)
+    exact = [n for n in assigned if n not in body]
+    groups: dict[str, Group] = {}
+    directions = engine.directions_for(order)
+    if body and directions is not None:
+        groups["body"] = Group(tuple(body), directions)
+    if isinstance(codec, Scalars):
+        for name, members, count in (
+            ("body", [n for n in exact if n not in head], codec.directions or PROJECTIONS),
+            ("head", [n for n in exact if n in head], codec.head_directions),
+        ):
+            if members:
+                own: Directions = (
+                    BasisDirections()
+                    if count == "all"
+                    else RandomDirections(
+                        order.run, order.round, order.client, k=count, law=codec.law
+                    )
+                )
+                groups[name] = Group(tuple(members), own)
+    return groups
+
+
+def project(estimate: Estimate, groups: dict[str, Group], params: Params, step: int) -> Slopes:
+    """What the scalar channel sends of one step, rounded to float32 as it travels."""
+    slopes: Slopes = {}
+    for name, group in groups.items():
+        if name == "body" and estimate.slopes_K is not None:
+            values = estimate.slopes_K
+        else:
+            exact = trees.pick(estimate.grad, group.names)
+            values = group.directions.at(step).project(exact)
+        slopes[name] = values.to(torch.float32)
+    return slopes
+
+
+def rebuild(slopes: Slopes, groups: dict[str, Group], params: Params, step: int) -> Params:
+    """The gradient that one step's slopes stand for; groups without a finite slope are left out.
+
+    Raises:
+        ProtocolError: a number of slopes that these groups do not have.
+    """
+    grad: Params = {}
+    for name, group in groups.items():
+        like = trees.pick(params, group.names)
+        directions = group.directions.at(step)
+        if name not in slopes or slopes[name].shape != (directions.count(like),):
+            raise ProtocolError(f"group {name!r} needs {directions.count(like)} slopes a step")
+        grad.update(directions.combine(like, slopes[name]) or {})
+    return grad

@@ -1,0 +1,224 @@
+"""A client's local loop: batches -> engine -> gradient -> optimiser, for some steps.
+
+Source: FedAvg (McMahan et al., arXiv 1602.05629); SPRY (arXiv 2405.15551, Algorithm 1, client side).
+Departures from SPRY's published code: the head has its exact gradient, non-finite slopes are skipped
+and counted, outlying slopes are clamped, and dropout of the frozen body is off.
+
+One step of the client and one step of the server's replay are the same function, ``advance``; so
+under the scalars codec both end with the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Tensor
+
+from forefed.core import trees
+from forefed.core.settings import Choice
+from forefed.core.types import (
+    Batch,
+    ClientState,
+    Estimate,
+    LossFn,
+    Order,
+    Params,
+    ServerState,
+    Update,
+)
+from forefed.data.examples import ClientData, Indices
+from forefed.gradients import GradientEngine
+from forefed.gradients.engine import SlopeEngine
+from forefed.gradients.memory import measure_peak
+from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
+from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
+from forefed.transforms import Transform
+from forefed.wire import Codec
+
+
+class LocalTraining(Choice):
+    """Some local epochs of mini-batch steps on the client's own examples."""
+
+    kind: Literal["local"] = "local"
+    epochs: Annotated[int, Field(ge=1)] = 1
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """At most so many local steps a round (1: the papers' per-iteration mode)."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8
+    """Examples per step; "all": one batch of everything the client has."""
+    optimiser: Annotated[SerializeAsAny[Optimiser], BeforeValidator(OPTIMISERS.parse)] = AdamW()
+    keep_optimiser: bool = False
+    """Keep the optimiser's moments at the client between its rounds (published: dropped)."""
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """What local training needs of a task: its loss (two variants) and which names are the head."""
+
+    loss: LossFn
+    loss_recomputed: LossFn
+    head: frozenset[str]
+
+
+@dataclass(frozen=True)
+class AssignedLoss:
+    """The loss as a function of the assigned parameters; all others are constants."""
+
+    loss: LossFn
+    fixed: Params
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        return self.loss({**self.fixed, **params}, batch)
+
+    def weight(self, batch: Batch) -> int:
+        return self.loss.weight(batch)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The client slot: everything fixed about local training. Calling it trains one client."""
+
+    settings: LocalTraining
+    engine: GradientEngine
+    codec: Codec
+    task: TaskView
+    transforms: tuple[Transform, ...] = ()
+    measure: bool = False
+    """Measure the peak memory of the first step (metric ``peak_bytes``)."""
+
+    def __call__(
+        self, order: Order, data: ClientData, state: ClientState
+    ) -> tuple[Update, ClientState]:
+        """One client's round.
+
+        Args:
+            order: what to train, from which parameters.
+            data: the client's examples; none at all gives an update of weight 0.
+            state: what the client kept from its earlier rounds.
+
+        Returns:
+            The update (old - new, or slopes) and the state to keep.
+        """
+        params = trees.pick(order.params, order.assigned)
+        base = self.task.loss_recomputed if self.engine.recomputes else self.task.loss
+        loss = AssignedLoss(base, order.params)
+        groups = groups_of(self.engine, self.codec, order, self.task.head)
+        optimiser_state: ServerState = dict(state) if self.settings.keep_optimiser else {}
+        start = params
+        sent: list[Slopes] = []
+        losses: list[float] = []
+        skipped, forwards, seen = 0, 0.0, 0
+        peak_bytes: int | None = None
+        clamp = RunningClamp(self.engine)
+        for step, indices in enumerate(self.batches(order, data)):
+            dropout = order.key.fold("dropout", step)
+            batch = data.examples.batch(indices, dropout=dropout)
+            body = groups.get("body") if self.engine.estimates else None
+            directions = body.directions.at(step) if body else None
+            work = partial(self.engine, loss, params, batch, directions, self.task.head)
+            if self.measure and step == 0:
+                estimate, peak_bytes = measure_peak(work, batch.labels.device)
+            else:
+                estimate = work()
+            estimate = clamp(estimate)
+            slopes, exact = self.split(estimate, groups, params, step)
+            grad = {**exact, **rebuild(slopes, groups, params, step)}
+            skipped += len(grad) < len(params) or not trees.all_finite(grad)
+            params, optimiser_state = advance(
+                self.settings.optimiser, params, optimiser_state, grad, self.task.head
+            )
+            sent.append(slopes)
+            losses.append(estimate.loss)
+            forwards += estimate.forwards
+            seen += len(indices)
+        finite = [x for x in losses if x == x and abs(x) != float("inf")]
+        metrics = {
+            "loss": sum(finite) / len(finite) if finite else float("nan"),
+            "steps": float(len(losses)),
+            "skipped": float(skipped),
+            "clamped": float(clamp.count),
+            "forwards": forwards,
+        }
+        if peak_bytes is not None:
+            metrics["peak_bytes"] = float(peak_bytes)
+        n_examples = min(len(data.train), seen)
+        kept = optimiser_state if self.settings.keep_optimiser else state
+        if self.codec.sends_slopes:
+            stacked = {
+                name: torch.stack([s[name] for s in sent]) if sent else torch.zeros(0, 0)
+                for name in groups
+            }
+            return Update(order.client, n_examples, None, stacked, metrics), kept
+        change = trees.subtract(start, params)
+        for transform in self.transforms:
+            change = transform.client(change)
+        return Update(order.client, n_examples, change, None, metrics), kept
+
+    def batches(self, order: Order, data: ClientData) -> list[Indices]:
+        """The positions of every local step's examples: a fresh order in every epoch."""
+        rows = data.train
+        size = len(rows) if self.settings.batch_size == "all" else self.settings.batch_size
+        plan: list[Indices] = []
+        for epoch in range(self.settings.epochs if len(rows) else 0):
+            shuffled = rows[order.key.fold("data", epoch).permutation(len(rows))]
+            plan += [shuffled[i : i + size] for i in range(0, len(rows), size)]
+        return plan[: self.settings.max_steps]
+
+    def split(
+        self, estimate: Estimate, groups: dict[str, Group], params: Params, step: int
+    ) -> tuple[Slopes, Params]:
+        """What decides the step: slopes by group, and exact gradients of the other parameters."""
+        if self.codec.sends_slopes:
+            return project(estimate, groups, params, step), {}
+        slopes = {} if estimate.slopes_K is None else {"body": estimate.slopes_K}
+        return slopes, estimate.grad
+
+
+def advance(
+    optimiser: Optimiser,
+    params: Params,
+    state: ServerState,
+    grad: Params,
+    head: frozenset[str],
+) -> tuple[Params, ServerState]:
+    """One local step, at the client and in the server's replay alike; a non-finite one is none."""
+    if not trees.all_finite(grad):
+        return params, state
+    state, params = optimiser.step(state, params, grad, head)
+    return params, state
+
+
+class RunningClamp:
+    """Clamps random slopes to a multiple of the running median of |slope| (local to one round).
+
+    Source: ours, after the guard of SPRY's authors' later code. The elements of an exact gradient
+    (basis mode) are left alone: they differ in size for good reason.
+    """
+
+    WARM_UP = 8  # slopes seen before the first one is clamped
+
+    def __init__(self, engine: GradientEngine):
+        exact = not isinstance(engine, SlopeEngine) or engine.directions == "all"
+        self.factor = None if exact else engine.clamp  # type: ignore[union-attr]
+        self.seen: list[float] = []
+        self.count = 0
+
+    def __call__(self, estimate: Estimate) -> Estimate:
+        if self.factor is None or estimate.slopes_K is None:
+            return estimate
+        clamped = []
+        for slope in estimate.slopes_K.tolist():
+            size = abs(slope)
+            if size == size and size != float("inf"):
+                if len(self.seen) >= self.WARM_UP:
+                    bound = self.factor * sorted(self.seen)[len(self.seen) // 2]
+                    if size > bound > 0:
+                        slope = bound if slope > 0 else -bound
+                        self.count += 1
+                self.seen.append(size)
+            clamped.append(slope)
+        slopes_K = torch.tensor(clamped, dtype=torch.float64)
+        return Estimate(estimate.loss, estimate.grad, slopes_K, estimate.forwards)

@@ -1,0 +1,88 @@
+"""What is trained: the adapters and their settings."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from forefed.core.errors import nearest
+from forefed.core.settings import Choice, Registry
+from forefed.models.targets import SYMBOLS
+
+Targets = str | tuple[str, ...]
+Layers = str | tuple[int, ...]
+
+
+class Adapter(Choice):
+    """Base of all adapters. The classification head is trained with every one of them."""
+
+
+class Targeted(Adapter):
+    """Base of the adapters that sit on linear modules of the body."""
+
+    targets: Targets = "attention-qv"
+    """``attention-qv`` (query and value projections), ``qv-and-outputs`` (and the outputs of
+    attention and feed-forward), ``all-linear``, or a list of module names or their endings. Where
+    query, key and value are one fused matrix (GPT-2's ``c_attn``), that matrix is meant."""
+    layers: Layers = "all"
+    """``all``, ``first:N``, ``last:N``, or a list of block numbers from 0."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the adapter's input during training; the frozen body has no dropout."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _known_symbol(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in SYMBOLS:
+            raise ValueError(
+                f"no such group of modules; {nearest(value, SYMBOLS)}. "
+                "Modules by name are given as a list"
+            )
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("an empty list trains nothing; use adapter.kind = \"head\"")
+        return value
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _known_layers(cls, value: Any) -> Any:
+        if isinstance(value, str) and not re.fullmatch(r"all|(first|last):[1-9]\d*", value):
+            raise ValueError('give "all", "first:N", "last:N" or a list of block numbers')
+        if isinstance(value, list | tuple) and not value:
+            raise ValueError("an empty list trains nothing; use adapter.kind = \"head\"")
+        return value
+
+
+class Lora(Targeted):
+    """A low-rank update B A of chosen weight matrices."""
+
+    kind: Literal["lora"] = "lora"
+    r: Annotated[int, Field(ge=1)] = 1
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    """The update is scaled by alpha / r."""
+
+    source: ClassVar[str] = "Hu et al., arXiv 2106.09685"
+
+
+class TinyLora(Targeted):
+    """A handful of numbers per matrix, between the frozen singular vectors of that matrix."""
+
+    kind: Literal["tinylora"] = "tinylora"
+    r: Annotated[int, Field(ge=1)] = 2
+    """Singular vectors kept per matrix."""
+    u: Annotated[int, Field(ge=1)] = 16
+    """Trained numbers per matrix."""
+    targets: Targets = "qv-and-outputs"
+    projection_seed: Annotated[int, Field(ge=0)] = 42
+    """Seed of the fixed random tensors between the u numbers and the r x r core."""
+
+    source: ClassVar[str] = "arXiv 2602.04118; LoRA-XS, arXiv 2405.17604"
+
+
+class HeadOnly(Adapter):
+    """Nothing but the classification head."""
+
+    kind: Literal["head"] = "head"
+
+
+ADAPTERS: Registry[Adapter] = Registry("adapter", [Lora, TinyLora, HeadOnly])

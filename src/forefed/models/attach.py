@@ -1,0 +1,157 @@
+"""Puts an adapter (PEFT) on a Hugging Face model and gives every trainable tensor its first value.
+
+PEFT draws from torch's global generator. That generator is put back afterwards, and whatever PEFT
+drew is overwritten with values of a key, so that one key gives one model everywhere.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from forefed.core.errors import UserError
+from forefed.core.keys import Key
+from forefed.models.adapters import Adapter, HeadOnly, Lora, TinyLora
+from forefed.models.blocks import Blocks
+from forefed.models.functional import CurrentCall, KeyedDropout
+from forefed.models.targets import resolve
+
+ADAPTER_NAME = "default"  # PEFT's own default; part of every parameter name
+
+
+def head_modules(model: Any, causal: bool) -> tuple[str, ...]:
+    """Names of the modules that belong to the classification head: all outside the body.
+
+    ``classifier`` or ``score`` mostly; DistilBERT's ``pre_classifier`` too. A language model has
+    none. A model's ``pooler`` counts if its checkpoint did not have one (``untrained_pooler``).
+    """
+    if causal:
+        return ()
+    names = [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    return (*getattr(model, "untrained_pooler", ()), *names)
+
+
+def attach(model: Any, adapter: Adapter, key: Key, causal: bool, current: CurrentCall) -> Any:
+    """The model with its adapter, as a PEFT model; all parameters frozen, in eval mode.
+
+    Args:
+        model: a Hugging Face model; it is changed in place.
+        adapter: what to train.
+        key: of the first values: A of LoRA is uniform in +-1/sqrt(fan-in) (Kaiming with a =
+            sqrt(5)), B and TinyLoRA's vectors are 0; the head keeps the model's values.
+        causal: whether it is a language model (which has no head).
+        current: where the adapter's dropout finds the key of the running call.
+
+    Raises:
+        UserError: targets that match nothing, head-only training of a model without a head.
+    """
+    from peft import get_peft_model
+
+    head = head_modules(model, causal)
+    config = peft_config(model, adapter, head, causal)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT's calls of transformers
+        wrapped = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
+    wrapped.eval()
+    working = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    for name, parameter in wrapped.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = _first_value(name, parameter.data, key).to(working)
+        parameter.requires_grad_(False)
+    _fix_singular_vectors(wrapped)
+    _replace_dropout(wrapped, current)
+    for name in head:
+        wrapped.get_base_model().get_submodule(name).register_forward_pre_hook(_cast_input(working))
+    return wrapped
+
+
+def peft_config(model: Any, adapter: Adapter, head: tuple[str, ...], causal: bool) -> Any:
+    """The PEFT configuration of an adapter on this model."""
+    from peft import LoraConfig, TinyLoraConfig
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    common: dict[str, Any] = {
+        "task_type": "CAUSAL_LM" if causal else "SEQ_CLS",
+        "modules_to_save": list(head) or None,
+    }
+    if isinstance(adapter, HeadOnly):
+        if causal:
+            raise UserError(
+                "adapter.kind = \"head\": a language model has no classification head; "
+                "choose \"lora\" or \"tinylora\""
+            )
+        return LoraConfig(r=1, target_modules=DUMMY_TARGET_MODULES, **common)
+    assert isinstance(adapter, Lora | TinyLora), adapter
+    blocks = Blocks.find(model, head)
+    targets = resolve(model, blocks, head, adapter.targets, adapter.layers)
+    common["target_modules"] = targets
+    common["fan_in_fan_out"] = not isinstance(model.get_submodule(targets[0]), nn.Linear)
+    if isinstance(adapter, Lora):
+        return LoraConfig(
+            r=adapter.r, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, **common
+        )
+    return TinyLoraConfig(
+        r=adapter.r,
+        u=adapter.u,
+        tinylora_dropout=adapter.dropout,
+        projection_seed=adapter.projection_seed,
+        save_projection=True,
+        **common,
+    )
+
+
+def draw_missing(model: nn.Module, names: set[str], std: float, key: Key) -> None:
+    """Gives the named parameters values of the key: matrices N(0, std^2), norms 1, biases 0."""
+    for name, parameter in model.named_parameters():
+        if name in names:
+            if parameter.dim() > 1:
+                value = std * key.fold("init", name).normal(parameter.shape)
+            else:
+                fill = 0.0 if name.endswith("bias") else 1.0
+                value = torch.full(parameter.shape, fill)
+            parameter.data = value.to(parameter.dtype).to(parameter.device)
+
+
+def _first_value(name: str, value: Tensor, key: Key) -> Tensor:
+    if ".lora_A." in name:
+        bound = value.shape[1] ** -0.5
+        drawn = (2 * key.fold("init", name).uniform(value.shape) - 1) * bound
+        return drawn.to(value.device)
+    if ".lora_B." in name or ".tinylora_v." in name:
+        return torch.zeros_like(value)
+    return value
+
+
+def _fix_singular_vectors(wrapped: nn.Module) -> None:
+    """Fixes the free sign of each pair of singular vectors: the right one's largest entry is > 0."""
+    for module in wrapped.modules():
+        if ADAPTER_NAME in getattr(module, "tinylora_A", {}):
+            a_rI, b_Or = module.tinylora_A[ADAPTER_NAME], module.tinylora_B[ADAPTER_NAME]
+            largest_r1 = a_rI.abs().argmax(dim=1, keepdim=True)
+            sign_r = torch.where(a_rI.gather(1, largest_r1)[:, 0] < 0, -1.0, 1.0).to(a_rI)
+            module.tinylora_A[ADAPTER_NAME] = (sign_r[:, None] * a_rI).contiguous()
+            module.tinylora_B[ADAPTER_NAME] = (b_Or * sign_r).contiguous()
+
+
+def _replace_dropout(wrapped: nn.Module, current: CurrentCall) -> None:
+    for name, module in wrapped.named_modules():
+        for kind in ("lora_dropout", "tinylora_dropout"):
+            layers = getattr(module, kind, None)
+            if isinstance(layers, nn.ModuleDict) and isinstance(layers[ADAPTER_NAME], nn.Dropout):
+                layers[ADAPTER_NAME] = KeyedDropout(layers[ADAPTER_NAME].p, name, current)
+
+
+def _cast_input(dtype: torch.dtype) -> Any:
+    """The head computes in the dtype of its own tensors, whatever the body's is."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.to(dtype) if isinstance(x, Tensor) else x for x in inputs)
+
+    return hook

@@ -1,0 +1,97 @@
+"""A module with adapters as a pure function of its trainable tensors.
+
+``torch.func.functional_call`` swaps the tensors in for the time of a call. Everything that a call
+depends on beyond the inputs is one ``Call``, so that a recomputation during a later backward pass
+can repeat it exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from forefed.core.keys import Key
+from forefed.core.types import Params
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The trainable tensors of one forward pass, and where its dropout masks come from."""
+
+    params: Params
+    dropout: Key | None = None
+    first_row: int = 0
+
+
+class CurrentCall:
+    """The call that is running now, or None. Shared by the keyed dropout modules of one model."""
+
+    call: Call | None = None
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a function of a key: off without one, whatever ``training`` says.
+
+    Row b of the mask depends on the row's position in the whole batch, not on the micro-batch in
+    which it happens to be computed.
+    """
+
+    def __init__(self, p: float, name: str, current: CurrentCall):
+        super().__init__()
+        self.p = p
+        self.name = name
+        self.current = current
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x: [B, ...] of any float dtype. Returns: the same shape, kept elements / (1 - p)."""
+        call = self.current.call
+        if call is None or call.dropout is None:
+            return x
+        per_row = math.prod(x.shape[1:])
+        uniform = call.dropout.fold(self.name).uniform(x.shape, call.first_row * per_row)
+        kept = (uniform >= self.p).to(device=x.device, dtype=x.dtype)
+        return x * (kept / (1 - self.p))
+
+
+class Functional:
+    """Runs functions of a model with other tensors in place of its trainable ones.
+
+    While one call runs the module holds the call's tensors, so one ``Functional`` serves one thread
+    at a time; after the call nothing of it is left.
+    """
+
+    def __init__(self, model: nn.Module, current: CurrentCall):
+        self._inside = _Inside(model)
+        self._current = current
+
+    def run(self, call: Call, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """``function(*args, **kwargs)`` while the model's parameters are those of ``call``."""
+        swapped = {f"model.{name}": x for name, x in call.params.items()}
+        before = self._current.call
+        self._current.call = call
+        try:
+            # tie_weights=False: TinyLoRA shares whole dictionaries of vectors between modules, not
+            # tensors under two names, and searching for ties would cost every call.
+            return torch.func.functional_call(
+                self._inside, swapped, (function, *args), kwargs, tie_weights=False
+            )
+        finally:
+            self._current.call = before
+
+
+class _Inside(nn.Module):
+    """Lets ``functional_call`` run any function of the model, not just its forward."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)

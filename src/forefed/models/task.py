@@ -1,0 +1,200 @@
+"""A model with an adapter as a ``Task``: a pure loss function of its trainable tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from forefed.core.keys import Key
+from forefed.core.types import Batch, Params, Unit
+from forefed.data.examples import IGNORED_LABEL, Examples, Indices
+from forefed.models.adapters import Adapter
+from forefed.models.attach import attach, head_modules
+from forefed.models.blocks import Blocks
+from forefed.models.functional import Call, CurrentCall, Functional
+from forefed.models.recompute import recomputing
+from forefed.models.units import make_units
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Logits as a pure function of the trainable tensors and a batch."""
+
+    model: Any
+    functional: Functional
+    names: frozenset[str]
+    device: torch.device
+    uses_types: bool
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """[B, labels], or [B, S, vocabulary]; every trainable tensor must be given."""
+        assert params.keys() == self.names, set(params) ^ set(self.names)
+        return self.functional.run(self.call_of(params, batch), self._run, batch)
+
+    def call_of(self, params: Params, batch: Batch) -> Call:
+        there = {name: x.to(self.device) for name, x in params.items()}
+        return Call(there, batch.dropout, batch.first_row)
+
+    def _run(self, batch: Batch) -> Tensor:
+        inputs = {
+            name: x.to(self.device)
+            for name, x in batch.inputs.items()
+            if name != "token_type_ids" or self.uses_types
+        }
+        return self.model(**inputs).logits
+
+
+@dataclass(frozen=True)
+class ModelLoss:
+    """Mean cross-entropy of a batch, computed in float32 or wider (a ``core.types.LossFn``)."""
+
+    forward: Forward
+    causal: bool
+    blocks: tuple[nn.Module, ...] = ()
+    """The blocks that run again in the backward pass; none: plain backprop."""
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        if not self.blocks:
+            return self._loss(params, batch)
+        call = self.forward.call_of(params, batch)
+        with recomputing(self.forward.functional, call, self.blocks):
+            return self._loss(call.params, batch)
+
+    def weight(self, batch: Batch) -> int:
+        """Terms of the mean: examples, or predicted tokens."""
+        if not self.causal:
+            return batch.size
+        return int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+
+    def _loss(self, params: Params, batch: Batch) -> Tensor:
+        total = loss_sum(self.forward(params, batch), batch.labels, self.causal)
+        return total / max(self.weight(batch), 1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, as the rest of the house sees it. Built once, never changed.
+
+    The body is always in eval mode: dropout of the frozen model is off, the adapter's is on exactly
+    when a batch carries a dropout key. Attention is ``sdpa``; forward-mode AD needs
+    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around the call (no other kernel has a
+    forward derivative), which the forward engine opens.
+    """
+
+    params: Params
+    """The trainable tensors' first values by their PEFT names, in the order of ``units``."""
+    units: tuple[Unit, ...]
+    head: frozenset[str]
+    causal: bool
+    label_names: tuple[str, ...]
+    base_name: str
+    """Name of the base model that other people can load: a hub id, or a folder's own name."""
+    adapter: Adapter
+    logits: Forward
+    loss: ModelLoss
+    loss_recomputed: ModelLoss
+    model: Any = field(repr=False)
+    """The PEFT model; its stored tensors are the first values and stay so."""
+
+    @property
+    def n_labels(self) -> int:
+        """Classes; 0 for a language model."""
+        return len(self.label_names)
+
+    @property
+    def device(self) -> torch.device:
+        return self.logits.device
+
+    def evaluate(
+        self, params: Params, examples: Examples, indices: Sequence[int] | Indices, batch_size: int
+    ) -> dict[str, float]:
+        """Sums over the named examples, so that several parts can be added up.
+
+        Returns:
+            Classification: ``loss_sum``, ``weight`` (examples), ``correct``, ``n``. Language
+            modelling: ``nll_sum`` (nats), ``weight`` (predicted tokens), ``bytes``, ``n``.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        by_length = chosen[np.argsort(examples.lengths()[chosen], kind="stable")]
+        loss_total, weight, correct = 0.0, 0, 0
+        with torch.no_grad():
+            for start in range(0, len(by_length), batch_size):
+                batch = examples.batch(by_length[start : start + batch_size])
+                logits = self.logits(params, batch)
+                loss_total += float(loss_sum(logits, batch.labels, self.causal))
+                weight += self.loss.weight(batch)
+                if not self.causal:
+                    correct += int((logits.argmax(-1).cpu() == batch.labels).sum())
+        sums = {"weight": float(weight), "n": float(len(chosen))}
+        if self.causal:
+            return {"nll_sum": loss_total, "bytes": float(examples.n_bytes[chosen].sum()), **sums}
+        return {"loss_sum": loss_total, "correct": float(correct), **sums}
+
+
+def loss_sum(logits: Tensor, labels: Tensor, causal: bool) -> Tensor:
+    """Summed cross-entropy in nats; a language model's logits at S predict the token at S + 1."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    there = labels.to(wide.device)
+    if causal:
+        wide, there = wide[:, :-1].flatten(0, 1), there[:, 1:].flatten()
+    return cross_entropy(wide, there, ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+def task_from_model(
+    model: Any,
+    adapter: Adapter,
+    key: Key,
+    *,
+    label_names: Sequence[str] | None,
+    base_name: str,
+) -> Task:
+    """A Task from a Hugging Face model that is already built; the model is changed in place.
+
+    Args:
+        model: for sequence classification or causal language modelling, on its device.
+        adapter: what to train.
+        key: of the adapter's first values.
+        label_names: the classes in the order of the logits; None for a language model.
+        base_name: what an exported adapter calls the base model.
+    """
+    causal = label_names is None
+    current = CurrentCall()
+    model.eval()
+    model.config.use_cache = False
+    head = head_modules(model, causal)
+    blocks = Blocks.find(model, head)
+    before = {id(p) for p in model.parameters()}
+    wrapped = attach(model, adapter, key, causal, current)
+    trainable = {
+        name: p.detach().clone()
+        for name, p in wrapped.named_parameters()
+        if id(p) not in before or ".modules_to_save." in name
+    }
+    units = make_units(wrapped, trainable, head)
+    names = [n for unit in units for n in unit.params]
+    assert sorted(names) == sorted(trainable), "a trainable tensor without a unit"
+    functional = Functional(wrapped, current)
+    uses_types = getattr(model.config, "type_vocab_size", 0) > 1
+    device = next(model.parameters()).device
+    forward = Forward(wrapped, functional, frozenset(names), device, uses_types)
+    loss = ModelLoss(forward, causal)
+    modules = tuple(model.get_submodule(name) for name in blocks.names)
+    return Task(
+        params={n: trainable[n] for n in names},
+        units=units,
+        head=frozenset(n for unit in units if unit.is_head for n in unit.params),
+        causal=causal,
+        label_names=tuple(label_names or ()),
+        base_name=base_name,
+        adapter=adapter,
+        logits=forward,
+        loss=loss,
+        loss_recomputed=ModelLoss(forward, causal, modules),
+        model=wrapped,
+    )

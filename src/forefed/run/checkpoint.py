@@ -1,0 +1,103 @@
+"""The checkpoint: one safetensors file with everything a run needs to go on bit for bit.
+
+Tensors: "params/...", "server/...", "rule/...", "client/<id>/..."; the header's metadata holds the
+format version, the finished rounds, the digest of the configuration and a digest of the tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+
+from forefed.core import trees
+from forefed.core.errors import UserError
+from forefed.core.files import write_atomic
+from forefed.core.types import Params
+from forefed.run.config import Config
+from forefed.run.inprocess import ClientStore
+from forefed.run.star import RunState
+
+FORMAT = "1"
+FILE = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    state: RunState
+    clients: ClientStore
+
+
+def config_digest(config: Config) -> str:
+    """Digest of what decides a run's numbers (not of where it is stored or how often saved)."""
+    content = config.model_dump_json(exclude={"name", "out", "checkpoint_every"})
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def save_checkpoint(folder: Path, config: Config, state: RunState, clients: ClientStore) -> None:
+    """Write the checkpoint of a run, replacing the former one atomically."""
+    tensors: Params = {}
+    for prefix, tree in (
+        ("params", state.params),
+        ("server", state.server),
+        ("rule", state.rule),
+        ("client", clients.flat()),
+    ):
+        tensors |= {f"{prefix}/{name}": x.contiguous().clone() for name, x in tree.items()}
+    metadata = {
+        "forefed_checkpoint": FORMAT,
+        "round": str(state.round),
+        "config": config_digest(config),
+        "digest": trees.digest(tensors),
+    }
+    write_atomic(folder / FILE, save(tensors, metadata))
+
+
+def load_checkpoint(folder: Path, config: Config, device: torch.device) -> Checkpoint | None:
+    """The checkpoint of a run, or None when it never finished a round.
+
+    Raises:
+        UserError: damaged, of another format version, or of another configuration.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: the checkpoint is damaged ({error}); it was left as it is. Restore it from a "
+            "copy, or start the run anew under another name"
+        ) from None
+    if metadata.get("forefed_checkpoint") != FORMAT:
+        raise UserError(
+            f"{path}: checkpoint format {metadata.get('forefed_checkpoint', 'unknown')!r}; this "
+            f"version reads format {FORMAT!r}"
+        )
+    if metadata.get("digest") != trees.digest(tensors):
+        raise UserError(
+            f"{path}: the checkpoint is damaged (its digest does not match); it was left as it is. "
+            "Restore it from a copy, or start the run anew under another name"
+        )
+    if metadata.get("config") != config_digest(config):
+        raise UserError(
+            f"{folder}: the run was started with other settings (see {folder / 'config.json'}); "
+            "resume with the same ones, or give this run another name"
+        )
+    trees_by_prefix: dict[str, Params] = {p: {} for p in ("params", "server", "rule", "client")}
+    for key, x in tensors.items():
+        prefix, _, name = key.partition("/")
+        trees_by_prefix[prefix][name] = x if prefix == "client" else x.to(device)
+    state = RunState(
+        int(metadata["round"]),
+        trees_by_prefix["params"],
+        trees_by_prefix["server"],
+        trees_by_prefix["rule"],
+    )
+    return Checkpoint(state, ClientStore.unflat(trees_by_prefix["client"]))

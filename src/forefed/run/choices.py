@@ -1,0 +1,98 @@
+"""What there is to choose from, and what a configuration would do, as tables for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from forefed.core.errors import UserError, nearest
+from forefed.core.settings import Choice, Registry
+from forefed.data.sources import SOURCES
+from forefed.data.tasks import TASKS
+from forefed.run.config import SLOTS, Config
+from forefed.strategies import STRATEGIES, strategy
+from forefed.transforms import TRANSFORMS
+
+_REGISTRIES: dict[str, Registry[Any]] = {
+    "engines": SLOTS["engine"],
+    "sources": SOURCES,
+    "tasks": TASKS,
+    "partitions": SLOTS["partition"],
+    "adapters": SLOTS["adapter"],
+    "assigns": SLOTS["assign"],
+    "codecs": SLOTS["codec"],
+    "optimisers": SLOTS["server"],
+    "rules": SLOTS["rule"],
+    "transforms": TRANSFORMS,
+}
+
+_MODELS = (
+    ("minilm", "the pretrained encoder of the extra 'minilm' (BERT, 6 layers, 22.7 M parameters)"),
+    ("FOLDER", "any Hugging Face encoder or decoder saved in a local folder"),
+    ("ORG/NAME", "any Hugging Face hub id (downloaded when it is not in the local cache)"),
+)
+
+
+def choices_table(what: str) -> Table:
+    """The entries of one slot.
+
+    Raises:
+        UserError: no such list.
+    """
+    known = ["strategies", "models", *_REGISTRIES]
+    if what not in known:
+        raise UserError(f"list '{what}': {nearest(what, known)}")
+    table = Table(title=what, title_justify="left", box=None, header_style="bold")
+    table.add_column("name", style="cyan", no_wrap=True)
+    table.add_column("what it is")
+    if what == "models":
+        for name, text in _MODELS:
+            table.add_row(name, text)
+        return table
+    table.add_column("settings" if what != "strategies" else "sets", style="dim")
+    table.add_column("source", style="dim")
+    if what == "strategies":
+        for s in STRATEGIES.values():
+            slots = ", ".join(f"{k}={v['kind']}" for k, v in s.sections.items() if "kind" in v)
+            table.add_row(s.name, s.summary, slots, s.source)
+        return table
+    for entry in _REGISTRIES[what]:
+        table.add_row(entry.kind_name(), entry.summary(), _settings(entry), entry.source)
+    return table
+
+
+def _settings(entry: type[Choice]) -> str:
+    fields = {name: f for name, f in entry.model_fields.items() if name != "kind"}
+    return ", ".join(
+        name if f.is_required() else f"{name}={_plain(f.default)}" for name, f in fields.items()
+    )
+
+
+def _plain(value: Any) -> str:
+    return str(value.kind) if isinstance(value, Choice) else str(value)
+
+
+def plan_table(config: Config) -> Table:
+    """Slot by slot, what this configuration would run."""
+    method = strategy(config.strategy.name)
+    table = Table(title=f"{config.name}: {method.summary}", title_justify="left", box=None)
+    table.add_column("slot", style="cyan", no_wrap=True)
+    table.add_column("choice", no_wrap=True)
+    table.add_column("settings", style="dim")
+    table.add_row("model", config.model.name, f"dtype={config.model.dtype}")
+    sections = {name: getattr(config, name) for name in SLOTS}
+    sections |= {"data.source": config.data.source, "data.task": config.data.task}
+    for name, choice in sections.items():
+        values = choice.model_dump(exclude={"kind"})
+        settings = ", ".join(f"{k}={_inner(v)}" for k, v in values.items() if v is not None)
+        table.add_row(name, choice.kind, settings)
+    table.add_row("rounds", str(config.rounds), f"cohort={config.cohort}, seed={config.seed}")
+    return table
+
+
+def _inner(value: Any) -> str:
+    if isinstance(value, dict) and "kind" in value:
+        inside = ", ".join(f"{k}={v}" for k, v in value.items() if k != "kind" and v is not None)
+        return f"{value['kind']}({inside})"
+    return str(value)

@@ -1,0 +1,29 @@
+"""The demo: SPRY on the standard library's docstrings, in a few minutes on two cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forefed.run.run import Result
+
+DEMO: dict[str, Any] = {
+    "name": "demo",
+    "strategy": {"name": "spry"},
+    "rounds": 20,
+    "cohort": 8,
+    "data": {"source": {"kind": "pydocs"}, "max_length": 48},
+    "partition": {"kind": "dirichlet", "clients": 40, "alpha": 1.0},
+    "evaluate": {"every": 10},
+}
+
+
+def next_steps(result: Result) -> str:
+    """Where the report is, and three commands to try next."""
+    folder = result.folder
+    return (
+        f"report: {folder / 'report.html'}\n\n"
+        "Try next:\n"
+        f'  forefed predict {folder} "Return the line number of the enclosing class."\n'
+        f"  forefed run --set strategy=fedavg --set name=fedavg --set rounds=10\n"
+        f"  forefed report {folder} runs/fedavg -o compare.html"
+    )

@@ -1,0 +1,104 @@
+"""The transport of a rehearsal: all clients in this process, everything through real bytes.
+
+Losses can be simulated: per order one of the kinds of ``FaultSettings`` may strike, drawn from the
+run's key. An offline client is never reached (no bytes); the others have received their order, and
+their answer is lost before any work is done, which is the cheap half of the truth: what a crash
+costs a real client is its time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from forefed.core.types import (
+    LOSS_REASONS,
+    ClientState,
+    Lost,
+    LossReason,
+    Order,
+    Params,
+    Reply,
+    Update,
+)
+from forefed.data.examples import ClientData
+from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
+
+ClientFn = Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]
+
+
+@dataclass
+class ClientStore:
+    """What clients keep between rounds, by client id. It stands for the clients' own disks, and is
+    the one thing of a rehearsal that changes in place; a checkpoint saves it."""
+
+    states: dict[int, ClientState] = field(default_factory=dict)
+
+    def flat(self) -> Params:
+        return {f"{c}/{n}": x for c, state in self.states.items() for n, x in state.items()}
+
+    @staticmethod
+    def unflat(tensors: Params) -> ClientStore:
+        states: dict[int, ClientState] = {}
+        for name, x in tensors.items():
+            client, _, rest = name.partition("/")
+            states.setdefault(int(client), {})[rest] = x
+        return ClientStore(states)
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """A ``Transport`` over a population whose data is looked up when a client is sampled."""
+
+    population_size: int
+    lookup: Callable[[int], ClientData]
+    client: ClientFn
+    encode: Callable[[Update, int], bytes]
+    store: ClientStore = field(default_factory=ClientStore)
+    faults: dict[LossReason, float] = field(default_factory=dict)
+
+    def members(self) -> Sequence[int]:
+        return range(self.population_size)
+
+    def exchange(
+        self, orders: Iterable[Order], deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        broadcast = b""
+        shared: tuple[Params, Params] | None = None
+        for order in orders:
+            if shared is None:  # one broadcast a round: encoded once, counted for every client
+                broadcast = encode_broadcast(order)
+                shared = decode_broadcast(broadcast)
+            message = encode_order(order)
+            bytes_down = len(broadcast) + len(message)
+            reason = self.fault(order)
+            if reason is not None:
+                sent = 0 if reason == "offline" else bytes_down
+                yield Lost(order.round, order.client, reason, "simulated", sent)
+                continue
+            received = decode_order(message, *shared)
+            started = time.perf_counter()
+            update, state = self.client(
+                received, self.lookup(order.client), self.store.states.get(order.client, {})
+            )
+            if state:
+                self.store.states[order.client] = state
+            payload = self.encode(update, order.round)
+            seconds = time.perf_counter() - started
+            if deadline_s is not None and seconds > deadline_s:
+                late = f"answered after {seconds:.1f} s"
+                yield Lost(order.round, order.client, "deadline", late, bytes_down)
+            else:
+                yield Reply(order.round, order.client, payload, bytes_down)
+
+    def fault(self, order: Order) -> LossReason | None:
+        """The kind of loss that strikes this order, if any."""
+        if not any(self.faults.values()):
+            return None
+        drawn = float(order.key.fold("fault").uniform((1,)))
+        for reason in LOSS_REASONS:
+            drawn -= self.faults.get(reason, 0.0)
+            if drawn < 0:
+                return reason
+        return None

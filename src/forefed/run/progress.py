@@ -1,0 +1,126 @@
+"""Live progress in the terminal: clients of the round, rounds, loss, accuracy, bytes."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+
+from forefed.core.types import Json, Lost, Reply
+from forefed.run.build import Federation
+from forefed.run.config import Config
+from forefed.run.run import Result, Watcher
+
+
+class Progress(Watcher):
+    """A ``Watcher`` that draws; use as a context manager around ``run``."""
+
+    def __init__(self, console: Console, config: Config):
+        self.console = console
+        self.config = config
+        self.score = ""
+        self.bytes = [0, 0]
+        self.finished = False
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+        )
+        self.rounds = self.bars.add_task("rounds ", total=config.rounds, facts="")
+        self.clients = self.bars.add_task("clients", total=config.cohort, facts="")
+
+    def __enter__(self) -> Progress:
+        self.bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bars.stop()
+
+    def loading(self, what: str) -> None:
+        self.bars.update(self.rounds, facts=f"[dim]{what} ...[/dim]")
+
+    def built(self, federation: Federation, start_round: int) -> None:
+        config, task = federation.config, federation.task
+        trainable = sum(unit.size for unit in task.units)
+        self.console.print(
+            f"[bold]{config.name}[/bold]: {config.strategy.name}, {config.model.name} with "
+            f"{config.adapter.kind} ({trainable:,} trainable elements in {len(task.units)} units), "
+            f"{federation.data.population.size:,} clients, {config.cohort} per round",
+            highlight=False,
+        )
+        for name, count in federation.data.counts.items():
+            if count and name in ("empty", "truncated", "dropped"):
+                self.console.print(f"[dim]texts {name}: {count}[/dim]", highlight=False)
+        if start_round:
+            self.console.print(f"going on after round {start_round}", highlight=False)
+        self.bars.update(self.rounds, completed=start_round, facts="")
+
+    def outcome(self, outcome: Reply | Lost) -> None:
+        if isinstance(outcome, Lost):
+            self.bars.update(
+                self.clients, facts=f"client {outcome.client} lost: {outcome.reason}"
+            )
+        self.bars.advance(self.clients)
+
+    def round(self, line: Json) -> None:
+        self.bytes[0] += line["bytes_up"]
+        self.bytes[1] += line["bytes_down"]
+        loss = "loss -" if line["loss"] != line["loss"] else f"loss {line['loss']:.3f}"
+        facts = f"{loss}  {self.score}  up {size(self.bytes[0])}  down {size(self.bytes[1])}"
+        self.bars.update(self.rounds, completed=line["round"], facts=facts)
+        self.bars.reset(self.clients, facts="")
+        if not self.console.is_terminal:
+            self.console.print(f"round {line['round']}/{self.config.rounds}  {facts}")
+
+    def evaluated(self, line: Json) -> None:
+        if line["split"] == "test":
+            self.score = score(line)
+            if not self.console.is_terminal:
+                self.console.print(f"round {line['round']}: test {self.score}")
+
+    def already_finished(self, summary: Json) -> None:
+        self.finished = True
+        self.bars.update(self.rounds, completed=summary["rounds"])
+
+    def closing(self, result: Result) -> None:
+        """The last lines: result against its baselines, and where things are."""
+        summary = result.summary
+        if self.finished:
+            self.console.print("This run is finished already; nothing was done.")
+        final, baseline = summary["final"], summary["baseline"]
+        self.console.print(f"\n[bold]{score(final)}[/bold] on {final['n']:,} test examples")
+        if baseline["majority"] is not None:
+            self.console.print(
+                f"majority class {baseline['majority']:.3f}, untrained head "
+                f"{baseline['untrained']:.3f}"
+            )
+        else:
+            self.console.print(f"untrained: {baseline['untrained']:.3f} bits per byte")
+        self.console.print(f"adapter: {result.folder / 'adapter'}   record: {result.folder}")
+
+
+def score(line: Json) -> str:
+    """The quality of one evaluation in words."""
+    if "accuracy" in line:
+        return f"accuracy {line['accuracy']:.3f}"
+    return f"{line.get('bits_per_byte', float('nan')):.3f} bits per byte"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.2 MB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,214 @@
+"""One run from start to finish, with records, checkpoints and resumption."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from forefed.core import trees
+from forefed.core.errors import UserError
+from forefed.core.files import write_json
+from forefed.core.keys import Key
+from forefed.core.types import Json, Lost, Reply
+from forefed.gradients.memory import resident_bytes
+from forefed.models.export import save_adapter
+from forefed.run import record
+from forefed.run.build import Federation, build
+from forefed.run.card import model_card
+from forefed.run.checkpoint import load_checkpoint, save_checkpoint
+from forefed.run.config import Config
+from forefed.run.evaluate import better, evaluate_clients, evaluate_global
+from forefed.run.star import RoundReport, RunState, losses_by_reason
+
+
+class Watcher:
+    """Told what happens during a run; the default is silence. Override what you want to show."""
+
+    def loading(self, what: str) -> None: ...
+
+    def built(self, federation: Federation, start_round: int) -> None: ...
+
+    def outcome(self, outcome: Reply | Lost) -> None: ...
+
+    def round(self, line: Json) -> None: ...
+
+    def evaluated(self, line: Json) -> None: ...
+
+    def already_finished(self, summary: Json) -> None: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What ``run`` returns: the folder of the record, and the summary written there."""
+
+    folder: Path
+    summary: Json
+
+
+def run(config: Config, resume: bool = False, watcher: Watcher | None = None) -> Result:
+    """Run a federation, or go on with one.
+
+    Args:
+        config: what to run (``forefed.configure`` makes one from a file and settings).
+        resume: go on from the checkpoint in the run's folder, bit for bit as if never stopped.
+        watcher: told of progress.
+
+    Raises:
+        UserError: a configuration that cannot work, a folder that holds another run, a damaged
+            checkpoint. Nothing that exists is overwritten.
+    """
+    watcher = watcher or Watcher()
+    folder = config.folder
+    if (folder / "config.json").exists():
+        finished = record.summary(folder)
+        if finished is not None and _same_run(folder, config):
+            watcher.already_finished(finished)
+            return Result(folder, finished)
+        if not resume:
+            raise UserError(
+                f"{folder}: a run of this name exists already; go on with it by --resume, or choose "
+                "another name (--set name=...)"
+            )
+    elif resume:
+        raise UserError(f"{folder}: there is no run to resume here")
+    with record.locked(folder):
+        return _run(config, folder, watcher)
+
+
+def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
+    federation = build(config, watcher.loading)
+    saved = load_checkpoint(folder, config, federation.task.device)
+    state = federation.start()
+    if saved is not None:
+        state = saved.state
+        federation.transport.store.states.update(saved.clients.states)
+        record.truncate(folder, state.round)
+    else:
+        record.truncate(folder, -1)
+        _write_head(federation, folder)
+    watcher.built(federation, state.round)
+    if saved is None:
+        _evaluate(federation, folder, state, watcher)
+    while state.round < config.rounds:
+        started = time.perf_counter()
+        state, report = federation.star.round(state, watcher.outcome)
+        seconds = dict(report.seconds)
+        if state.round % config.evaluate.every == 0 or state.round == config.rounds:
+            clock = time.perf_counter()
+            _evaluate(federation, folder, state, watcher)
+            seconds["evaluate"] = time.perf_counter() - clock
+        seconds["total"] = time.perf_counter() - started
+        line = round_line(report, seconds)
+        record.append(folder, record.ROUNDS, line)
+        if state.round % config.checkpoint_every == 0 or state.round == config.rounds:
+            save_checkpoint(folder, config, state, federation.transport.store)
+        watcher.round(line)
+    return _finish(federation, folder, state)
+
+
+def _write_head(federation: Federation, folder: Path) -> None:
+    """What a record says before its first round; the configuration comes last and makes it a run."""
+    task = federation.task
+    weights = list(task.model.parameters())
+    model: Json = {
+        "name": task.base_name,
+        "dtype": str(weights[0].dtype).removeprefix("torch."),
+        "device": str(task.device),
+        "parameters": sum(w.numel() for w in weights),
+        "weights_bytes": sum(w.numel() * w.element_size() for w in weights),
+        "trainable": trees.size(task.params),
+        "units": [[u.name, u.depth, u.size] for u in task.units],
+    }
+    data: Json = {**federation.data.provenance, "counts": federation.data.counts}
+    write_json(
+        folder / "environment.json", {**record.environment(), "data": data, "model": model}
+    )
+    write_json(folder / "partition.json", federation.data.population.summary())
+    record.write_config(folder, federation.config)
+
+
+def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Watcher) -> None:
+    settings = federation.config.evaluate
+    lines = [
+        evaluate_global(federation.task, state.params, federation.data.test, settings.batch_size)
+    ]
+    if settings.clients:
+        population = federation.data.population
+        key = Key(federation.config.seed).fold("evaluate", state.round)
+        chosen = key.choice(population.size, min(settings.clients, population.size))
+        clients = [population.client(c) for c in chosen]
+        lines.append(
+            evaluate_clients(federation.task, state.params, clients, settings.batch_size)
+        )
+    for line in lines:
+        record.append(folder, record.EVALUATIONS, {"round": state.round, **line})
+        watcher.evaluated({"round": state.round, **line})
+
+
+def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
+    """One round as the record keeps it."""
+
+    def total(metric: str) -> float:
+        return sum(u.metrics.get(metric, 0.0) for u in report.updates)
+
+    losses = [(u.metrics.get("loss", math.nan), u.n_examples) for u in report.updates]
+    finite = [(loss, n) for loss, n in losses if math.isfinite(loss) and n > 0]
+    weight = sum(n for _, n in finite)
+    peaks = [u.metrics["peak_bytes"] for u in report.updates if "peak_bytes" in u.metrics]
+    return {
+        "round": report.round,
+        "loss": sum(loss * n for loss, n in finite) / weight if weight else math.nan,
+        "bytes_up": report.bytes_up,
+        "bytes_down": report.bytes_down,
+        "seconds": {name: round(value, 6) for name, value in seconds.items()},
+        "forwards": total("forwards"),
+        "memory": {
+            "peak_above_weights": int(max(peaks)) if peaks else None,
+            "rss": resident_bytes(),
+        },
+        "cohort": list(report.cohort),
+        "replies": len(report.updates),
+        "examples": sum(u.n_examples for u in report.updates),
+        "lost": losses_by_reason(report),
+        "steps": int(total("steps")),
+        "skipped": int(total("skipped")),
+        "clamped": int(total("clamped")),
+    }
+
+
+def _finish(federation: Federation, folder: Path, state: RunState) -> Result:
+    """Adapter, model card and summary; the summary comes last and marks the run as finished."""
+    rounds = record.read_lines(folder, record.ROUNDS)
+    tests = [e for e in record.read_lines(folder, record.EVALUATIONS) if e["split"] == "test"]
+    best = tests[0]
+    for line in tests:
+        best = line if better(line, best) else best
+    summary: Json = {
+        "status": "finished",
+        "rounds": state.round,
+        "digest": trees.digest(state.params),
+        "baseline": {
+            "majority": federation.majority(),
+            "untrained": tests[0].get("accuracy", tests[0].get("bits_per_byte")),
+        },
+        "final": tests[-1],
+        "best": best,
+        "totals": {
+            "bytes_up": sum(r["bytes_up"] for r in rounds),
+            "bytes_down": sum(r["bytes_down"] for r in rounds),
+            "seconds": sum(r["seconds"]["total"] for r in rounds),
+            "forwards": sum(r["forwards"] for r in rounds),
+        },
+    }
+    card = model_card(federation.config, federation.data, summary)
+    save_adapter(federation.task, state.params, folder / "adapter", card)
+    write_json(folder / record.SUMMARY, summary)
+    return Result(folder, summary)
+
+
+def _same_run(folder: Path, config: Config) -> bool:
+    stored = record.read_config(folder)
+    return stored == config.model_dump(mode="json")

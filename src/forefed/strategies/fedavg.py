@@ -1,0 +1,24 @@
+"""FedAvg: McMahan et al., "Communication-efficient learning of deep networks from decentralized
+data" (arXiv 1602.05629), Algorithm 1.
+
+Every client trains all adapter parameters and the head for some local epochs with exact gradients;
+the server averages by example count. The reference for accuracy, and for bytes.
+"""
+
+from forefed.strategies.strategy import Strategy
+
+FEDAVG = Strategy(
+    name="fedavg",
+    summary="Local training with exact gradients; the server averages by example count.",
+    source="arXiv 1602.05629, Algorithm 1",
+    sections={
+        "adapter": {"kind": "lora", "r": 8, "alpha": 16.0},
+        "assign": {"kind": "everything"},
+        "engine": {"kind": "backprop"},
+        "client": {"optimiser": {"kind": "adamw", "lr": 1e-3, "head_lr": 1e-2}},
+        "codec": {"kind": "dense"},
+        "rule": {"kind": "mean"},
+        "server": {"kind": "sgd", "lr": 1.0},
+    },
+    fixed={"assign": ("everything",)},
+)

@@ -1,0 +1,40 @@
+"""SPRY: Panchal et al., "Thinking forward: memory-efficient federated finetuning of language models"
+(NeurIPS 2024, arXiv 2405.15551), Algorithm 1.
+
+    server  samples a cohort and splits the trainable units among it        (assign)
+    client  perturbs its units only; one forward pass gives the slope       (engine)
+            <gradient, direction>; steps along slope * direction            (client)
+    server  averages every unit over the clients that trained it, then      (rule)
+            applies an adaptive step to the units that were trained         (server)
+
+With ``codec.kind = "scalars"`` a client sends its slopes and the server replays its steps; with
+``client.max_steps = 1`` besides, that is the paper's per-iteration mode.
+
+Departures, each a setting:
+- the head has its exact gradient and is trained by every client (published: perturbed together with
+  the adapters, as a unit of its own); ``engine.head = "perturbed"``, ``assign.head = "unit"``;
+- contiguous runs of units that rotate over the rounds (published: a fixed cyclic map);
+  ``assign.kind = "cyclic"``, ``assign.rotate = false``;
+- a few-parameter adapter whose client units are small enough for exact gradients by unit vectors
+  (published: LoRA r = 1 and one random direction, whose noise is that of thousands of dimensions);
+  ``adapter.kind = "lora"``, ``engine.directions = 1``, ``engine.law = "gauss16"``;
+- server: momentum (published: FedYogi at 1e-2); ``server.kind = "yogi"``.
+"""
+
+from forefed.strategies.strategy import Strategy
+
+SPRY = Strategy(
+    name="spry",
+    summary="Forward-mode AD on a few units per client; slopes or units travel, never a backward.",
+    source="arXiv 2405.15551, Algorithm 1",
+    sections={
+        "adapter": {"kind": "tinylora", "r": 4, "u": 16},
+        "assign": {"kind": "contiguous"},
+        "engine": {"kind": "forward", "directions": 4},
+        "client": {"optimiser": {"kind": "adamw", "lr": 5e-3, "head_lr": 1e-2}},
+        "codec": {"kind": "dense"},
+        "rule": {"kind": "mean"},
+        "server": {"kind": "sgd", "lr": 1.0},
+    },
+    fixed={"assign": ("contiguous", "cyclic")},
+)

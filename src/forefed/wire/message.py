@@ -1,0 +1,136 @@
+"""The frame around everything that travels or is stored: version, limits, digest, nothing pickled.
+
+    magic "FFED" | version u16 | kind u16 | meta length u32 | body length u64 | digest 8 bytes
+    meta: compact JSON | body: safetensors
+
+All integers little-endian. The digest (BLAKE2b-64 over meta and body) catches damage; it is no
+signature: who may speak is the transport's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Params
+
+MAGIC = b"FFED"
+VERSION = 1
+_HEAD = struct.Struct("<4sHHIQ8s")
+KINDS = {"order": 1, "dense": 2, "scalars": 3, "state": 4}
+
+ALLOWED_DTYPES = (torch.float32, torch.float64, torch.int64)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a receiver accepts at most, in bytes; checked before anything is parsed."""
+
+    meta: int = 1 << 20
+    body: int = 1 << 31
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def pack_tensors(tensors: Params) -> bytes:
+    """Tensors as safetensors bytes."""
+    return safetensors.torch.save({n: x.detach().contiguous() for n, x in tensors.items()})
+
+
+def unpack_tensors(data: bytes | memoryview) -> Params:
+    """The inverse of ``pack_tensors``.
+
+    Raises:
+        ProtocolError: not safetensors, or a dtype that no message of ours uses.
+    """
+    try:
+        tensors = safetensors.torch.load(bytes(data))
+    except safetensors.SafetensorError as error:
+        raise ProtocolError(f"the tensors cannot be read: {error}") from None
+    for name, x in tensors.items():
+        if x.dtype not in ALLOWED_DTYPES:
+            raise ProtocolError(f"tensor {name!r} has dtype {x.dtype}, which no message uses")
+    return tensors
+
+
+def pack(kind: str, meta: dict[str, Any], body: bytes = b"") -> bytes:
+    """One message."""
+    encoded = json.dumps(meta, separators=(",", ":")).encode()
+    digest = hashlib.blake2b(encoded, digest_size=8)
+    digest.update(body)
+    head = _HEAD.pack(MAGIC, VERSION, KINDS[kind], len(encoded), len(body), digest.digest())
+    return b"".join((head, encoded, body))
+
+
+def unpack(
+    data: bytes, kind: str, limits: Limits = DEFAULT_LIMITS
+) -> tuple[dict[str, Any], memoryview]:
+    """Meta data and body of a message of the expected kind.
+
+    Raises:
+        ProtocolError: not our format, another version or kind, over a limit, damaged.
+    """
+    if len(data) < _HEAD.size:
+        raise ProtocolError(f"a message has at least {_HEAD.size} bytes, this one {len(data)}")
+    magic, version, kind_id, meta_length, body_length, digest = _HEAD.unpack_from(data)
+    if magic != MAGIC:
+        raise ProtocolError("this is no Forefed message (wrong first bytes)")
+    if version != VERSION:
+        raise ProtocolError(f"message version {version}; this program speaks version {VERSION}")
+    if kind_id != KINDS[kind]:
+        names = {number: name for name, number in KINDS.items()}
+        raise ProtocolError(f"a {kind} message was expected, not {names.get(kind_id, kind_id)}")
+    if meta_length > limits.meta or body_length > limits.body:
+        raise ProtocolError(
+            f"the message is too large: {meta_length} + {body_length} bytes, "
+            f"at most {limits.meta} + {limits.body}"
+        )
+    if len(data) != _HEAD.size + meta_length + body_length:
+        raise ProtocolError(
+            f"the message is cut or padded: {len(data)} bytes instead of "
+            f"{_HEAD.size + meta_length + body_length}"
+        )
+    view = memoryview(data)[_HEAD.size :]
+    if hashlib.blake2b(view, digest_size=8).digest() != digest:
+        raise ProtocolError("the message is damaged (its digest does not match)")
+    try:
+        meta = json.loads(bytes(view[:meta_length]))
+    except ValueError as error:
+        raise ProtocolError(f"the message's meta data is no JSON: {error}") from None
+    if not isinstance(meta, dict):
+        raise ProtocolError("the message's meta data is no table")
+    return meta, view[meta_length:]
+
+
+def short(value: float) -> float | int | None:
+    """A metric as it travels: whole, or six significant digits; None for what is not a number."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else float(f"{value:.6g}")
+
+
+def check_shapes(tensors: Params, like: dict[str, Tensor] | Params, what: str) -> None:
+    """Exactly the tensors of ``like``, by name and shape.
+
+    Raises:
+        ProtocolError: a missing or extra name, or another shape.
+    """
+    if tensors.keys() != like.keys():
+        extra, missing = sorted(tensors.keys() - like.keys()), sorted(like.keys() - tensors.keys())
+        raise ProtocolError(f"{what}: unexpected tensors {extra[:3]}, missing tensors {missing[:3]}")
+    for name, x in tensors.items():
+        if x.shape != like[name].shape:
+            raise ProtocolError(
+                f"{what}: {name} has shape {tuple(x.shape)} instead of {tuple(like[name].shape)}"
+            )

