@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_task
+from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_task, trained
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
@@ -46,35 +46,9 @@ def test_the_servers_replay_equals_the_clients_own_update_bit_for_bit(engine, he
     train = trainer(engine, codec, optimiser=optimiser)
     for client, data in enumerate(toy_clients()):
         asked = order(client)
-        own = Replica(train)(asked, data)
-        update, _ = train(asked, data, {})
+        update, own = trained(train, asked, data)
         received = replay(train, asked, codec.decode(codec.encode(update, asked.round), asked))
         assert trees.digest(received.grad) == trees.digest(own)
-
-
-class Replica:
-    """The client's own parameters after training, seen through a spy on the optimiser's result."""
-
-    def __init__(self, train):
-        self.train = train
-
-    def __call__(self, asked, data):
-        import forefed.local.training as module
-
-        seen = []
-        original = module.advance
-
-        def spy(*args):
-            seen.append(original(*args))
-            return seen[-1]
-
-        module.advance = spy
-        try:
-            self.train(asked, data, {})
-        finally:
-            module.advance = original
-        start = trees.pick(asked.params, asked.assigned)
-        return trees.subtract(start, seen[-1][0] if seen else start)
 
 
 @pytest.mark.parametrize("engine", [e for e in ENGINES if e.estimates], ids=repr)

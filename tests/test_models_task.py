@@ -14,6 +14,7 @@ from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Params
 from forefed.models.adapters import Adapter, HeadOnly, Lora, TinyLora
+from forefed.models.functional import Call
 from forefed.models.task import ModelLoss, Task
 from tiny import (
     KINDS,
@@ -180,12 +181,12 @@ def test_dropout_keeps_the_mean_and_the_rate() -> None:
     masks = [m for m in task.model.modules() if type(m).__name__ == "KeyedDropout"]
     assert len(masks) == 8 and len({m.name for m in masks}) == 8
     x = torch.ones(40, 50, 10, dtype=torch.float64)
-    from forefed.models.functional import Call
-
     y = task.logits.functional.run(Call(task.params, Key(3)), masks[0], x)
     assert float((y == 0).double().mean()) == pytest.approx(0.4, abs=0.02)
     assert float(y.max()) == pytest.approx(1 / 0.6)
-    assert torch.equal(masks[0](x), x)
+    assert torch.equal(masks[0](x), x)  # outside of a call
+    z = task.logits.functional.run(Call(task.params, Key(3)), masks[1], x)
+    assert float(((y == 0) & (z == 0)).double().mean()) == pytest.approx(0.16, abs=0.02)
 
 
 def test_slope_with_dropout_is_of_the_same_masks() -> None:

@@ -67,7 +67,9 @@ def tiny_model(
     return model
 
 
-def tiny_examples(n: int = 7, causal: bool = False, n_labels: int = 3, types: bool = True) -> Examples:
+def tiny_examples(
+    n: int = 7, causal: bool = False, n_labels: int = 3, types: bool = True
+) -> Examples:
     """Random examples of 3 to 11 tokens; no two neighbours have the same length."""
     key = Key(5)
     lengths = np.array([3 + (4 * i) % 9 for i in range(n)])
@@ -122,21 +124,39 @@ def _config(family: str, n_layers: int) -> Any:
         return transformers.RobertaConfig(**common, type_vocab_size=1)
     if family == "distilbert":
         return transformers.DistilBertConfig(
-            vocab_size=50, dim=16, n_layers=n_layers, n_heads=2, hidden_dim=24,
-            max_position_embeddings=32, pad_token_id=PAD,
+            vocab_size=50,
+            dim=16,
+            n_layers=n_layers,
+            n_heads=2,
+            hidden_dim=24,
+            max_position_embeddings=32,
+            pad_token_id=PAD,
         )
     if family == "llama":
         return transformers.LlamaConfig(**common, num_key_value_heads=1)
     if family == "gpt2":
         return transformers.GPT2Config(
-            vocab_size=50, n_embd=16, n_layer=n_layers, n_head=2, n_positions=32,
-            pad_token_id=PAD, bos_token_id=0, eos_token_id=2,
+            vocab_size=50,
+            n_embd=16,
+            n_layer=n_layers,
+            n_head=2,
+            n_positions=32,
+            pad_token_id=PAD,
+            bos_token_id=0,
+            eos_token_id=2,
         )
     assert family == "opt", family
     return transformers.OPTConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=n_layers, ffn_dim=24,
-        num_attention_heads=2, max_position_embeddings=32, word_embed_proj_dim=16,
-        pad_token_id=PAD, bos_token_id=0, eos_token_id=2,
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=n_layers,
+        ffn_dim=24,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        word_embed_proj_dim=16,
+        pad_token_id=PAD,
+        bos_token_id=0,
+        eos_token_id=2,
     )
 
 

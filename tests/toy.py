@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import forefed.local.training as training
+from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import Batch, Params, Unit
+from forefed.core.types import Batch, Order, Params, Unit, Update
 from forefed.data.examples import ClientData, Examples
-from forefed.local import TaskView
+from forefed.local import TaskView, Trainer
 
 VOCABULARY, WIDTH, CLASSES = 20, 5, 3
 SIZES = (7, 13, 1, 9, 0, 4)  # batches of 4: ragged ends everywhere
@@ -77,3 +79,22 @@ def toy_clients() -> list[ClientData]:
     starts = ends - np.array(SIZES)
     none = np.zeros(0, dtype=np.int64)
     return [ClientData(examples, np.arange(a, b), none) for a, b in zip(starts, ends, strict=True)]
+
+
+def trained(train: Trainer, order: Order, data: ClientData) -> tuple[Update, Params]:
+    """A client's update, and the change of its own parameters, seen by a spy on its last step."""
+    start = trees.pick(order.params, order.assigned)
+    seen = [start]
+    original = training.advance
+
+    def spy(*args):
+        params, state = original(*args)
+        seen.append(params)
+        return params, state
+
+    training.advance = spy
+    try:
+        update, _ = train(order, data, {})
+    finally:
+        training.advance = original
+    return update, trees.subtract(start, seen[-1])

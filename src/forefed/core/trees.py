@@ -65,5 +65,5 @@ def digest(tree: Tree) -> str:
     for name in sorted(tree):
         x = tree[name].detach().cpu().contiguous()
         sha.update(f"{name}|{x.dtype}|{tuple(x.shape)}|".encode())
-        sha.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(x.numpy().tobytes())
     return sha.hexdigest()

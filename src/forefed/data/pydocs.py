@@ -11,53 +11,62 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import platform
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from forefed.core.files import write_atomic
+
 MIN_CHARACTERS = 40
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 )
 
-# Top-level modules by area of the library reference (docs.python.org, "The Python Standard Library").
-# A name listed as "package.module" overrides its package.
+# Top-level modules by area: the chapters of the library reference (docs.python.org, "The Python
+# Standard Library"), neighbouring ones joined. Left out are chapters without a subject of their own
+# (data types, functional programming, generic operating system services, frameworks) and plumbing.
 _AREAS: dict[str, str] = {
-    "gui": "tkinter idlelib turtle turtledemo curses _tkinter cmd rlcompleter",
+    # Graphical user interfaces with Tk (with IDLE and turtle), and the terminal's curses.
+    "gui": "tkinter idlelib turtle turtledemo curses",
+    # Concurrent execution; asynchronous I/O and waiting.
     "concurrency": (
-        "asyncio multiprocessing threading concurrent queue sched subprocess _threading_local "
+        "asyncio multiprocessing threading _threading_local concurrent queue sched subprocess "
         "contextvars selectors signal"
     ),
+    # Internet protocols and support; sockets.
     "internet": (
-        "http urllib ipaddress imaplib wsgiref nntplib xmlrpc ssl smtplib ftplib socketserver socket "
-        "telnetlib cgi cgitb poplib uuid webbrowser asynchat asyncore smtpd netrc nturl2path "
-        "hmac hashlib secrets crypt"
+        "http urllib ipaddress imaplib wsgiref nntplib xmlrpc ssl smtplib ftplib socketserver "
+        "socket telnetlib cgi cgitb poplib uuid webbrowser asynchat asyncore smtpd netrc nturl2path"
     ),
+    # File and directory access; data compression and archiving; data persistence; file formats.
     "files": (
-        "tarfile pathlib zipfile shutil os tempfile bz2 gzip lzma ntpath genericpath posixpath "
-        "fileinput stat filecmp fnmatch glob linecache _pyio io pickle pickletools shelve dbm copyreg "
-        "csv configparser tomllib plistlib _compression pty pipes getpass logging argparse optparse "
-        "getopt sqlite3 xdrlib chunk wave platform _osx_support _aix_support ctypes"
+        "os pathlib posixpath ntpath genericpath stat fileinput filecmp tempfile glob fnmatch "
+        "linecache shutil io _pyio bz2 gzip lzma zipfile tarfile _compression pickle copyreg "
+        "shelve dbm sqlite3 csv configparser tomllib plistlib"
     ),
-    "text": (
-        "difflib re textwrap string codecs encodings locale gettext shlex pprint reprlib stringprep "
-        "calendar datetime _pydatetime _strptime zoneinfo collections _collections_abc heapq bisect weakref types "
-        "copy enum graphlib abc _py_abc"
-    ),
-    "numbers": (
-        "_pydecimal decimal statistics random fractions numbers math cmath functools operator itertools"
-    ),
+    # Text processing; codecs; internationalisation.
+    "text": "re difflib textwrap string stringprep codecs encodings locale gettext",
+    # Numeric and mathematical modules.
+    "numbers": "decimal _pydecimal fractions statistics random numbers math cmath",
+    # Development tools; debugging and profiling.
     "testing": (
-        "unittest doctest pdb bdb trace tracemalloc timeit profile cProfile pstats pydoc faulthandler"
+        "unittest doctest pydoc pdb bdb trace tracemalloc timeit profile cProfile pstats "
+        "faulthandler"
     ),
+    # Python runtime services; Python language services; custom interpreters.
     "language": (
-        "typing inspect ast symtable dis tokenize traceback contextlib dataclasses warnings code "
-        "codeop pyclbr tabnanny py_compile compileall lib2to3 token keyword site sysconfig "
-        "_sitebuiltins __future__ annotationlib opcode"
+        "typing inspect ast symtable dis opcode token tokenize keyword tabnanny pyclbr py_compile "
+        "compileall pickletools lib2to3 traceback contextlib dataclasses warnings annotationlib "
+        "__future__ code codeop site _sitebuiltins sysconfig"
     ),
-    "packaging": "distutils importlib venv ensurepip zipapp zipimport pkgutil runpy modulefinder imp",
+    # Importing modules; software packaging and distribution.
+    "packaging": (
+        "distutils importlib venv ensurepip zipapp zipimport pkgutil runpy modulefinder imp"
+    ),
+    # Internet data handling; structured markup.
     "markup": "email xml html mailbox mimetypes json base64 quopri mailcap _markupbase binhex uu",
 }
 AREAS: tuple[str, ...] = tuple(_AREAS)
@@ -73,23 +82,37 @@ class Docstring:
     module: str
 
 
-def read_docstrings(stdlib: Path | None = None) -> list[Docstring]:
+def read_docstrings(stdlib: Path | None = None, cache_dir: Path | None = None) -> list[Docstring]:
     """All distinct docstrings of more than 40 characters below ``stdlib``, in path order.
 
-    Files of other Python dialects (templates, ``lib2to3`` fixtures) that do not parse are passed over;
-    modules of no area are left out.
+    Files of other Python dialects (templates, ``lib2to3`` fixtures) that do not parse are passed
+    over; modules of no area are left out. Parsing takes seconds, so with ``cache_dir`` the list is
+    kept there, under a name made of every file's path, size and time of change.
     """
     root = stdlib or Path(sysconfig.get_paths()["stdlib"])
+    paths = [(path, area) for path in sorted(root.rglob("*.py")) if (area := _area(path, root))]
+    if cache_dir is None:
+        return _parse(paths, root)
+    stored = cache_dir / f"pydocs-{_fingerprint(paths, root)}.jsonl"
+    found = _load(stored) if stored.exists() else None
+    if found is None:
+        found = _parse(paths, root)
+        lines = [[provenance(found)["sha256"]], *([d.text, d.area, d.module] for d in found)]
+        write_atomic(stored, "\n".join(map(json.dumps, lines)).encode())
+    return found
+
+
+def _area(path: Path, root: Path) -> str | None:
+    parts = path.relative_to(root).parts
+    return None if SKIPPED_FOLDERS & set(parts) else _AREA_OF_MODULE.get(parts[0].removesuffix(".py"))
+
+
+def _parse(paths: list[tuple[Path, str]], root: Path) -> list[Docstring]:
     seen: set[str] = set()
     found: list[Docstring] = []
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if SKIPPED_FOLDERS & set(relative.parts):
-            continue
-        area = _AREA_OF_MODULE.get(relative.parts[0].removesuffix(".py"))
-        if area is None:
-            continue
-        module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+    for path, area in paths:
+        relative = path.relative_to(root).with_suffix("")
+        module = ".".join(relative.parts).removesuffix(".__init__")
         for text in _docstrings_of(path):
             if text not in seen:
                 seen.add(text)
@@ -109,12 +132,30 @@ def _docstrings_of(path: Path) -> Iterator[str]:
                 yield text
 
 
+def _fingerprint(paths: list[tuple[Path, str]], root: Path) -> str:
+    digest = hashlib.sha256(f"{platform.python_version()} {_AREAS}".encode())
+    for path, _ in paths:
+        stat = path.stat()
+        line = f"{path.relative_to(root).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n"
+        digest.update(line.encode())
+    return digest.hexdigest()[:16]
+
+
+def _load(stored: Path) -> list[Docstring] | None:
+    """The stored list, or None when it is damaged."""
+    try:
+        (sha256,), *rows = map(json.loads, stored.read_text(encoding="utf-8").split("\n"))
+        found = [Docstring(*row) for row in rows]
+    except (ValueError, TypeError):
+        return None
+    return found if provenance(found)["sha256"] == sha256 else None
+
+
 def provenance(docstrings: list[Docstring]) -> dict[str, str | int]:
-    """What a record states about this source: interpreter, count and a digest of the texts."""
+    """What a record states about this source: interpreter, counts and a digest of the examples."""
     digest = hashlib.sha256()
     for doc in docstrings:
-        digest.update(doc.text.encode())
-        digest.update(b"\0")
+        digest.update("\0".join((doc.text, doc.area, doc.module, "")).encode())
     return {
         "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
         "docstrings": len(docstrings),

@@ -64,8 +64,8 @@ class SlopeEngine(GradientEngine):
     head: Literal["exact", "perturbed"] = "exact"
     """"exact": the head gets its gradient without a backward pass through the body and is never
     perturbed. "perturbed": one direction over head and adapters together, as published."""
-    clamp: Annotated[float, Field(gt=0)] | None = 10.0
-    """Random slopes are clamped to this multiple of the running median of |slope|; None: never."""
+    clamp: Annotated[float, Field(ge=0)] = 10.0
+    """Random slopes are clamped to this multiple of the running median of |slope|; 0: never."""
 
     estimates: ClassVar[bool] = True
 

@@ -202,12 +202,12 @@ class RunningClamp:
 
     def __init__(self, engine: GradientEngine):
         exact = not isinstance(engine, SlopeEngine) or engine.directions == "all"
-        self.factor = None if exact else engine.clamp  # type: ignore[union-attr]
+        self.factor = 0.0 if exact else engine.clamp  # type: ignore[attr-defined]
         self.seen: list[float] = []
         self.count = 0
 
     def __call__(self, estimate: Estimate) -> Estimate:
-        if self.factor is None or estimate.slopes_K is None:
+        if not self.factor or estimate.slopes_K is None:
             return estimate
         clamped = []
         for slope in estimate.slopes_K.tolist():

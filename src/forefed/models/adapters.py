@@ -24,7 +24,8 @@ class Targeted(Adapter):
 
     targets: Targets = "attention-qv"
     """``attention-qv`` (query and value projections), ``qv-and-outputs`` (and the outputs of
-    attention and feed-forward), ``all-linear``, or a list of module names or their endings. Where
+    attention and feed-forward), ``all-linear`` (all of the blocks), or a list of module names or of
+    their endings. Where
     query, key and value are one fused matrix (GPT-2's ``c_attn``), that matrix is meant."""
     layers: Layers = "all"
     """``all``, ``first:N``, ``last:N``, or a list of block numbers from 0."""
@@ -40,7 +41,7 @@ class Targeted(Adapter):
                 "Modules by name are given as a list"
             )
         if isinstance(value, list | tuple) and not value:
-            raise ValueError("an empty list trains nothing; use adapter.kind = \"head\"")
+            raise ValueError('an empty list trains nothing; use adapter.kind = "head"')
         return value
 
     @field_validator("layers", mode="before")
@@ -49,7 +50,7 @@ class Targeted(Adapter):
         if isinstance(value, str) and not re.fullmatch(r"all|(first|last):[1-9]\d*", value):
             raise ValueError('give "all", "first:N", "last:N" or a list of block numbers')
         if isinstance(value, list | tuple) and not value:
-            raise ValueError("an empty list trains nothing; use adapter.kind = \"head\"")
+            raise ValueError('an empty list trains nothing; use adapter.kind = "head"')
         return value
 
 

@@ -84,8 +84,8 @@ def peft_config(model: Any, adapter: Adapter, head: tuple[str, ...], causal: boo
     if isinstance(adapter, HeadOnly):
         if causal:
             raise UserError(
-                "adapter.kind = \"head\": a language model has no classification head; "
-                "choose \"lora\" or \"tinylora\""
+                'adapter.kind = "head": a language model has no classification head; '
+                'choose "lora" or "tinylora"'
             )
         return LoraConfig(r=1, target_modules=DUMMY_TARGET_MODULES, **common)
     assert isinstance(adapter, Lora | TinyLora), adapter
@@ -95,7 +95,10 @@ def peft_config(model: Any, adapter: Adapter, head: tuple[str, ...], causal: boo
     common["fan_in_fan_out"] = not isinstance(model.get_submodule(targets[0]), nn.Linear)
     if isinstance(adapter, Lora):
         return LoraConfig(
-            r=adapter.r, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, **common
+            r=adapter.r,
+            lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
+            lora_dropout=adapter.dropout,
+            **common,
         )
     return TinyLoraConfig(
         r=adapter.r,
@@ -122,15 +125,15 @@ def draw_missing(model: nn.Module, names: set[str], std: float, key: Key) -> Non
 def _first_value(name: str, value: Tensor, key: Key) -> Tensor:
     if ".lora_A." in name:
         bound = value.shape[1] ** -0.5
-        drawn = (2 * key.fold("init", name).uniform(value.shape) - 1) * bound
+        drawn: Tensor = (2 * key.fold("init", name).uniform(value.shape) - 1) * bound
         return drawn.to(value.device)
     if ".lora_B." in name or ".tinylora_v." in name:
         return torch.zeros_like(value)
     return value
 
 
-def _fix_singular_vectors(wrapped: nn.Module) -> None:
-    """Fixes the free sign of each pair of singular vectors: the right one's largest entry is > 0."""
+def _fix_singular_vectors(wrapped: Any) -> None:
+    """Fixes each pair of singular vectors' free sign: the right one's largest entry is positive."""
     for module in wrapped.modules():
         if ADAPTER_NAME in getattr(module, "tinylora_A", {}):
             a_rI, b_Or = module.tinylora_A[ADAPTER_NAME], module.tinylora_B[ADAPTER_NAME]
@@ -140,12 +143,13 @@ def _fix_singular_vectors(wrapped: nn.Module) -> None:
             module.tinylora_B[ADAPTER_NAME] = (b_Or * sign_r).contiguous()
 
 
-def _replace_dropout(wrapped: nn.Module, current: CurrentCall) -> None:
+def _replace_dropout(wrapped: Any, current: CurrentCall) -> None:
     for name, module in wrapped.named_modules():
         for kind in ("lora_dropout", "tinylora_dropout"):
-            layers = getattr(module, kind, None)
-            if isinstance(layers, nn.ModuleDict) and isinstance(layers[ADAPTER_NAME], nn.Dropout):
-                layers[ADAPTER_NAME] = KeyedDropout(layers[ADAPTER_NAME].p, name, current)
+            layers = getattr(module, kind, {})
+            plain = layers[ADAPTER_NAME] if ADAPTER_NAME in layers else None
+            if isinstance(plain, nn.Dropout):
+                layers[ADAPTER_NAME] = KeyedDropout(plain.p, name, current)
 
 
 def _cast_input(dtype: torch.dtype) -> Any:

@@ -29,9 +29,7 @@ class Blocks:
             inside = any(name == outer or name.startswith(f"{outer}.") for outer in (*found, *head))
             if inside or not isinstance(module, nn.ModuleList):
                 continue
-            found += [
-                f"{name}.{i}" for i, block in enumerate(module) if any(linear_modules(block))
-            ]
+            found += [f"{name}.{i}" for i, block in enumerate(module) if any(linear_modules(block))]
         return Blocks(tuple(found))
 
     def index(self, module: str) -> int | None:

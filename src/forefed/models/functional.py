@@ -50,7 +50,7 @@ class KeyedDropout(nn.Module):
         self.current = current
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [B, ...] of any float dtype. Returns: the same shape, kept elements / (1 - p)."""
+        """``x`` [B, ...] with the elements that the mask keeps divided by 1 - p, the others 0."""
         call = self.current.call
         if call is None or call.dropout is None:
             return x
@@ -79,9 +79,10 @@ class Functional:
         try:
             # tie_weights=False: TinyLoRA shares whole dictionaries of vectors between modules, not
             # tensors under two names, and searching for ties would cost every call.
-            return torch.func.functional_call(
+            result: T = torch.func.functional_call(
                 self._inside, swapped, (function, *args), kwargs, tie_weights=False
             )
+            return result
         finally:
             self._current.call = before
 

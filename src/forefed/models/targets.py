@@ -5,7 +5,7 @@ its block:
 
 | role | BERT, RoBERTa, ELECTRA | DistilBERT | Llama-like | OPT | GPT-2 |
 |---|---|---|---|---|---|
-| query, value | attention.self.query | attention.q_lin | self_attn.q_proj | q_proj | attn.c_attn (fused) |
+| query (value: v...) | attention.self.query | attention.q_lin | q_proj | q_proj | c_attn (fused) |
 | attention output | attention.output.dense | attention.out_lin | o_proj | out_proj | attn.c_proj |
 | feed-forward output | output.dense | ffn.lin2 | mlp.down_proj | fc2 | mlp.c_proj |
 """
@@ -106,7 +106,7 @@ def _nothing(what: str, candidates: Iterable[str]) -> UserError:
     endings = sorted({".".join(_without_numbers(name)) for name in candidates})
     return UserError(
         f"adapter.targets: {what} matches no linear module of this model in the chosen layers. "
-        f"Give a list of endings such as [\"{endings[0] if endings else ''}\"]; candidates: "
+        f'Give a list of endings such as ["{endings[0] if endings else ""}"]; candidates: '
         f"{', '.join(endings)}"
     )
 

@@ -23,7 +23,7 @@ from forefed.models.units import make_units
 
 
 @dataclass(frozen=True)
-class Forward:
+class Logits:
     """Logits as a pure function of the trainable tensors and a batch."""
 
     model: Any
@@ -47,14 +47,15 @@ class Forward:
             for name, x in batch.inputs.items()
             if name != "token_type_ids" or self.uses_types
         }
-        return self.model(**inputs).logits
+        logits: Tensor = self.model(**inputs).logits
+        return logits
 
 
 @dataclass(frozen=True)
 class ModelLoss:
     """Mean cross-entropy of a batch, computed in float32 or wider (a ``core.types.LossFn``)."""
 
-    forward: Forward
+    forward: Logits
     causal: bool
     blocks: tuple[nn.Module, ...] = ()
     """The blocks that run again in the backward pass; none: plain backprop."""
@@ -96,7 +97,7 @@ class Task:
     base_name: str
     """Name of the base model that other people can load: a hub id, or a folder's own name."""
     adapter: Adapter
-    logits: Forward
+    logits: Logits
     loss: ModelLoss
     loss_recomputed: ModelLoss
     model: Any = field(repr=False)
@@ -182,7 +183,7 @@ def task_from_model(
     functional = Functional(wrapped, current)
     uses_types = getattr(model.config, "type_vocab_size", 0) > 1
     device = next(model.parameters()).device
-    forward = Forward(wrapped, functional, frozenset(names), device, uses_types)
+    forward = Logits(wrapped, functional, frozenset(names), device, uses_types)
     loss = ModelLoss(forward, causal)
     modules = tuple(model.get_submodule(name) for name in blocks.names)
     return Task(

@@ -1,0 +1,96 @@
+"""What the star loop costs beside the clients' own work, on clients that do nothing.
+
+Target: below 50 microseconds a client without encoding, below 150 with it; and a population of a
+million costs what a thousand costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.table import markdown
+from forefed.aggregate import Mean
+from forefed.assign import Contiguous
+from forefed.core.keys import Key
+from forefed.core.types import Order, Params, Reply, Unit, Update
+from forefed.data.examples import ClientData, Examples
+from forefed.optimisers import Sgd
+from forefed.run.inprocess import InProcess
+from forefed.run.star import RunState, Star
+from forefed.wire import Dense
+
+UNITS = [Unit(f"u{i}", (f"u{i}",), i, 16) for i in range(4)]
+PARAMS: Params = {u.name: torch.zeros(16) for u in UNITS}
+CHANGE = torch.ones(16)
+_EMPTY = np.zeros(0, dtype=np.int64)
+_EXAMPLES = Examples(_EMPTY.astype(np.int32), None, np.zeros(1, dtype=np.int64), _EMPTY, _EMPTY, 0)
+NOTHING = ClientData(_EXAMPLES, _EMPTY, _EMPTY)
+
+
+def trivial(order: Order, data: ClientData, state: Params) -> tuple[Update, Params]:
+    return Update(order.client, 1, {name: CHANGE for name in order.assigned}, None, {}), {}
+
+
+@dataclass(frozen=True)
+class NoWire:
+    """A transport that hands updates over as they are: the loop alone."""
+
+    population: int
+    updates: dict[int, Update]
+
+    def members(self) -> range:
+        return range(self.population)
+
+    def exchange(self, orders, deadline_s) -> Iterator[Reply]:
+        for order in orders:
+            self.updates[order.client], _ = trivial(order, NOTHING, {})
+            yield Reply(order.round, order.client, b"", 0)
+
+
+def star(cohort: int, population: int, wire: bool) -> Star:
+    codec = Dense()
+    if wire:
+        transport = InProcess(population, lambda _: NOTHING, trivial, codec.encode)
+        return _star(cohort, transport, lambda r, o: codec.decode(r.payload, o))
+    plain = NoWire(population, {})
+    return _star(cohort, plain, lambda r, o: plain.updates[o.client])
+
+
+def _star(cohort, transport, receive) -> Star:
+    rotate = Contiguous(rotate=True)
+    return Star(
+        Key(1), UNITS, frozenset(), cohort, rotate, transport, receive, Mean(), Sgd()
+    )
+
+
+def microseconds(cohort: int, population: int, wire: bool) -> float:
+    """Least time per client over some rounds (overheads are bounded from below by their best)."""
+    loop, state = star(cohort, population, wire), RunState(0, PARAMS)
+    best = float("inf")
+    for _ in range(max(5, 2000 // cohort)):
+        start = time.perf_counter()
+        state, _ = loop.round(state)
+        best = min(best, time.perf_counter() - start)
+    return 1e6 * best / cohort
+
+
+def tables() -> Iterator[tuple[str, str]]:
+    rows = []
+    for cohort in (10, 100, 1000):
+        plain = microseconds(cohort, 1000, wire=False)
+        wired = microseconds(cohort, 1000, wire=True)
+        rows.append((cohort, f"{plain:.0f}", f"{wired:.0f}"))
+    header = ("clients per round", "loop alone, µs per client", "with encoding and decoding")
+    yield "Overhead of the loop", markdown(header, rows)
+    small = microseconds(100, 1000, wire=True)
+    large = microseconds(100, 1_000_000, wire=True)
+    rows = [(f"{n:,}", f"{x:.0f}", f"{x / small:.2f}") for n, x in ((1000, small), (10**6, large))]
+    yield (
+        "Population against cost (100 clients per round)",
+        markdown(("population", "µs per client", "ratio"), rows),
+    )

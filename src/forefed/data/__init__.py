@@ -1,0 +1,1 @@
+"""Text -> table -> examples -> partition -> one client's data."""
