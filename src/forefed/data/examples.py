@@ -53,7 +53,10 @@ class Examples:
             mask_BS[b, : row.stop - row.start] = 1
             if self.types is not None:
                 types_BS[b, : row.stop - row.start] = self.types[row]
-        inputs = {"input_ids": torch.from_numpy(ids_BS), "attention_mask": torch.from_numpy(mask_BS)}
+        inputs = {
+            "input_ids": torch.from_numpy(ids_BS),
+            "attention_mask": torch.from_numpy(mask_BS),
+        }
         if self.types is not None:
             inputs["token_type_ids"] = torch.from_numpy(types_BS)
         labels = self.labels[np.asarray(indices)]

@@ -156,7 +156,7 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
                 f"{path}, {place} {number}: expected an object with columns by name, for example "
                 '{"text": "...", "label": "..."}'
             )
-    return rows
+    return list(rows)
 
 
 def _read_csv(path: Path, text: str, delimiter: str) -> list[dict[str, Any]]:
@@ -201,10 +201,10 @@ def _columns(path: Path, rows: list[dict[str, Any]]) -> pyarrow.Table:
     for name in names:
         try:
             columns[name] = pyarrow.array([row.get(name) for row in rows])
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, UnicodeEncodeError) as error:
             raise UserError(
-                f"{path}: column '{name}' mixes kinds of values ({_line_of(error)}); give every "
-                "row the same kind"
+                f"{path}: column '{name}' cannot be read ({_line_of(error)}); give every row the "
+                "same kind of value"
             ) from error
     return pyarrow.table(columns)
 

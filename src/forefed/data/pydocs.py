@@ -104,7 +104,9 @@ def read_docstrings(stdlib: Path | None = None, cache_dir: Path | None = None) -
 
 def _area(path: Path, root: Path) -> str | None:
     parts = path.relative_to(root).parts
-    return None if SKIPPED_FOLDERS & set(parts) else _AREA_OF_MODULE.get(parts[0].removesuffix(".py"))
+    return (
+        None if SKIPPED_FOLDERS & set(parts) else _AREA_OF_MODULE.get(parts[0].removesuffix(".py"))
+    )
 
 
 def _parse(paths: list[tuple[Path, str]], root: Path) -> list[Docstring]:

@@ -41,7 +41,7 @@ class Source(Choice):
 
 
 class PyDocs(Source):
-    """Docstrings of this interpreter's standard library: 10 areas, modules as clients, no download."""
+    """Docstrings of Python's standard library: 10 areas, modules as owners, no download."""
 
     kind: Literal["pydocs"] = "pydocs"
     source: ClassVar[str] = "the running interpreter"
@@ -53,7 +53,7 @@ class PyDocs(Source):
         if not docs:
             raise UserError(
                 "data.source: this interpreter came without the source files of its standard "
-                "library; give a file instead (data.source.kind = \"files\")"
+                'library; give a file instead (data.source.kind = "files")'
             )
         rows = datasets.Dataset.from_dict(
             {
@@ -66,13 +66,13 @@ class PyDocs(Source):
 
 
 class Files(Source):
-    """A CSV, JSON, JSON-lines or Parquet file, or a folder of them (train* and test* are splits)."""
+    """A CSV, JSON, JSON-lines or Parquet file, or a folder of them (train*, test*: splits)."""
 
     kind: Literal["files"] = "files"
     path: Path
     """A file (also .gz), or a folder."""
     test: Path | None = None
-    """A file or a folder with the test rows; None: the folder's test* files, if it has train* too."""
+    """A file or a folder of test rows; None: the folder's test* files, if it has train* too."""
     format: Format = "auto"
     """"auto": by the file's suffix."""
 
@@ -118,7 +118,7 @@ class Hub(Source):
             raise UserError(
                 f"data.source: '{self.name}' cannot be loaded from the hub ({reason}). Check the "
                 "name and data.source.config; without a network, run once while connected (it "
-                "stays in the cache) or give a file (data.source.kind = \"files\")"
+                'stays in the cache) or give a file (data.source.kind = "files")'
             ) from error
         if self.train not in splits:
             raise UserError(

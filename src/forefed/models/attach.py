@@ -144,12 +144,11 @@ def _fix_singular_vectors(wrapped: Any) -> None:
 
 
 def _replace_dropout(wrapped: Any, current: CurrentCall) -> None:
-    for name, module in wrapped.named_modules():
-        for kind in ("lora_dropout", "tinylora_dropout"):
-            layers = getattr(module, kind, {})
-            plain = layers[ADAPTER_NAME] if ADAPTER_NAME in layers else None
-            if isinstance(plain, nn.Dropout):
-                layers[ADAPTER_NAME] = KeyedDropout(plain.p, name, current)
+    for name, module in list(wrapped.named_modules()):
+        is_adapters = name.endswith(f"lora_dropout.{ADAPTER_NAME}")  # TinyLoRA's too
+        if is_adapters and isinstance(module, nn.Dropout):
+            layers = wrapped.get_submodule(name.rpartition(".")[0])
+            layers[ADAPTER_NAME] = KeyedDropout(module.p, name, current)
 
 
 def _cast_input(dtype: torch.dtype) -> Any:

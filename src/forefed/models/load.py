@@ -72,6 +72,11 @@ def load_base(settings: ModelSettings, key: Key, label_names: Sequence[str] | No
             output_loading_info=True,
             **options,
         )
+    if model.config.is_encoder_decoder:
+        raise UserError(
+            f"model.name: '{settings.name}' is an encoder-decoder model; only encoders "
+            "(BERT and its kin) and decoders (Llama, GPT-2, OPT and their kin) are supported"
+        )
     mismatched = {name for name, *_shapes in report["mismatched_keys"]}
     missing = {*report["missing_keys"], *mismatched}
     std = getattr(model.config, "initializer_range", None) or 0.02

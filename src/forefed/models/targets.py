@@ -22,8 +22,8 @@ from forefed.models.blocks import Blocks, linear_modules
 
 _FUSED = "c_attn|qkv_proj|query_key_value|Wqkv|in_proj"
 _ROLES = {
-    "query": rf"(.*\.)?(query|q_proj|q_lin|q|wq|{_FUSED})",
-    "value": rf"(.*\.)?(value|v_proj|v_lin|v|wv|{_FUSED})",
+    "query": rf"(.*\.)?(query|query_proj|q_proj|q_lin|q|wq|{_FUSED})",
+    "value": rf"(.*\.)?(value|value_proj|v_proj|v_lin|v|wv|{_FUSED})",
     "attention output": r"(.*\.)?\w*(attn|attention)\.(.*\.)?"
     r"(output\.dense|dense|o_proj|out_proj|out_lin|c_proj|o|wo|Wo)",
     "feed-forward output": r"(?!.*(attn|attention)\.)(.*\.)?"

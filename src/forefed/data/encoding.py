@@ -1,0 +1,275 @@
+"""Texts to token arrays, once: the arrays are kept as .npy files and memory-mapped afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forefed.core.errors import UserError
+from forefed.core.types import Json
+from forefed.data.examples import Examples, Indices
+
+_CHUNK = 2048  # texts per call of the tokeniser
+_FORMAT = "forefed-tokens-1"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """N texts before they are tokenised.
+
+    Classification: ``first`` and, for pairs, ``second``, with the classes ``labels`` [N]. Language
+    modelling (``labels`` None): ``first`` is the prompt ("": none), ``second`` the text to predict.
+    """
+
+    first: list[str]
+    second: list[str] | None
+    labels: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def select(self, rows: Indices) -> Texts:
+        return Texts(
+            [self.first[i] for i in rows],
+            None if self.second is None else [self.second[i] for i in rows],
+            None if self.labels is None else self.labels[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """``kept`` holds the position of every example among the texts; ``counts`` tells how many texts
+    were blank ("empty"), cut at the maximum length ("truncated") or left out ("dropped")."""
+
+    examples: Examples
+    kept: Indices
+    counts: dict[str, int]
+    digest: str
+
+
+def tokenise(
+    texts: Texts, tokenizer: Any, max_length: int, cache_dir: Path | None = None
+) -> Tokenised:
+    """Token arrays of all texts, each cut at ``max_length`` tokens.
+
+    Classification: the tokeniser's own format with its special tokens; an empty text still has one
+    token. Language modelling: prompt, text and the end-of-text token; prompt and text are tokenised
+    apart, as a prompt is at use. Loss starts at the first token after the prompt (and never at the
+    very first token, which nothing precedes). ``n_bytes`` is the UTF-8 length of the characters
+    whose tokens are predicted (a character cut in two counts whole); the end-of-text token costs
+    loss and has no bytes. So bits per byte = summed loss / ln 2 / summed bytes. A text of which no
+    byte is predicted is dropped.
+
+    Args:
+        cache_dir: where the arrays are kept; None: in memory only.
+
+    Raises:
+        UserError: ``max_length`` beyond the model's, or a tokeniser without character offsets.
+    """
+    if max_length > tokenizer.model_max_length:
+        raise UserError(
+            f"data.max_length = {max_length} is more than the {tokenizer.model_max_length} tokens "
+            "that the model takes; lower it"
+        )
+    if cache_dir is None:
+        return _tokenise(texts, tokenizer, max_length)
+    folder = cache_dir / _digest_request(texts, tokenizer, max_length)
+    stored = _load(folder)
+    if stored is None:
+        _save(_tokenise(texts, tokenizer, max_length), folder)
+        stored = _load(folder)
+        assert stored is not None, folder
+    return stored
+
+
+def encode_texts(
+    tokenizer: Any, texts: list[str], max_length: int, second: list[str] | None = None
+) -> Examples:
+    """Texts (or pairs) to classify, as a model was trained on them; every label is 0."""
+    labels = np.zeros(len(texts), dtype=np.int64)
+    return tokenise(Texts(texts, second, labels), tokenizer, max_length).examples
+
+
+_Row = tuple[list[int], list[int] | None, int, int, bool]
+"""Token ids, segment ids, first position with loss, predicted bytes, was it cut?"""
+
+
+def _tokenise(texts: Texts, tokenizer: Any, max_length: int) -> Tokenised:
+    causal = texts.labels is None
+    make = _causal_rows if causal else _class_rows
+    ids, types, first, n_bytes, kept = [], [], [], [], []
+    truncated = 0
+    for i, (row, segments, start, size, cut) in enumerate(make(texts, tokenizer, max_length)):
+        if causal and size == 0:
+            continue
+        kept.append(i)
+        ids.append(row)
+        types.append(segments)
+        first.append(start)
+        n_bytes.append(size)
+        truncated += cut
+    examples = Examples(
+        tokens=_flat(ids, np.int32),
+        types=None if not types or types[0] is None else _flat(types, np.uint8),
+        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
+        labels=np.array(first, dtype=np.int64) if texts.labels is None else texts.labels,
+        n_bytes=np.array(n_bytes, dtype=np.int64),
+        pad_id=tokenizer.pad_token_id,
+        causal=causal,
+    )
+    columns = [c for c in (None if causal else texts.first, texts.second) if c is not None]
+    counts = {
+        "empty": sum(any(not t.strip() for t in row) for row in zip(*columns, strict=True)),
+        "truncated": truncated,
+        "dropped": len(texts) - len(kept),
+    }
+    return Tokenised(examples, np.array(kept, dtype=np.int64), counts, _digest_arrays(examples))
+
+
+def _class_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[_Row]:
+    specials = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
+    placeholder = next(i for i in specials if i is not None)
+    for start in range(0, len(texts), _CHUNK):
+        first = texts.first[start : start + _CHUNK]
+        second = texts.second[start : start + _CHUNK] if texts.second is not None else None
+        encoded = tokenizer(first, second, truncation=True, max_length=max_length)
+        rows = encoded["input_ids"]
+        full = [i for i, ids in enumerate(rows) if len(ids) == max_length]
+        cut = set()
+        if full:
+            whole = tokenizer(
+                [first[i] for i in full], second and [second[i] for i in full], verbose=False
+            )["input_ids"]
+            cut = {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
+        for i, ids in enumerate(rows):
+            segments = encoded["token_type_ids"][i] if "token_type_ids" in encoded else None
+            if not ids:  # an empty text and a tokeniser without special tokens
+                ids, segments = [placeholder], None if segments is None else [0]
+            size = len(first[i].encode()) + (len(second[i].encode()) if second else 0)
+            yield ids, segments, 0, size, i in cut
+
+
+def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[_Row]:
+    assert texts.second is not None
+    if not tokenizer.is_fast:
+        raise UserError(
+            "data.task: language modelling counts the bytes of predicted text, which needs the "
+            "fast form of the model's tokeniser (tokenizer.json); choose a model that has one"
+        )
+    eos = tokenizer.eos_token_id
+    for start in range(0, len(texts), _CHUNK):
+        unique = sorted(set(texts.first[start : start + _CHUNK]))
+        lists = tokenizer(unique, verbose=False)["input_ids"]
+        prompts = {
+            text: ids[:-1] if ids and ids[-1] == eos else ids
+            for text, ids in zip(unique, lists, strict=True)
+        }
+        chunk = texts.second[start : start + _CHUNK]
+        encoded = tokenizer(
+            chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        for i, text in enumerate(chunk):
+            prompt, ids = prompts[texts.first[start + i]], encoded["input_ids"][i]
+            whole = prompt + ids + ([eos] if eos is not None else [])
+            ends = [0, *(stop for _, stop in encoded["offset_mapping"][i])]
+            unseen = 0 if prompt else min(1, len(ids))  # text tokens that nothing predicts
+            last = max(unseen, min(len(ids), max_length - len(prompt)))
+            stop = len(text) if last == len(ids) else ends[last]
+            size = len(text[ends[unseen] : stop].encode()) if last > unseen else 0
+            yield whole[:max_length], None, len(prompt), size, len(whole) > max_length
+
+
+def _flat(rows: list[Any], dtype: type) -> NDArray[Any]:
+    return np.fromiter((x for row in rows for x in row), dtype=dtype)
+
+
+def _digest_request(texts: Texts, tokenizer: Any, max_length: int) -> str:
+    import tokenizers
+
+    if tokenizer.is_fast:
+        state = json.loads(tokenizer.backend_tokenizer.to_str())
+        state.pop("truncation"), state.pop("padding")  # left over from the last call
+    else:
+        state = sorted(tokenizer.get_vocab().items())
+    head: list[Any] = [
+        _FORMAT,
+        tokenizers.__version__,
+        type(tokenizer).__name__,
+        tokenizer.special_tokens_map,
+        tokenizer.model_input_names,
+        state,
+        max_length,
+        texts.labels is None,
+    ]
+    digest = hashlib.sha256(json.dumps(head, default=str).encode())
+    for column in (texts.first, texts.second or []):
+        digest.update(f"\0{len(column)}\0".encode())
+        for text in column:
+            encoded = text.encode()
+            digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    if texts.labels is not None:
+        digest.update(texts.labels.astype("<i8").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _arrays(examples: Examples) -> dict[str, NDArray[Any]]:
+    names = ("tokens", "types", "offsets", "labels", "n_bytes")
+    return {n: x for n in names if (x := getattr(examples, n)) is not None}
+
+
+def _digest_arrays(examples: Examples) -> str:
+    digest = hashlib.sha256(f"{examples.pad_id} {examples.causal}".encode())
+    for name, array in _arrays(examples).items():
+        digest.update(f"{name} {array.dtype.str} {len(array)}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _save(tokenised: Tokenised, folder: Path) -> None:
+    """Build beside ``folder``, then rename: a kill leaves nothing that looks finished."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, array in {**_arrays(tokenised.examples), "kept": tokenised.kept}.items():
+            np.save(building / f"{name}.npy", array, allow_pickle=False)
+        meta: Json = {
+            "pad_id": tokenised.examples.pad_id,
+            "causal": tokenised.examples.causal,
+            "counts": tokenised.counts,
+            "digest": tokenised.digest,
+        }
+        (building / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        os.replace(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _load(folder: Path) -> Tokenised | None:
+    """The arrays of ``folder``, memory-mapped; None when they are missing or damaged."""
+    if not (folder / "meta.json").is_file():
+        return None
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        arrays = {
+            path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
+            for path in folder.glob("*.npy")
+        }
+        kept = arrays.pop("kept")
+        examples = Examples(
+            **{"types": None, **arrays}, pad_id=meta["pad_id"], causal=meta["causal"]
+        )
+        found = Tokenised(examples, kept, meta["counts"], meta["digest"])
+    except (OSError, ValueError, TypeError, KeyError, EOFError):
+        return None
+    return found if _digest_arrays(examples) == found.digest else None

@@ -1,0 +1,230 @@
+"""Reading the record of a run, finished or not.
+
+A run may still be going on, or may have been killed: rounds can be missing at the end, the last
+line of a file can be torn, and a loss can be null or NaN. All of that is read as it is; only a
+folder that is no run, or a file damaged in another way, is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+from forefed.core.errors import UserError
+from forefed.core.types import LOSS_REASONS, Json
+
+Metric = Literal["accuracy", "bits_per_byte"]
+Cost = Literal["bytes", "forwards"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as its folder tells it. ``torn`` counts the unfinished last lines left out."""
+
+    folder: Path
+    config: Json
+    environment: Json
+    partition: Json
+    rounds: tuple[Json, ...]
+    evaluations: tuple[Json, ...]
+    summary: Json | None = None
+    torn: int = 0
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.folder.name)
+
+    @property
+    def finished(self) -> bool:
+        return self.summary is not None
+
+    @property
+    def done(self) -> int:
+        """Recorded rounds."""
+        return len(self.rounds)
+
+    @property
+    def planned(self) -> int | None:
+        rounds = finite(self.config.get("rounds"))
+        return None if rounds is None else int(rounds)
+
+    @property
+    def metric(self) -> Metric | None:
+        """What the test set measures; None before the first evaluation."""
+        for line in self.tests:
+            if "accuracy" in line:
+                return "accuracy"
+            if "bits_per_byte" in line:
+                return "bits_per_byte"
+        return None
+
+    @property
+    def tests(self) -> tuple[Json, ...]:
+        """Evaluations of the global model on the global test set, in order."""
+        return tuple(line for line in self.evaluations if line.get("split") == "test")
+
+    @property
+    def final(self) -> Json | None:
+        """The last evaluation on the test set."""
+        return self.tests[-1] if self.tests else None
+
+    @property
+    def best(self) -> Json | None:
+        """The best evaluation on the test set, the earliest of equals."""
+        scored = [line for line in self.tests if self.quality(line) is not None]
+        sign = -1 if self.metric == "accuracy" else 1
+        return min(scored, key=lambda line: sign * (self.quality(line) or 0.0), default=None)
+
+    def quality(self, line: Json | None) -> float | None:
+        """Accuracy (0..1) or bits per byte of one evaluation; None where it is no number."""
+        return None if line is None or self.metric is None else finite(line.get(self.metric))
+
+    @property
+    def untrained(self) -> float | None:
+        """The quality before the first round."""
+        first = self.tests[0] if self.tests and self.tests[0]["round"] == 0 else None
+        return self.quality(first)
+
+    @property
+    def majority(self) -> float | None:
+        """Accuracy of always naming the most frequent class; None before a run is finished."""
+        return finite(((self.summary or {}).get("baseline") or {}).get("majority"))
+
+    def total(self, key: str) -> float:
+        """The sum of one number over all rounds, such as ``bytes_up`` or ``forwards``."""
+        return sum(finite(line.get(key)) or 0.0 for line in self.rounds)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all rounds, without loading."""
+        return sum(finite((line.get("seconds") or {}).get("total")) or 0.0 for line in self.rounds)
+
+    def memory(self, key: str) -> float | None:
+        """The largest ``peak_above_weights`` or ``rss`` of any round, in bytes."""
+        values = (finite((line.get("memory") or {}).get(key)) for line in self.rounds)
+        return max((value for value in values if value is not None), default=None)
+
+    @property
+    def orders(self) -> int:
+        """Orders sent: clients asked, over all rounds."""
+        return sum(len(line.get("cohort") or ()) for line in self.rounds)
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Lost answers by reason, the known reasons first."""
+        counts: Counter[str] = Counter()
+        for line in self.rounds:
+            counts.update(line.get("lost") or {})
+        order = [*LOSS_REASONS, *sorted(set(counts) - set(LOSS_REASONS))]
+        return {reason: counts[reason] for reason in order if counts[reason]}
+
+    def spent(self, cost: Cost) -> dict[int, float]:
+        """Cost up to and with each round: bytes both ways, or forward-equivalents."""
+        keys = ("bytes_up", "bytes_down") if cost == "bytes" else ("forwards",)
+        each = (sum(finite(line.get(key)) or 0.0 for key in keys) for line in self.rounds)
+        return dict(
+            zip(
+                [0, *(line["round"] for line in self.rounds)],
+                accumulate(each, initial=0.0),
+                strict=True,
+            )
+        )
+
+
+def read_run(folder: Path) -> Run:
+    """The run in ``folder``.
+
+    Raises:
+        UserError: the folder holds no run, or one of its files is damaged beyond a torn last line.
+    """
+    folder = Path(folder)
+    heads = ("config.json", "environment.json", "partition.json")
+    missing = [name for name in heads if not (folder / name).is_file()]
+    if missing:
+        raise UserError(_not_a_run(folder, missing))
+    config, environment, partition = (_read_json(folder / name) for name in heads)
+    rounds, torn_rounds = _read_lines(folder / "rounds.jsonl")
+    evaluations, torn_evaluations = _read_lines(folder / "evaluations.jsonl")
+    summary = folder / "summary.json"
+    return Run(
+        folder,
+        config,
+        environment,
+        partition,
+        rounds,
+        evaluations,
+        _read_json(summary) if summary.exists() else None,
+        torn_rounds + torn_evaluations,
+    )
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each run that no other has: its name, else its folder, else with a number."""
+    names = Counter(run.name for run in runs)
+    labels: list[str] = []
+    for run in runs:
+        wanted = run.name if names[run.name] == 1 else str(run.folder)
+        twins = labels.count(wanted)
+        labels.append(f"{wanted} ({twins + 1})" if twins else wanted)
+    return labels
+
+
+def finite(value: object) -> float | None:
+    """The number, or None for null, NaN, infinities and everything that is not a number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _not_a_run(folder: Path, missing: list[str]) -> str:
+    if not folder.is_dir():
+        return f"{folder}: there is no such folder; 'forefed run' keeps its record in runs/NAME"
+    message = f"{folder}: not a run ({', '.join(missing)} missing)"
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if inside:
+        shown = ", ".join(str(folder / name) for name in inside[:8])
+        return f"{message}; runs found inside: {shown}{', ...' if len(inside) > 8 else ''}"
+    return f"{message}; give the folder that 'forefed run' made, for example runs/NAME"
+
+
+def _read_json(path: Path) -> Json:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged (a table was expected); run again, or restore the file")
+    return value
+
+
+def _read_lines(path: Path) -> tuple[tuple[Json, ...], int]:
+    """The lines of a record file, and how many torn ones (0 or 1) were left out at its end."""
+    if not path.exists():
+        return (), 0
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    lines: list[Json] = []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if isinstance(value, dict) and isinstance(value.get("round"), int):
+            lines.append(value)
+        elif number == len(texts):  # no line break after it: the writer was stopped in the middle
+            return tuple(lines), 1
+        else:
+            raise UserError(
+                f"{path}, line {number}: damaged; 'forefed run --resume' writes the rounds after "
+                "the checkpoint again, otherwise restore the file"
+            )
+    return tuple(lines), 0
