@@ -18,7 +18,7 @@ def main() -> None:
     chosen = sys.argv[1:] or list(PARTS)
     parts = [
         "# Benchmarks",
-        "Made by `make bench`. Ratios compare measurements of one run on one machine; absolute times "
+        "Made by `make bench`. Ratios compare measurements of one run; absolute times "
         "are for orientation only.",
         *machine_lines(),
     ]

@@ -63,9 +63,7 @@ def star(cohort: int, population: int, wire: bool) -> Star:
 
 def _star(cohort, transport, receive) -> Star:
     rotate = Contiguous(rotate=True)
-    return Star(
-        Key(1), UNITS, frozenset(), cohort, rotate, transport, receive, Mean(), Sgd()
-    )
+    return Star(Key(1), UNITS, frozenset(), cohort, rotate, transport, receive, Mean(), Sgd())
 
 
 def microseconds(cohort: int, population: int, wire: bool) -> float:

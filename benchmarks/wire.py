@@ -35,10 +35,14 @@ def client_data() -> ClientData:
     return ClientData(examples, np.arange(n), np.zeros(0, dtype=np.int64))
 
 
-def bytes_of(task: Task, names: tuple[str, ...], engine: GradientEngine, codec: Codec) -> tuple[int, int]:
+def bytes_of(
+    task: Task, names: tuple[str, ...], engine: GradientEngine, codec: Codec
+) -> tuple[int, int]:
     view = TaskView(task.loss, task.loss_recomputed, task.head)
     order = Order(1, 1, 1, names, task.params)
-    update, _ = Trainer(LocalTraining(max_steps=STEPS), engine, codec, view)(order, client_data(), {})
+    update, _ = Trainer(LocalTraining(max_steps=STEPS), engine, codec, view)(
+        order, client_data(), {}
+    )
     return len(codec.encode(update, 1)), len(encode_broadcast(order)) + len(encode_order(order))
 
 
@@ -58,7 +62,13 @@ def tables() -> Iterator[tuple[str, str]]:
         ("spry, LoRA r=8, one layer, dense", lora, split(lora), Forward(), Dense()),
         ("spry, LoRA r=8, one layer, K=1, scalars", lora, split(lora), Forward(), Scalars()),
         ("spry, TinyLoRA, one layer, dense", tiny, split(tiny), Forward(), Dense()),
-        ("spry, TinyLoRA, one layer, K=4, scalars", tiny, split(tiny), Forward(directions=4), Scalars()),
+        (
+            "spry, TinyLoRA, one layer, K=4, scalars",
+            tiny,
+            split(tiny),
+            Forward(directions=4),
+            Scalars(),
+        ),
         (
             "spry, TinyLoRA, one layer, basis mode, scalars",
             tiny,
@@ -70,7 +80,14 @@ def tables() -> Iterator[tuple[str, str]]:
     rows = []
     for title, task, names, engine, codec in cases:
         up, down = bytes_of(task, names, engine, codec)
-        rows.append((title, f"{up:,}", f"{down:,}", f"{up / float(rows[0][1].replace(',', '')):.4f}" if rows else "1"))
+        rows.append(
+            (
+                title,
+                f"{up:,}",
+                f"{down:,}",
+                f"{up / float(rows[0][1].replace(',', '')):.4f}" if rows else "1",
+            )
+        )
     header = ("way of sending", "bytes up", "bytes down", "up, ratio to FedAvg")
     yield (
         f"Bytes per client and round (MiniLM, 4 classes, {STEPS} local steps, head included)",

@@ -8,8 +8,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 sys.path.insert(0, str(Path(__file__).parent))
 
-import forefed  # noqa: F401  (sets the environment before torch loads)
 from hypothesis import settings
+
+import forefed  # noqa: F401  (sets the environment before torch loads)
 
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")

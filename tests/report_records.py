@@ -22,7 +22,7 @@ def record(
     forwards: float = 3_200.0,
     peak: int | None = 14_000_000,
     lm: bool = False,
-    clients: int = 40,
+    clients: int = 12,
     labels: list[str] = LABELS,
     alpha: float = 0.3,
     lost: float = 0.0,

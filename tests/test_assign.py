@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import toy_units
 
 from forefed.assign import ASSIGNS, Contiguous, Cyclic, Everything, balanced_runs, replicas
 from forefed.core.keys import Key
 from forefed.core.types import Unit
+from toy import toy_units
 
 
 def units_of(sizes):

@@ -108,6 +108,16 @@ def test_dirichlet_keeps_the_minimum(min_size: int, value: int) -> None:
     assert min(map(len, rows_of(shares))) >= min_size
 
 
+@pytest.mark.parametrize("alpha", [1e-300, 1e-3, 1e6])
+def test_dirichlet_at_the_ends_of_alpha(alpha: float) -> None:
+    rows = rows_of(Dirichlet(clients=6, alpha=alpha, min_size=0).split(LABELS, None, KEY))
+    assert all_of(rows) == list(range(60))
+    if alpha == 1e6:
+        assert max(map(len, rows)) - min(map(len, rows)) <= 3
+    else:
+        assert sorted(map(len, rows))[:3] == [0, 0, 0]
+
+
 def test_dirichlet_alpha_makes_clients_unlike() -> None:
     labels = np.arange(3000) % 3
 
@@ -128,6 +138,11 @@ def test_pathological_and_shards_limit_the_classes() -> None:
         rows = rows_of(partition.split(labels, None, KEY))
         assert max(len(np.unique(labels[r])) for r in rows) <= most
         assert len(all_of(rows)) == len(set(all_of(rows))) == 1000
+    # Before it is cut, each class is shuffled: a shard is no run of neighbours.
+    assert all(
+        set(np.diff(r).tolist()) != {10}
+        for r in rows_of(Shards(clients=50, shards_per_client=1).split(labels, None, KEY))
+    )
     sizes = [len(r) for r in rows_of(Shards(clients=20).split(labels[:999], None, KEY))]
     assert set(sizes) <= {48, 49, 50}
     alone = Pathological(clients=2, classes_per_client=1).split(labels, None, KEY)
@@ -150,7 +165,7 @@ def test_natural_minimum_and_cap() -> None:
     [
         (Dirichlet(clients=100), "partition.clients = 100 is more than the 60 training examples"),
         (Pathological(clients=61), 'partition.kind = "bootstrap"'),
-        (Dirichlet(clients=6, min_size=11), "raise partition.alpha, or lower partition.clients"),
+        (Dirichlet(clients=6, min_size=11), "raise partition.alpha, lower partition.clients"),
         (Dirichlet(clients=50, alpha=1e-5), "no draw gave each of 50 clients 1 or more"),
         (Iid(clients=61), "partition.clients = 61 is more than the 60 training examples"),
         (Pathological(clients=5, classes_per_client=4), "have 3 class(es); lower it"),
@@ -190,6 +205,8 @@ def test_clients_split_their_examples() -> None:
     assert big.test.tolist() == people.client(0).test.tolist() != list(range(8))
     whole = population(people.shares, fraction=0.0).client(0)
     assert len(whole.train) == 40 and len(whole.test) == 0
+    greedy = population(people.shares, fraction=0.99)
+    assert [len(greedy.client(i).train) for i in range(3)] == [1, 1, 1]
     with pytest.raises(IndexError, match="client 3 of 3"):
         people.client(3)
 
@@ -209,7 +226,7 @@ def test_summary_by_hand() -> None:
     }
     short = population(shares, n=6).summary(limit=1)
     assert (short["clients"], short["shown"], short["sizes"]) == (3, 1, [3])
-    other = Assigned.of([np.array([3, 0]), np.array([1]), np.array([4])], 6)
+    other = Assigned.of([np.array([3, 0, 2]), np.array([], dtype=np.int64), np.array([4])], 6)
     assert population(other, n=6).summary()["digest"] != digest != short["digest"]
 
 

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, KINDS, moved, tiny_examples, tiny_task, with_dropout
-from toy import trained
 
 from forefed.core import trees
 from forefed.core.keys import Key
@@ -18,6 +16,8 @@ from forefed.local import LocalTraining, TaskView, Trainer, replay
 from forefed.local.training import AssignedLoss
 from forefed.models.adapters import Lora, TinyLora
 from forefed.wire import Scalars
+from tiny import FAMILIES, KINDS, moved, tiny_examples, tiny_task, with_dropout
+from toy import trained
 
 EVERY = pytest.mark.parametrize(("family", "causal"), KINDS)
 ADAPTERS = pytest.mark.parametrize("adapter", [Lora(r=2), TinyLora(r=2, u=3)], ids=lambda a: a.kind)
@@ -55,7 +55,7 @@ def test_slopes_equal_gradient_times_direction(family, causal, adapter):
 @EVERY
 @ADAPTERS
 def test_basis_mode_is_the_gradient(family, causal, adapter):
-    task, params, batch, exact, body = scene(family, causal, adapter)
+    task, params, batch, exact, _ = scene(family, causal, adapter)
     unit = next(u for u in task.units if u.depth == 1 and not u.is_head)
     loss = AssignedLoss(task.loss, params)
     some = trees.pick(params, unit.params)
@@ -77,7 +77,7 @@ def test_recomputation_gives_the_same_gradient(family, causal, adapter):
 
 @EVERY
 def test_micro_batches_of_ragged_rows_change_nothing(family, causal):
-    task, params, batch, exact, body = scene(family, causal, Lora(r=2))
+    task, params, batch, exact, _ = scene(family, causal, Lora(r=2))
     assert far(Backprop(micro_batch=2)(task.loss, params, batch).grad, exact.grad) < 1e-12
     engine = Forward(directions=2)
     directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
@@ -118,15 +118,20 @@ def test_dropout_of_the_adapter_is_one_mask_for_all_engines(family):
 
 
 @pytest.mark.parametrize(("family", "causal"), [("bert", False), ("gpt2", True)])
-@pytest.mark.parametrize("engine", [Forward(directions=2), Forward(directions="all"), Backprop()],
-                         ids=lambda e: f"{e.kind}-{getattr(e, 'directions', '')}")
+@pytest.mark.parametrize(
+    "engine",
+    [Forward(directions=2), Forward(directions="all"), Backprop()],
+    ids=lambda e: f"{e.kind}-{getattr(e, 'directions', '')}",
+)
 def test_the_server_replays_a_models_training_bit_for_bit(family, causal, engine):
     task = tiny_task(family, TinyLora(r=2, u=3), causal, dtype=torch.float32)
     view = TaskView(task.loss, task.loss_recomputed, task.head)
     codec = Scalars(head_directions=8)
     train = Trainer(LocalTraining(epochs=2, batch_size=3), engine, codec, view)
     order = Order(3, 1, 2, tuple(task.params), moved(task.params))
-    data = ClientData(tiny_examples(causal=causal, types=family == "bert"), np.arange(7), np.arange(0))
+    data = ClientData(
+        tiny_examples(causal=causal, types=family == "bert"), np.arange(7), np.arange(0)
+    )
     sent, own = trained(train, order, data)
     received = replay(train, order, codec.decode(codec.encode(sent, 1), order))
     assert trees.norm(own) > 0

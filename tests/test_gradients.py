@@ -1,10 +1,9 @@
-"""Laws of the gradient engines on the toy world, in float64 (DESIGN section 7, laws 1 to 3 and 5)."""
+"""Laws of the gradient engines on the toy world, in float64 (laws 1 to 3 and 5)."""
 
 import math
 
 import pytest
 import torch
-from toy import HEAD, ToyLoss, toy_clients, toy_params
 
 from forefed.core import trees
 from forefed.core.keys import Key
@@ -16,6 +15,7 @@ from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.gradients.memory import measure_peak
+from toy import HEAD, ToyLoss, toy_clients, toy_params
 
 LOSS = ToyLoss()
 PARAMS = toy_params()
@@ -75,7 +75,13 @@ def test_basis_mode_is_the_exact_gradient_for_any_chunk(tangents):
 @pytest.mark.parametrize("rows", [1, 4, 13, 50])
 @pytest.mark.parametrize(
     "engine",
-    [Backprop(), Checkpointed(), Forward(directions=3), FiniteDifference(directions=2), ExactHead()],
+    [
+        Backprop(),
+        Checkpointed(),
+        Forward(directions=3),
+        FiniteDifference(directions=2),
+        ExactHead(),
+    ],
     ids=lambda e: e.kind,
 )
 def test_micro_batches_change_nothing(engine, rows):
@@ -152,9 +158,7 @@ def test_non_finite_slopes_are_left_out():
     slopes[1] = math.nan
     found = directions.combine(BODY, slopes)
     kept = [directions.tangents(BODY, range(k, k + 1)) for k in (0, 2)]
-    expected = {
-        n: (slopes[0] * kept[0][n][0] + slopes[2] * kept[1][n][0]) / 2 for n in BODY
-    }
+    expected = {n: (slopes[0] * kept[0][n][0] + slopes[2] * kept[1][n][0]) / 2 for n in BODY}
     close(found, expected, 1e-12)
     assert directions.combine(BODY, torch.full((3,), math.inf)) is None
     assert BasisDirections().combine(BODY, torch.full((75,), math.nan)) is None

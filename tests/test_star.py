@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_task, toy_units
 
 from forefed.aggregate import Mean, aggregate
 from forefed.assign import Contiguous, Everything
@@ -20,6 +19,7 @@ from forefed.run.inprocess import ClientStore, InProcess
 from forefed.run.star import RunState, Star, losses_by_reason
 from forefed.transforms import Transform
 from forefed.wire import Dense, Scalars
+from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_task, toy_units
 
 DOUBLE = torch.float64
 
@@ -189,7 +189,9 @@ def test_no_text_and_no_label_leaves_a_client():
     for reply in outcomes:
         data = clients[reply.client]
         for row in data.train:
-            tokens = data.examples.tokens[data.examples.offsets[row] : data.examples.offsets[row + 1]]
+            tokens = data.examples.tokens[
+                data.examples.offsets[row] : data.examples.offsets[row + 1]
+            ]
             if len(tokens) > 2:
                 assert tokens.tobytes() not in reply.payload
 

@@ -25,8 +25,10 @@ def test_tensors_survive_the_wire_bit_for_bit(shapes, dtype):
     assert trees.digest(unpack_tensors(pack_tensors(tensors))) == trees.digest(tensors)
 
 
-@given(st.dictionaries(st.text(max_size=5), st.integers() | st.floats(allow_nan=False)),
-       st.binary(max_size=50))
+@given(
+    st.dictionaries(st.text(max_size=5), st.integers() | st.floats(allow_nan=False)),
+    st.binary(max_size=50),
+)
 def test_messages_survive(meta, body):
     found, rest = unpack(pack("order", meta, body), "order")
     assert found == meta and bytes(rest) == body

@@ -73,9 +73,7 @@ def toy_clients() -> list[ClientData]:
     ends = np.cumsum(SIZES)
     third = slice(ends[2], ends[3])
     labels[third] = np.minimum(labels[third], 1)
-    examples = Examples(
-        tokens, None, offsets, labels, np.zeros(n, dtype=np.int64), pad_id=0
-    )
+    examples = Examples(tokens, None, offsets, labels, np.zeros(n, dtype=np.int64), pad_id=0)
     starts = ends - np.array(SIZES)
     none = np.zeros(0, dtype=np.int64)
     return [ClientData(examples, np.arange(a, b), none) for a, b in zip(starts, ends, strict=True)]

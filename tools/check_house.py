@@ -10,7 +10,7 @@ MAX_LINES = 400
 FOLDERS = ("src", "tests", "benchmarks", "tools", "examples")
 GLOBAL_GENERATORS = re.compile(
     r"torch\.(manual_seed|rand|randn|randint|randperm)\(|np\.random\.|\brandom\.(seed|random|choice)\("
-    r"|pickle\.loads?\(|torch\.load\("
+    r"|pickle\.loads?\(|(?<!safetensors\.)torch\.load\("
 )
 
 

@@ -1,7 +1,7 @@
 """Forefed: federated fine-tuning of language models for private text and small machines.
 
-    from forefed import configure, run
-    result = run(configure(sets=["strategy=spry", "rounds=20"]))
+from forefed import configure, run
+result = run(configure(sets=["strategy=spry", "rounds=20"]))
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class AdamW(Optimiser):
 
 
 class _ServerAdaptive(Optimiser):
-    """m <- b1 m + (1 - b1) g; w <- w - lr m / (sqrt(v) + tau): no bias correction, m = v = 0 first."""
+    """m <- b1 m + (1 - b1) g; w <- w - lr m / (sqrt(v) + tau); no bias correction, m = v = 0."""
 
     lr: Rate = 1e-2
     beta1: Beta = 0.9

@@ -125,9 +125,7 @@ class Key:
             tuple(shape)
         )
 
-    def direction_values(
-        self, law: Law, shape: Sequence[int], step: int = 0, k: int = 0
-    ) -> Tensor:
+    def direction_values(self, law: Law, shape: Sequence[int], step: int = 0, k: int = 0) -> Tensor:
         """One direction of the named law: E[v v^T] = I for both."""
         return (
             self.rademacher(shape, step, k) if law == "rademacher" else self.normal(shape, step, k)

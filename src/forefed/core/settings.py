@@ -1,8 +1,8 @@
 """Closed, typed settings, and the registries that the configuration chooses from.
 
-A ``Choice`` is one entry of a slot: a settings class with a ``kind``, whose docstring's first line
-is what ``forefed list`` prints. A ``Registry`` holds the entries of one slot. Adding an algorithm is
-one file with its ``Choice`` and one line in the registry of its package.
+A ``Choice`` is one entry of a slot: a settings class with a ``kind``, whose docstring's first
+line is what ``forefed list`` prints. A ``Registry`` holds the entries of one slot. Adding an
+algorithm is one file with its ``Choice`` and one line in the registry of its package.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Registry(Generic[C]):
         if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
             raise UserError(
                 f"{self.slot}: give a kind, for example {self.slot}.kind = "
-                f"\"{self.kinds()[0]}\" (one of {', '.join(self.kinds())})"
+                f'"{self.kinds()[0]}" (one of {", ".join(self.kinds())})'
             )
         return parse(self[table["kind"]], table, self.slot)
 

@@ -17,7 +17,7 @@ def subtract(a: Tree, b: Tree) -> dict[str, Tensor]:
 
 
 def step(params: Tree, grad: Tree, rate: float) -> dict[str, Tensor]:
-    """params - rate * grad on the names of ``grad``; the other tensors are passed on as they are."""
+    """params - rate * grad on the names of ``grad``; the others are passed on as they are."""
     return {name: p - rate * grad[name] if name in grad else p for name, p in params.items()}
 
 

@@ -79,7 +79,7 @@ class LossFn(Protocol):
 
 
 class DirectionSet(Protocol):
-    """The K directions of one step over a set of parameters, as whoever has the key rebuilds them."""
+    """The K directions of one step over a set of parameters, as whoever has the key has them."""
 
     def count(self, like: Params) -> int:
         """K for these parameters (their dimension in basis mode)."""
@@ -186,9 +186,7 @@ class Transport(Protocol):
     def members(self) -> Sequence[int]:
         """The client ids that exist now; a ``range`` for a declared population of any size."""
 
-    def exchange(
-        self, orders: Iterable[Order], deadline_s: float | None
-    ) -> Iterator[Reply | Lost]:
+    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Reply | Lost]:
         """Exactly one outcome per order, in any order."""
 
 

@@ -44,7 +44,7 @@ class RandomDirections:
         return self.k
 
     def tangents(self, like: Params, ks: range) -> Params:
-        """Directions ``ks`` over the parameters ``like``: name -> [len(ks), *shape], their dtype."""
+        """Directions ``ks`` over ``like``: name -> [len(ks), *shape], of their dtype."""
         return {
             name: torch.stack([self._values(name, x, k) for k in ks]) for name, x in like.items()
         }

@@ -140,7 +140,9 @@ class Accumulator:
             self.total = {n: self.total[n] + share * g for n, g in grad.items()}
 
 
-def value_and_grad(loss: LossFn, params: Params, fixed: Params, batch: Batch) -> tuple[float, Params]:
+def value_and_grad(
+    loss: LossFn, params: Params, fixed: Params, batch: Batch
+) -> tuple[float, Params]:
     """Loss and its gradient by ``params``, by reverse mode; ``fixed`` are constants."""
     with torch.enable_grad():
         leaves = {n: x.detach().requires_grad_(True) for n, x in params.items()}

@@ -12,7 +12,7 @@ its plain, quadratic form while slopes are taken.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -64,11 +64,12 @@ def _jvp(
         return loss({**fixed, **params}, batch)
 
     def along(tangent: Params) -> tuple[Tensor, Tensor]:
-        value, slope = torch.func.jvp(of_body, (body,), (tangent,))
+        value, slope = torch.func.jvp(of_body, (body,), (tangent,))  # type: ignore[misc]
         return value, slope
 
     if len(next(iter(tangents_K.values()))) == 1:  # without vmap one slope costs a third less
         value, slope = along({n: x[0] for n, x in tangents_K.items()})
         return value, slope.reshape(1)
-    value, slopes_K = torch.vmap(along, out_dims=(None, 0))(tangents_K)
+    shared_primal: Any = (None, 0)
+    value, slopes_K = torch.vmap(along, out_dims=shared_primal)(tangents_K)
     return value, slopes_K

@@ -38,7 +38,7 @@ def measure_peak(work: Callable[[], T], device: torch.device | None = None) -> t
 def _peak_of(recorded: profile) -> int:
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
     events = [
-        (event.start_ns(), event.nbytes())
+        (event.start_ns(), event.nbytes())  # type: ignore[attr-defined]
         for event in recorded.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]

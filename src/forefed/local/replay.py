@@ -34,9 +34,7 @@ def replay(trainer: Trainer, order: Order, update: Update) -> Update:
     for step in range(steps):
         slopes = {name: x[step] for name, x in update.slopes.items()}
         grad = rebuild(slopes, groups, params, step)
-        params, state = advance(
-            trainer.settings.optimiser, params, state, grad, trainer.task.head
-        )
+        params, state = advance(trainer.settings.optimiser, params, state, grad, trainer.task.head)
     if not trees.all_finite(params):
         raise ProtocolError(f"client {order.client}: the replayed parameters are not finite")
     return replace(update, grad=trees.subtract(start, params))

@@ -1,8 +1,8 @@
 """A client's local loop: batches -> engine -> gradient -> optimiser, for some steps.
 
-Source: FedAvg (McMahan et al., arXiv 1602.05629); SPRY (arXiv 2405.15551, Algorithm 1, client side).
-Departures from SPRY's published code: the head has its exact gradient, non-finite slopes are skipped
-and counted, outlying slopes are clamped, and dropout of the frozen body is off.
+Source: FedAvg (McMahan et al., arXiv 1602.05629); SPRY (arXiv 2405.15551, Algorithm 1).
+Departures from SPRY's published code: the head has its exact gradient, non-finite slopes are
+skipped and counted, outlying slopes are clamped, and dropout of the frozen body is off.
 
 One step of the client and one step of the server's replay are the same function, ``advance``; so
 under the scalars codec both end with the same bits.
@@ -10,6 +10,7 @@ under the scalars codec both end with the same bits.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
@@ -102,60 +103,49 @@ class Trainer:
         Returns:
             The update (old - new, or slopes) and the state to keep.
         """
-        params = trees.pick(order.params, order.assigned)
+        params = start = trees.pick(order.params, order.assigned)
         base = self.task.loss_recomputed if self.engine.recomputes else self.task.loss
         loss = AssignedLoss(base, order.params)
         groups = groups_of(self.engine, self.codec, order, self.task.head)
-        optimiser_state: ServerState = dict(state) if self.settings.keep_optimiser else {}
-        start = params
-        sent: list[Slopes] = []
-        losses: list[float] = []
-        skipped, forwards, seen = 0, 0.0, 0
-        peak_bytes: int | None = None
-        clamp = RunningClamp(self.engine)
+        moments: ServerState = dict(state) if self.settings.keep_optimiser else {}
+        log, clamp = StepLog(), RunningClamp(self.engine)
         for step, indices in enumerate(self.batches(order, data)):
-            dropout = order.key.fold("dropout", step)
-            batch = data.examples.batch(indices, dropout=dropout)
-            body = groups.get("body") if self.engine.estimates else None
-            directions = body.directions.at(step) if body else None
-            work = partial(self.engine, loss, params, batch, directions, self.task.head)
-            if self.measure and step == 0:
-                estimate, peak_bytes = measure_peak(work, batch.labels.device)
-            else:
-                estimate = work()
-            estimate = clamp(estimate)
+            batch = data.examples.batch(indices, dropout=order.key.fold("dropout", step))
+            estimate = clamp(self.estimate(loss, params, batch, groups, step, log))
             slopes, exact = self.split(estimate, groups, params, step)
             grad = {**exact, **rebuild(slopes, groups, params, step)}
-            skipped += len(grad) < len(params) or not trees.all_finite(grad)
-            params, optimiser_state = advance(
-                self.settings.optimiser, params, optimiser_state, grad, self.task.head
+            log.add(estimate, slopes, batch.size, len(grad) == len(params), grad)
+            params, moments = advance(
+                self.settings.optimiser, params, moments, grad, self.task.head
             )
-            sent.append(slopes)
-            losses.append(estimate.loss)
-            forwards += estimate.forwards
-            seen += len(indices)
-        finite = [x for x in losses if x == x and abs(x) != float("inf")]
-        metrics = {
-            "loss": sum(finite) / len(finite) if finite else float("nan"),
-            "steps": float(len(losses)),
-            "skipped": float(skipped),
-            "clamped": float(clamp.count),
-            "forwards": forwards,
-        }
-        if peak_bytes is not None:
-            metrics["peak_bytes"] = float(peak_bytes)
-        n_examples = min(len(data.train), seen)
-        kept = optimiser_state if self.settings.keep_optimiser else state
+        n_examples = min(len(data.train), log.seen)
+        metrics = {**log.metrics(), "clamped": float(clamp.count)}
+        kept = moments if self.settings.keep_optimiser else state
         if self.codec.sends_slopes:
-            stacked = {
-                name: torch.stack([s[name] for s in sent]) if sent else torch.zeros(0, 0)
-                for name in groups
-            }
-            return Update(order.client, n_examples, None, stacked, metrics), kept
+            sent = log.stacked(list(groups))
+            return Update(order.client, n_examples, None, sent, metrics), kept
         change = trees.subtract(start, params)
         for transform in self.transforms:
             change = transform.client(change)
         return Update(order.client, n_examples, change, None, metrics), kept
+
+    def estimate(
+        self,
+        loss: LossFn,
+        params: Params,
+        batch: Batch,
+        groups: dict[str, Group],
+        step: int,
+        log: StepLog,
+    ) -> Estimate:
+        """The engine on one batch, with the peak memory of the first step when asked for."""
+        body = groups.get("body") if self.engine.estimates else None
+        directions = body.directions.at(step) if body else None
+        work = partial(self.engine, loss, params, batch, directions, self.task.head)
+        if not (self.measure and step == 0):
+            return work()
+        estimate, log.peak_bytes = measure_peak(work, batch.labels.device)
+        return estimate
 
     def batches(self, order: Order, data: ClientData) -> list[Indices]:
         """The positions of every local step's examples: a fresh order in every epoch."""
@@ -175,6 +165,45 @@ class Trainer:
             return project(estimate, groups, params, step), {}
         slopes = {} if estimate.slopes_K is None else {"body": estimate.slopes_K}
         return slopes, estimate.grad
+
+
+class StepLog:
+    """What happened in the steps of one client's round (local to one call)."""
+
+    def __init__(self) -> None:
+        self.slopes: list[Slopes] = []
+        self.losses: list[float] = []
+        self.forwards = 0.0
+        self.seen = 0
+        self.skipped = 0
+        self.peak_bytes: int | None = None
+
+    def add(
+        self, estimate: Estimate, slopes: Slopes, size: int, complete: bool, grad: Params
+    ) -> None:
+        self.slopes.append(slopes)
+        self.losses.append(estimate.loss)
+        self.forwards += estimate.forwards
+        self.seen += size
+        self.skipped += not (complete and trees.all_finite(grad))
+
+    def metrics(self) -> dict[str, float]:
+        finite = [loss for loss in self.losses if math.isfinite(loss)]
+        numbers = {
+            "loss": sum(finite) / len(finite) if finite else math.nan,
+            "steps": float(len(self.losses)),
+            "skipped": float(self.skipped),
+            "forwards": self.forwards,
+        }
+        if self.peak_bytes is not None:
+            numbers["peak_bytes"] = float(self.peak_bytes)
+        return numbers
+
+    def stacked(self, groups: list[str]) -> Slopes:
+        """Slopes [steps, K] by group; [0, 0] for a client without a step."""
+        if not self.slopes:
+            return {name: torch.zeros(0, 0) for name in groups}
+        return {name: torch.stack([s[name] for s in self.slopes]) for name in groups}
 
 
 def advance(
@@ -212,7 +241,7 @@ class RunningClamp:
         clamped = []
         for slope in estimate.slopes_K.tolist():
             size = abs(slope)
-            if size == size and size != float("inf"):
+            if math.isfinite(size):
                 if len(self.seen) >= self.WARM_UP:
                     bound = self.factor * sorted(self.seen)[len(self.seen) // 2]
                     if size > bound > 0:

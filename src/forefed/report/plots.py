@@ -93,7 +93,6 @@ def quality_plot(runs: Sequence[Run], against: Against, wide: bool = False) -> s
                 marker="o",
                 ms=4.5,
                 mfc="none",
-                gid="own",
             )
         for value in sorted({round(run.majority, 4) for run in runs if run.majority is not None}):
             ax.axhline(value, color=INK["quiet"], lw=1, ls=(0, (5, 3)))

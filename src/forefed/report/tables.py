@@ -195,7 +195,12 @@ def partition_table(summary: Json) -> Table:
     shown = f"{len(picked)} of {len(order):,} clients, from the largest to the smallest"
     caption = Text(f"{facts}\n{shown}", style="dim")
     table = Table(
-        box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left"
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        caption=caption,
+        min_width=56,  # the caption is folded at the table's width
+        caption_justify="left",
     )
     for name, justify in (("client", "right"), ("examples", "right"), ("", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.core.types import ClientState, Order, Reply, Update
+from forefed.core.types import LOSS_REASONS, ClientState, Order, Reply, Update
 from forefed.data.examples import ClientData
 from forefed.data.prepare import Prepared, prepare
 from forefed.local import TaskView, Trainer, replay
@@ -75,7 +75,7 @@ def build(config: Config, say: Callable[[str], None] = lambda _: None) -> Federa
         _measured(trainer),
         config.codec.encode,
         ClientStore(),
-        config.faults.model_dump(),
+        {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
     )
     star = Star(
         key,
@@ -118,5 +118,3 @@ def _measured(
         return replace(trainer, measure=first)(order, data, state)
 
     return client
-
-

@@ -11,7 +11,7 @@ from forefed.run.config import Config
 
 @dataclass(frozen=True)
 class Exclusion:
-    """``broken(config)`` is true where the pair of settings cannot work; ``why`` says the remedy."""
+    """``broken(config)`` is true where two settings cannot work; ``why`` says the remedy."""
 
     broken: Callable[[Config], bool]
     why: str
@@ -44,10 +44,12 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         "set adapter.kind = 'lora' or 'tinylora'",
     ),
     Exclusion(
-        lambda c: getattr(c.engine, "head", "exact") == "perturbed"
-        and c.adapter.kind == "head"
-        and getattr(c.engine, "directions", None) == "all",
-        "engine.directions = 'all' over a perturbed head costs one tangent per element of the head; "
+        lambda c: (
+            getattr(c.engine, "head", "exact") == "perturbed"
+            and c.adapter.kind == "head"
+            and getattr(c.engine, "directions", None) == "all"
+        ),
+        "engine.directions = 'all' over a perturbed head costs a tangent per element of the head; "
         "set engine.head = 'exact', which is the same gradient for one pass",
     ),
     Exclusion(
@@ -67,8 +69,8 @@ def check(config: Config) -> None:
     clients = getattr(config.partition, "clients", None)
     if clients is not None and config.cohort > clients:
         reasons.append(
-            f"cohort = {config.cohort} is larger than the population (partition.clients = {clients}); "
-            "lower the cohort or declare more clients"
+            f"cohort = {config.cohort} is larger than the population "
+            f"(partition.clients = {clients}); lower the cohort or declare more clients"
         )
     if reasons:
         raise UserError("\n".join(reasons))

@@ -31,10 +31,12 @@ from forefed.wire import CODECS, Codec, Dense
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
+
 class StrategySettings(Settings):
     """Which named set of slot defaults to start from (``forefed list strategies``)."""
 
     name: str = "spry"
+
 
 class FaultSettings(Settings):
     """Simulated losses: the probability, per order, of each kind. They exclude one another."""
@@ -45,6 +47,7 @@ class FaultSettings(Settings):
     deadline: Probability = 0.0
     transport: Probability = 0.0
 
+
 class EvaluateSettings(Settings):
     """When and on what the global model is tested."""
 
@@ -53,6 +56,7 @@ class EvaluateSettings(Settings):
     batch_size: Annotated[int, Field(ge=1)] = 32
     clients: Annotated[int, Field(ge=0)] = 0
     """Clients, drawn anew each time, whose own test splits are evaluated too."""
+
 
 class Config(Settings):
     """Everything that decides a run. Two runs with equal configurations give equal bytes."""
@@ -90,9 +94,11 @@ class Config(Settings):
     def folder(self) -> Path:
         return self.out / self.name
 
+
 def _named(raw: Any) -> Any:
     """``strategy = "spry"`` is short for ``strategy.name = "spry"``."""
     return {"name": raw} if isinstance(raw, str) else raw
+
 
 SLOTS: dict[str, Registry[Any]] = {
     "adapter": ADAPTERS,
@@ -104,6 +110,7 @@ SLOTS: dict[str, Registry[Any]] = {
     "rule": RULES,
     "server": OPTIMISERS,
 }
+
 
 def configure(
     file: Path | None = None, sets: Sequence[str] = (), base: dict[str, Any] | None = None
@@ -122,7 +129,9 @@ def configure(
         raw = merge(raw, _assignment(item))
     unknown = [key for key in raw if key not in Config.model_fields]
     if unknown:
-        raise UserError(f"{unknown[0]}: unknown setting; {nearest(unknown[0], Config.model_fields)}")
+        raise UserError(
+            f"{unknown[0]}: unknown setting; {nearest(unknown[0], Config.model_fields)}"
+        )
     chosen = parse(StrategySettings, _named(raw.get("strategy", {})), "strategy")
     method = strategy(chosen.name)
     config = parse(Config, merge(_with_kinds(method.sections), raw))
@@ -131,33 +140,39 @@ def configure(
         if kind not in kinds:
             raise UserError(
                 f"{section}.kind = '{kind}' would not be {method.name} any more (it needs "
-                f"{' or '.join(kinds)}); choose another strategy.name, see 'forefed list strategies'"
+                f"{' or '.join(kinds)}); for others see 'forefed list strategies'"
             )
     return config
 
+
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``, table by table; a table of another ``kind`` replaces it whole."""
+    """``over`` on top of ``base``, table by table; a table of another ``kind`` replaces all."""
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
         if isinstance(below, dict) and isinstance(value, str):
             value = {"kind" if "kind" in below else "name": value}
-        if not (isinstance(below, dict) and isinstance(value, dict)):
-            result[key] = value
-        elif "kind" in value and value["kind"] != below.get("kind", value["kind"]):
-            result[key] = value
-        else:
+        if (
+            isinstance(below, dict)
+            and isinstance(value, dict)
+            and value.get("kind", below.get("kind")) == below.get("kind")
+        ):
             result[key] = merge(below, value)
+        else:
+            result[key] = value
     return result
+
 
 def _with_kinds(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The strategy's sections on top of the default kinds, so that a section may omit its kind."""
-    kinds = {
-        name: {"kind": Config.model_fields[name].default.kind} for name in SLOTS
-    }
+    kinds = {name: {"kind": Config.model_fields[name].default.kind} for name in SLOTS}
     optimiser = {"optimiser": {"kind": LocalTraining().optimiser.kind}}
-    data = {"source": {"kind": DataSettings().source.kind}, "task": {"kind": DataSettings().task.kind}}
+    data = {
+        "source": {"kind": DataSettings().source.kind},
+        "task": {"kind": DataSettings().task.kind},
+    }
     return merge(merge(kinds, {"client": optimiser, "data": data}), dict(sections))
+
 
 def _read(file: Path) -> dict[str, Any]:
     try:
@@ -168,6 +183,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: cannot be read ({error})") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{file}: not valid TOML: {error}") from None
+
 
 def _assignment(item: str) -> dict[str, Any]:
     key, equals, text = item.partition("=")
@@ -180,5 +196,6 @@ def _assignment(item: str) -> dict[str, Any]:
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return dict(value)
+
 
 Verdict = Literal["ok", "refused"]

@@ -22,9 +22,7 @@ def evaluate_clients(
     task: Task, params: Params, clients: Sequence[ClientData], batch_size: int
 ) -> Json:
     """The same on clients' own test splits, every example with equal weight."""
-    sums = [
-        task.evaluate(params, c.examples, c.test, batch_size) for c in clients if len(c.test)
-    ]
+    sums = [task.evaluate(params, c.examples, c.test, batch_size) for c in clients if len(c.test)]
     return {"split": "clients", "clients": len(sums), **scores(sums)}
 
 

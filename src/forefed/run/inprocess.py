@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from forefed.core.types import (
     LOSS_REASONS,
     ClientState,
-    Lost,
     LossReason,
+    Lost,
     Order,
     Params,
     Reply,
@@ -61,9 +61,7 @@ class InProcess:
     def members(self) -> Sequence[int]:
         return range(self.population_size)
 
-    def exchange(
-        self, orders: Iterable[Order], deadline_s: float | None
-    ) -> Iterator[Reply | Lost]:
+    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Reply | Lost]:
         broadcast = b""
         shared: tuple[Params, Params] | None = None
         for order in orders:

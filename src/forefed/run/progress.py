@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from forefed.core.types import Json, Lost, Reply
 from forefed.run.build import Federation
@@ -68,9 +68,7 @@ class Progress(Watcher):
 
     def outcome(self, outcome: Reply | Lost) -> None:
         if isinstance(outcome, Lost):
-            self.bars.update(
-                self.clients, facts=f"client {outcome.client} lost: {outcome.reason}"
-            )
+            self.bars.update(self.clients, facts=f"client {outcome.client} lost: {outcome.reason}")
         self.bars.advance(self.clients)
 
     def round(self, line: Json) -> None:

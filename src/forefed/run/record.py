@@ -1,11 +1,11 @@
 """The record of a run: a folder that a person, a report and a resumed run can read.
 
-    config.json        the resolved configuration
-    environment.json   versions, processor, data provenance, model
-    partition.json     who holds what
-    rounds.jsonl       one line per round
-    evaluations.jsonl  one line per evaluation (round 0: the untrained model)
-    checkpoint.safetensors, adapter/, summary.json (when finished), report.html (on request)
+config.json        the resolved configuration
+environment.json   versions, processor, data provenance, model
+partition.json     who holds what
+rounds.jsonl       one line per round
+evaluations.jsonl  one line per evaluation (round 0: the untrained model)
+checkpoint.safetensors, adapter/, summary.json (when finished), report.html (on request)
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def read_lines(folder: Path, name: str) -> list[Json]:
 
 
 def truncate(folder: Path, round: int) -> None:
-    """Forget what was written after the checkpoint of ``round``: the resumed run writes it again."""
+    """Forget what was written after the checkpoint of ``round``: it will be written again."""
     for name in (ROUNDS, EVALUATIONS):
         kept = [line for line in read_lines(folder, name) if line["round"] <= round]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +68,8 @@ def run(config: Config, resume: bool = False, watcher: Watcher | None = None) ->
             return Result(folder, finished)
         if not resume:
             raise UserError(
-                f"{folder}: a run of this name exists already; go on with it by --resume, or choose "
-                "another name (--set name=...)"
+                f"{folder}: a run of this name exists already; go on with it by --resume, or "
+                "choose another name (--set name=...)"
             )
     elif resume:
         raise UserError(f"{folder}: there is no run to resume here")
@@ -110,7 +109,7 @@ def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
 
 
 def _write_head(federation: Federation, folder: Path) -> None:
-    """What a record says before its first round; the configuration comes last and makes it a run."""
+    """What a record says before its first round; the configuration, last, makes it a run."""
     task = federation.task
     weights = list(task.model.parameters())
     model: Json = {
@@ -123,9 +122,7 @@ def _write_head(federation: Federation, folder: Path) -> None:
         "units": [[u.name, u.depth, u.size] for u in task.units],
     }
     data: Json = {**federation.data.provenance, "counts": federation.data.counts}
-    write_json(
-        folder / "environment.json", {**record.environment(), "data": data, "model": model}
-    )
+    write_json(folder / "environment.json", {**record.environment(), "data": data, "model": model})
     write_json(folder / "partition.json", federation.data.population.summary())
     record.write_config(folder, federation.config)
 
@@ -140,9 +137,7 @@ def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Wa
         key = Key(federation.config.seed).fold("evaluate", state.round)
         chosen = key.choice(population.size, min(settings.clients, population.size))
         clients = [population.client(c) for c in chosen]
-        lines.append(
-            evaluate_clients(federation.task, state.params, clients, settings.batch_size)
-        )
+        lines.append(evaluate_clients(federation.task, state.params, clients, settings.batch_size))
     for line in lines:
         record.append(folder, record.EVALUATIONS, {"round": state.round, **line})
         watcher.evaluated({"round": state.round, **line})

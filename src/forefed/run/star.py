@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from forefed.aggregate import Rule, aggregate
 from forefed.assign import Assign
@@ -58,7 +59,7 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class Star:
-    """The slots of one federation. ``receive`` turns a reply into an update with ``grad`` filled."""
+    """The slots of one federation. ``receive`` turns a reply into an update with its ``grad``."""
 
     key: Key
     units: Sequence[Unit]
@@ -113,7 +114,7 @@ class Star:
         clock.append(time.perf_counter())
         new_state = self.apply(state, updates)
         clock.append(time.perf_counter())
-        plan_s, clients_s, apply_s = (b - a for a, b in zip(clock, clock[1:], strict=False))
+        plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
         report = RoundReport(
             new_state.round,
             tuple(orders),

@@ -1,5 +1,5 @@
-"""SPRY: Panchal et al., "Thinking forward: memory-efficient federated finetuning of language models"
-(NeurIPS 2024, arXiv 2405.15551), Algorithm 1.
+"""SPRY: Panchal et al., "Thinking forward: memory-efficient federated finetuning of language
+models" (NeurIPS 2024, arXiv 2405.15551), Algorithm 1.
 
     server  samples a cohort and splits the trainable units among it        (assign)
     client  perturbs its units only; one forward pass gives the slope       (engine)

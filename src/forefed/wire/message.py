@@ -128,7 +128,9 @@ def check_shapes(tensors: Params, like: dict[str, Tensor] | Params, what: str) -
     """
     if tensors.keys() != like.keys():
         extra, missing = sorted(tensors.keys() - like.keys()), sorted(like.keys() - tensors.keys())
-        raise ProtocolError(f"{what}: unexpected tensors {extra[:3]}, missing tensors {missing[:3]}")
+        raise ProtocolError(
+            f"{what}: unexpected tensors {extra[:3]}, missing tensors {missing[:3]}"
+        )
     for name, x in tensors.items():
         if x.shape != like[name].shape:
             raise ProtocolError(

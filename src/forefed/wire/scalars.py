@@ -57,4 +57,3 @@ class Scalars(Codec):
         if any(count > MAX_STEPS for count in steps):
             raise ProtocolError(f"client {order.client}: {max(steps)} local steps are too many")
         return Update(order.client, n, None, slopes, metrics)
-

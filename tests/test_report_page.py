@@ -1,0 +1,270 @@
+"""The page and the terminal's tables: what they say, what they hide, and that nothing leaks in."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from forefed.core.errors import UserError
+from forefed.report import partition_table, read_run, results_table, write_report
+from forefed.report.headline import headline
+from forefed.report.html import report_page
+from forefed.report.palette import DASHES, MARKERS, SERIES, colour, dash, marker
+from forefed.report.plots import is_map, partition_plot, quality_plot, smoothing
+from forefed.report.tables import down_per_order, result_rows, settings_rows, up_per_answer
+from report_records import LABELS, read_lines, record, write_lines
+
+EVIL = '<script>alert("&")</script>'
+
+
+class Page(HTMLParser):
+    """Collects tags, ids and visible text, and checks that elements are closed in order."""
+
+    void = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.references, self.words = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("href", "src", "srcset", "action", "data"):
+                self.references.append(value)
+            assert not name.startswith("on")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+def shown(table, width=140):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()
+
+
+def change(folder, file, change):
+    lines = read_lines(folder / file)
+    change(lines)
+    write_lines(folder / file, lines)
+    return folder
+
+
+def test_the_page_is_one_file_without_scripts_or_references(tmp_path):
+    runs = [read_run(record(tmp_path / name, lost=0.1, own=True)) for name in ("a", "b")]
+    target = tmp_path / "out" / "report.html"
+    write_report(runs, target)
+    text = target.read_text()
+    assert text == report_page(runs)  # the same runs give the same page
+    page = Page(text)
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(page.tags)
+    inside = {reference for reference in page.references if reference.startswith("#")}
+    outside = set(page.references) - inside
+    assert all(reference.startswith("data:image/png") for reference in outside)
+    assert len(page.ids) == len(set(page.ids)) and {r[1:] for r in inside} <= set(page.ids)
+    used = set(re.findall(r"url\(#([^)]*)\)", text))
+    assert used and used <= set(page.ids)
+    assert page.tags.count("figure") == 6
+    assert [path.name for path in target.parent.iterdir()] == ["report.html"]
+
+
+def test_everything_of_the_user_is_escaped(tmp_path):
+    folder = record(
+        tmp_path / "a",
+        name=EVIL,
+        rounds=2,
+        labels=[EVIL, "$a$ and $b$", "日本"],
+        settings={"data": {"path": EVIL}, EVIL: {"kind": EVIL}},
+    )
+    change(folder, "rounds.jsonl", lambda lines: lines[0].update(lost={EVIL: 2}))
+    for runs in ([read_run(folder)], [read_run(folder), read_run(folder)]):
+        text = report_page(runs)
+        assert "<script" not in text and "&lt;script&gt;" in text
+        page = Page(text)
+        assert EVIL in page.text and "$a$ and $b$" in page.text and "日本" in page.text
+
+
+def test_a_map_escapes_its_labels_too():
+    partition = {"labels": [EVIL, *"abcdefgh"], "sizes": [9], "counts": [[1] * 9]}
+    svg = partition_plot(partition)
+    assert "<script" not in svg and "&lt;script&gt;" in svg
+
+
+@pytest.mark.parametrize(
+    ("top", "majority", "said"),
+    [
+        (0.8, 0.27, "points above always naming the most frequent class, 27.0 %"),
+        (0.5, 0.48, "no better than always naming the most frequent class, 48.0 %"),
+        (0.5, 0.7, "worse than always naming the most frequent class, 70.0 %"),
+    ],
+)
+def test_the_headline_is_honest_about_the_majority(tmp_path, top, majority, said):
+    text = headline([read_run(record(tmp_path / "a", top=top, majority=majority))])
+    assert text.startswith("Finished after 20 rounds. ") and said in text
+    assert "before training it was 25.0 %" in text
+
+
+def test_the_headline_mentions_a_better_past(tmp_path):
+    folder = record(tmp_path / "a", rounds=4)
+    change(folder, "evaluations.jsonl", lambda lines: lines[1].update(accuracy=0.95))
+    assert "It had been better: 95.0 % at round 2." in headline([read_run(folder)])
+
+
+def test_the_headline_of_language_models_and_of_unfinished_runs(tmp_path):
+    text = headline([read_run(record(tmp_path / "lm", lm=True))])
+    assert "2.720 bits per byte of test text, 21.8 % less than the 3.480 before training" in text
+    text = headline([read_run(record(tmp_path / "going", rounds=5, planned=40))])
+    assert text.startswith("Not finished: 5 of 40 rounds are recorded.") and "at round 4" in text
+    assert "most frequent" not in text
+    lost = record(tmp_path / "nan", rounds=2, lm=True)
+    change(lost, "evaluations.jsonl", lambda lines: lines[-1].update(bits_per_byte=None))
+    assert "diverged" in headline([read_run(lost)])
+
+
+def test_a_comparison_says_what_chance_explains_and_what_it_cost(tmp_path):
+    near = [read_run(record(tmp_path / f"n{i}", top=0.80 + 0.01 * i)) for i in range(2)]
+    assert "neither is shown to be better" in headline(near)
+    dear = read_run(record(tmp_path / "dear", top=0.9, up=420_000, down=9_000, forwards=9600.0))
+    text = headline([near[0], dear])
+    assert "dear ends with the best result" in text and "larger than what" in text
+    assert "dear took 10 times the bytes and 3.0 times the forward-equivalents of n0." in text
+    poor = read_run(record(tmp_path / "poor", top=0.26))
+    assert "No better than always naming the most frequent class: poor" in headline([dear, poor])
+
+
+@pytest.mark.parametrize("state", ["started", "one round", "losses are null", "silent"])
+def test_incomplete_runs_have_a_page(tmp_path, state):
+    folder = record(tmp_path / "a", rounds=0 if state == "started" else 1, planned=9)
+    if state == "started":
+        (folder / "evaluations.jsonl").unlink()
+    if state == "losses are null":
+        change(folder, "rounds.jsonl", lambda lines: lines[0].update(loss=None))
+    if state == "silent":
+        nobody = {"replies": 0, "lost": {"offline": 8}, "bytes_up": 0, "bytes_down": 0}
+        nobody["memory"] = {"peak_above_weights": None, "rss": 1}
+        change(folder, "rounds.jsonl", lambda lines: lines[0].update(nobody))
+    page = Page(report_page([read_run(folder)]))
+    said = {
+        "started": "Nothing to draw yet",
+        "one round": "1 of 9, not finished",
+        "losses are null": "Quality over rounds",
+        "silent": "In 1 round nobody answered",
+    }
+    assert said[state] in page.text
+    assert ("Training loss" in page.text) == (state in ("one round", "silent"))
+
+
+def test_a_torn_line_is_told(tmp_path):
+    folder = record(tmp_path / "a", rounds=2, planned=3)
+    with (folder / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 3,')
+    assert "1 line at the end of a record file was cut off" in report_page([read_run(folder)])
+
+
+def test_unfit_requests_are_refused(tmp_path):
+    lm = read_run(record(tmp_path / "lm", rounds=1, lm=True))
+    classes = read_run(record(tmp_path / "classes", rounds=1))
+    with pytest.raises(UserError, match=r"bits per byte and .* measures accuracy"):
+        write_report([lm, classes], tmp_path / "x.html")
+    with pytest.raises(UserError, match="at least one run"):
+        write_report([], tmp_path / "x.html")
+    with pytest.raises(UserError, match="is a folder"):
+        write_report([lm], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_report([lm], tmp_path / "file" / "x.html")
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_only_differing_settings_stand_outside_the_fold(tmp_path):
+    runs = [
+        read_run(record(tmp_path / "a", rounds=1)),
+        read_run(record(tmp_path / "b", rounds=1, settings={"codec": {"kind": "dense", "x": 1}})),
+    ]
+    rows = {row.name: row.values for row in settings_rows(runs) if row.differs}
+    assert rows == {"codec.kind": ("scalars", "dense"), "codec.x": ("–", "1")}
+    text = report_page(runs)
+    before_fold = text[text.index("<h2>Settings") : text.index("<details")]
+    assert "codec.kind" in before_fold and "max_length" not in before_fold
+    assert "transforms" in text[text.index("<details") :]
+
+
+def test_results_are_the_records_numbers(tmp_path):
+    folder = record(tmp_path / "a", rounds=4, up=100, down=1000, forwards=50.0)
+    change(folder, "rounds.jsonl", lambda lines: lines[0].update(
+        lost={"crash": 3}, replies=5, bytes_up=500))  # fmt: skip
+    run = read_run(folder)
+    assert up_per_answer(run) == (500 + 3 * 800) / 29 == 100
+    assert down_per_order(run) == 1000
+    rows = {row.name: row.values[0] for row in result_rows([run])}
+    assert rows["bytes up in all"] == "2.9 kB" and rows["forward-equivalents"] == "200"
+    assert rows["answers lost"] == "3 of 32 (crash 3)"
+    assert rows["local steps skipped"] == "1 of 256"
+    assert rows["final accuracy"].endswith("± 1.8 %")
+    text = shown(results_table([run]))
+    assert all(value in text for value in rows.values())
+
+
+def test_the_terminal_shows_names_as_they_are(tmp_path):
+    run = read_run(record(tmp_path / "a", rounds=1, name="[red]x[/red]", labels=["[b]", "c"]))
+    assert "[red]x[/red]" in shown(results_table([run]))
+    assert "[b]" in shown(partition_table(run.partition))
+
+
+def test_the_partition_table_goes_from_the_largest_to_the_smallest(tmp_path):
+    partition = read_run(record(tmp_path / "a", rounds=1, clients=40)).partition
+    text = shown(partition_table(partition))
+    rows = [int(m[1]) for m in re.finditer(r"^ +\d+ +(\d+) ", text, re.MULTILINE)]
+    assert len(rows) == 12 and rows == sorted(rows, reverse=True)
+    assert rows[0] == max(partition["sizes"]) and rows[-1] == min(partition["sizes"])
+    assert text.splitlines()[1].count("█") == 24 and "12 of 40 clients" in text
+    empty = {"kind": "iid", "clients": 2, "labels": [], "sizes": [3, 0], "counts": [[], []]}
+    assert "smallest / median / largest client: 0 / 1.5 / 3" in shown(partition_table(empty))
+
+
+def test_many_clients_or_labels_become_a_map():
+    def partition(clients, labels):
+        counts = [[i + 1] * labels for i in range(clients)]
+        return {"labels": list(LABELS * 9)[:labels], "sizes": [sum(c) for c in counts],
+                "counts": counts}  # fmt: skip
+
+    assert not is_map(partition(40, 8)) and "<image" not in partition_plot(partition(40, 8))
+    for clients, labels in ((41, 2), (3, 9)):
+        assert is_map(partition(clients, labels))
+        assert "<image" in partition_plot(partition(clients, labels))
+    assert "<image" not in partition_plot(partition(300, 0))  # a language model's clients
+    assert partition_plot({"sizes": [], "labels": []}) is None
+
+
+def test_a_wide_span_of_bytes_gets_a_logarithmic_axis(tmp_path):
+    cheap = read_run(record(tmp_path / "a", rounds=4, up=10, down=10))
+    dear = read_run(record(tmp_path / "b", rounds=4, up=10_000, down=10_000))
+    alone, both = quality_plot([dear], "bytes"), quality_plot([cheap, dear], "bytes")
+    assert "0 B<" in alone and "0 B<" not in both.replace("00 B<", "")
+    assert "10 kB<" in both
+
+
+def test_runs_differ_by_more_than_colour():
+    looks = [(colour(i), dash(i), marker(i)) for i in range(32)]
+    assert len(set(looks)) == len(SERIES) * len(DASHES) == 32 and len(MARKERS) == len(DASHES)
+    assert all(dash(i) != dash(i + 1) for i in range(31) if (i + 1) % len(SERIES))
+    assert smoothing(40) == 1 and smoothing(60) == 5 and smoothing(1000) == 50
