@@ -104,9 +104,10 @@ def test_everything_of_the_user_is_escaped(tmp_path):
 
 
 def test_a_map_escapes_its_labels_too():
-    partition = {"labels": [EVIL, *"abcdefgh"], "sizes": [9], "counts": [[1] * 9]}
+    partition = {"labels": [EVIL, "$a$", *"abcdefg"], "sizes": [9], "counts": [[1] * 9]}
     svg = partition_plot(partition)
     assert "<script" not in svg and "&lt;script&gt;" in svg
+    assert ">$a$<" in svg  # no formula
 
 
 @pytest.mark.parametrize(
@@ -233,7 +234,9 @@ def test_the_terminal_shows_names_as_they_are(tmp_path):
 def test_the_partition_table_goes_from_the_largest_to_the_smallest(tmp_path):
     partition = read_run(record(tmp_path / "a", rounds=1, clients=40)).partition
     text = shown(partition_table(partition))
-    rows = [int(m[1]) for m in re.finditer(r"^ +\d+ +(\d+) ", text, re.MULTILINE)]
+    found = re.findall(r"^ +(\d+) +(\d+) ", text, re.MULTILINE)
+    assert all(partition["sizes"][int(client)] == int(size) for client, size in found)
+    rows = [int(size) for _, size in found]
     assert len(rows) == 12 and rows == sorted(rows, reverse=True)
     assert rows[0] == max(partition["sizes"]) and rows[-1] == min(partition["sizes"])
     assert text.splitlines()[1].count("█") == 24 and "12 of 40 clients" in text
@@ -264,7 +267,8 @@ def test_a_wide_span_of_bytes_gets_a_logarithmic_axis(tmp_path):
 
 
 def test_runs_differ_by_more_than_colour():
-    looks = [(colour(i), dash(i), marker(i)) for i in range(32)]
-    assert len(set(looks)) == len(SERIES) * len(DASHES) == 32 and len(MARKERS) == len(DASHES)
+    for look in (dash, marker):
+        assert len({(colour(i), look(i)) for i in range(32)}) == 32 == len(SERIES) * len(DASHES)
+    assert len(MARKERS) == len(DASHES)
     assert all(dash(i) != dash(i + 1) for i in range(31) if (i + 1) % len(SERIES))
     assert smoothing(40) == 1 and smoothing(60) == 5 and smoothing(1000) == 50
