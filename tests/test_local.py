@@ -91,17 +91,32 @@ def test_one_epoch_of_sgd_by_hand():
     assert update.n_examples == 4
 
 
-def test_every_epoch_sees_every_example_once_in_a_new_order():
+@pytest.mark.parametrize("grouped", [True, False])
+def test_every_epoch_sees_every_example_once_in_new_batches(grouped):
     data = toy_clients()[1]
-    plan = trainer(Backprop(), Dense(), epochs=3).batches(order(1), data)
-    assert [len(b) for b in plan] == [4, 4, 4, 1] * 3
+    settings = {"epochs": 3, "group_by_length": grouped}
+    plan = trainer(Backprop(), Dense(), **settings).batches(order(1), data)
+    assert sorted(len(b) for b in plan) == [1] * 3 + [4] * 9
     epochs = [np.concatenate(plan[i : i + 4]).tolist() for i in (0, 4, 8)]
     assert all(sorted(e) == data.train.tolist() for e in epochs)
     assert epochs[0] != epochs[1]
-    capped = trainer(Backprop(), Dense(), epochs=3, max_steps=5).batches(order(1), data)
+    capped = trainer(Backprop(), Dense(), max_steps=5, **settings).batches(order(1), data)
     assert len(capped) == 5
     whole = trainer(Backprop(), Dense(), epochs=1, batch_size="all").batches(order(1), data)
     assert [len(b) for b in whole] == [13]
+
+
+def test_batches_hold_texts_of_similar_length():
+    data = toy_clients()[1]
+    lengths = data.examples.lengths()
+
+    def padding(grouped):
+        plan = trainer(Backprop(), Dense(), epochs=1, group_by_length=grouped)
+        return sum(
+            int(lengths[b].max() * len(b) - lengths[b].sum()) for b in plan.batches(order(1), data)
+        )
+
+    assert padding(True) < padding(False)
 
 
 @pytest.mark.parametrize("codec", [Dense(), Scalars()], ids=lambda c: c.kind)

@@ -142,7 +142,7 @@ def test_head_only_needs_a_head() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        ("lroa", "adapter 'lroa' is unknown: did you mean 'lora'"),
+        ("lroa", "adapter: 'lroa' is unknown: did you mean 'lora'"),
         ({"kind": "lora", "rank": 3}, "adapter.rank: unknown setting"),
         ({"kind": "lora", "targets": "attention_qv"}, "did you mean 'attention-qv'"),
         ({"kind": "lora", "targets": []}, "trains nothing"),

@@ -16,6 +16,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from forefed.core.errors import UserError, nearest
 
 
+class SettingsError(UserError, ValueError):
+    """Mistakes in settings: what is wrong, by its place below the table that was read.
+
+    A ValueError, so that pydantic adds the place of a table that lies within others.
+    """
+
+    def __init__(self, faults: dict[str, str], where: str = ""):
+        self.faults = faults
+        places = {_join(where, place): text for place, text in faults.items()}
+        lines = [f"{place}: {text}" if place else text for place, text in places.items()]
+        super().__init__("\n".join(lines))
+
+
 class Settings(BaseModel):
     """Frozen settings in which an unknown key is an error."""
 
@@ -52,7 +65,8 @@ class Registry(Generic[C]):
 
     def __getitem__(self, kind: str) -> type[C]:
         if kind not in self._entries:
-            raise UserError(f"{self.slot} '{kind}' is unknown: {nearest(kind, self._entries)}")
+            fault = f"'{kind}' is unknown: {nearest(kind, self._entries)}"
+            raise SettingsError({"": fault}, self.slot)
         return self._entries[kind]
 
     def kinds(self) -> list[str]:
@@ -68,10 +82,8 @@ class Registry(Generic[C]):
             return raw  # type: ignore[return-value]
         table = {"kind": raw} if isinstance(raw, str) else raw
         if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
-            raise UserError(
-                f"{self.slot}: give a kind, for example {self.slot}.kind = "
-                f'"{self.kinds()[0]}" (one of {", ".join(self.kinds())})'
-            )
+            fault = f'give a kind, for example kind = "{self.kinds()[0]}"'
+            raise SettingsError({"": f"{fault} (one of {', '.join(self.kinds())})"}, self.slot)
         return parse(self[table["kind"]], table, self.slot)
 
 
@@ -83,26 +95,47 @@ def parse(model: type[S], raw: dict[str, Any], where: str = "") -> S:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(model, dict(item), where) for item in error.errors()]
-        raise UserError("\n".join(lines)) from None
+        raise SettingsError(_faults(model, error), where) from None
 
 
-def _explain(model: type[Settings], item: dict[str, Any], where: str) -> str:
-    path = [str(part) for part in item["loc"]]
-    place = ".".join([where, *path] if where else path)
-    if item["type"] == "extra_forbidden":
-        owner = _owner(model, path[:-1])
-        return f"{place}: unknown setting; {nearest(path[-1], owner.model_fields)}"
-    if item["type"] == "missing":
-        return f"{place}: this setting is required"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return f"{place}: {message} (got {item['input']!r})"
+def _faults(model: type[Settings], error: ValidationError) -> dict[str, str]:
+    """What is wrong by place; a value that fits none of several types is one mistake."""
+    faults: dict[str, str] = {}
+    for item in error.errors():
+        unknown = item["type"] == "extra_forbidden"
+        owner, path = _walk(model, item["loc"][:-1] if unknown else item["loc"])
+        place = ".".join(path)
+        inner = item.get("ctx", {}).get("error")
+        if isinstance(inner, SettingsError):
+            faults |= {_join(place, below): text for below, text in inner.faults.items()}
+        elif unknown:
+            name = str(item["loc"][-1])
+            text = f"unknown setting; {nearest(name, owner.model_fields)}"
+            faults[_join(place, name)] = text
+        elif item["type"] == "missing":
+            faults[place] = "this setting is required"
+        else:
+            message = str(item["msg"]).removeprefix("Value error, ")
+            text = f"{message} (got {item['input']!r})"
+            faults[place] = f"{faults[place]}; or {text}" if place in faults else text
+    return faults
 
 
-def _owner(model: type[Settings], path: list[str]) -> type[Settings]:
-    for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (inspect.isclass(annotation) and issubclass(annotation, Settings)):
-            break
-        model = annotation
-    return model
+def _walk(model: type[Settings], loc: tuple[int | str, ...]) -> tuple[type[Settings], list[str]]:
+    """The innermost settings on the way, and the way without pydantic's names of union types."""
+    owner: type[Settings] | None = model
+    path = []
+    for part in loc:
+        if isinstance(part, int):
+            path.append(str(part))
+        elif owner is not None and part in owner.model_fields:
+            path.append(part)
+            annotation: Any = owner.model_fields[part].annotation
+            nested = inspect.isclass(annotation) and issubclass(annotation, Settings)
+            owner = annotation if nested else None
+            model = owner or model
+    return model, path
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)

@@ -70,7 +70,7 @@ class Dirichlet(Partition):
     source: ClassVar[str] = "arXiv 1905.12022; flwr-datasets DirichletPartitioner"
     clients: Clients = 100
     alpha: Alpha = 1.0
-    min_size: Annotated[int, Field(ge=0)] = 1
+    min_size: Annotated[int, Field(ge=0)] = 0
     """Every client holds this many examples at least."""
 
     def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:

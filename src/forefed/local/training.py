@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
@@ -50,6 +51,8 @@ class LocalTraining(Choice):
     """At most so many local steps a round (1: the papers' per-iteration mode)."""
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 8
     """Examples per step; "all": one batch of everything the client has."""
+    group_by_length: bool = True
+    """Batches of texts of similar length, in random order: less padding to compute."""
     optimiser: Annotated[SerializeAsAny[Optimiser], BeforeValidator(OPTIMISERS.parse)] = AdamW()
     keep_optimiser: bool = False
     """Keep the optimiser's moments at the client between its rounds (published: dropped)."""
@@ -148,13 +151,18 @@ class Trainer:
         return estimate
 
     def batches(self, order: Order, data: ClientData) -> list[Indices]:
-        """The positions of every local step's examples: a fresh order in every epoch."""
+        """The positions of every local step's examples: fresh batches in every epoch."""
         rows = data.train
         size = len(rows) if self.settings.batch_size == "all" else self.settings.batch_size
         plan: list[Indices] = []
         for epoch in range(self.settings.epochs if len(rows) else 0):
             shuffled = rows[order.key.fold("data", epoch).permutation(len(rows))]
-            plan += [shuffled[i : i + size] for i in range(0, len(rows), size)]
+            if self.settings.group_by_length:
+                lengths = data.examples.lengths()[shuffled]
+                shuffled = shuffled[np.argsort(lengths, kind="stable")]
+            batches = [shuffled[i : i + size] for i in range(0, len(rows), size)]
+            order_of_batches = order.key.fold("batches", epoch).permutation(len(batches))
+            plan += [batches[i] for i in order_of_batches]
         return plan[: self.settings.max_steps]
 
     def split(

@@ -6,11 +6,13 @@ import json
 
 from forefed.core.types import Json
 from forefed.data.prepare import Prepared
+from forefed.models.load import portable_name
 from forefed.run.config import Config
 
 
 def model_card(config: Config, data: Prepared, summary: Json) -> str:
     """What the adapter is, how it was trained, how well it does, and how to load it."""
+    base = portable_name(config.model)
     final, baseline = summary["final"], summary["baseline"]
     if "accuracy" in final:
         score = (
@@ -38,7 +40,7 @@ tags: [forefed, federated-learning]
 
 # {config.name}
 
-A PEFT adapter ({config.adapter.kind}) for `{config.model.name}`, trained by Forefed with
+A PEFT adapter ({config.adapter.kind}) for `{base}`, trained by Forefed with
 `{config.strategy.name}` over {data.population.size} simulated clients, {config.cohort} per round,
 {summary["rounds"]} rounds.
 
@@ -53,7 +55,7 @@ Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in
 from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
-base = "..."  # {config.model.name}: a local folder or a hub id
+base = "..."  # {base}: a local folder or a hub id
 model = {auto}.from_pretrained({arguments})
 model = PeftModel.from_pretrained(model, "adapter")
 ```

@@ -1,12 +1,14 @@
 """The checkpoint: one safetensors file with everything a run needs to go on bit for bit.
 
-Tensors: "params/...", "server/...", "rule/...", "client/<id>/..."; the header's metadata holds the
-format version, the finished rounds, the digest of the configuration and a digest of the tensors.
+Tensors: "params/...", "server/...", "rule/...", "client/<id>/..."; the header's metadata holds, as
+one JSON text (several entries would be written in any order), the format version, the finished
+rounds, the digest of the configuration and a digest of the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,13 +50,13 @@ def save_checkpoint(folder: Path, config: Config, state: RunState, clients: Clie
         ("client", clients.flat()),
     ):
         tensors |= {f"{prefix}/{name}": x.contiguous().clone() for name, x in tree.items()}
-    metadata = {
-        "forefed_checkpoint": FORMAT,
-        "round": str(state.round),
+    about = {
+        "format": FORMAT,
+        "round": state.round,
         "config": config_digest(config),
         "digest": trees.digest(tensors),
     }
-    write_atomic(folder / FILE, save(tensors, metadata))
+    write_atomic(folder / FILE, save(tensors, {"forefed": json.dumps(about)}))
 
 
 def load_checkpoint(folder: Path, config: Config, device: torch.device) -> Checkpoint | None:
@@ -68,24 +70,24 @@ def load_checkpoint(folder: Path, config: Config, device: torch.device) -> Check
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("forefed", "{}"))
         tensors = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path}: the checkpoint is damaged ({error}); it was left as it is. Restore it from a "
             "copy, or start the run anew under another name"
         ) from None
-    if metadata.get("forefed_checkpoint") != FORMAT:
+    if about.get("format") != FORMAT:
         raise UserError(
-            f"{path}: checkpoint format {metadata.get('forefed_checkpoint', 'unknown')!r}; this "
-            f"version reads format {FORMAT!r}"
+            f"{path}: checkpoint format {about.get('format', 'unknown')!r}; this version reads "
+            f"format {FORMAT!r}"
         )
-    if metadata.get("digest") != trees.digest(tensors):
+    if about.get("digest") != trees.digest(tensors):
         raise UserError(
             f"{path}: the checkpoint is damaged (its digest does not match); it was left as it is. "
             "Restore it from a copy, or start the run anew under another name"
         )
-    if metadata.get("config") != config_digest(config):
+    if about.get("config") != config_digest(config):
         raise UserError(
             f"{folder}: the run was started with other settings (see {folder / 'config.json'}); "
             "resume with the same ones, or give this run another name"
@@ -95,7 +97,7 @@ def load_checkpoint(folder: Path, config: Config, device: torch.device) -> Check
         prefix, _, name = key.partition("/")
         trees_by_prefix[prefix][name] = x if prefix == "client" else x.to(device)
     state = RunState(
-        int(metadata["round"]),
+        about["round"],
         trees_by_prefix["params"],
         trees_by_prefix["server"],
         trees_by_prefix["rule"],

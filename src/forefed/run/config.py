@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,16 +152,23 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     for key, value in over.items():
         below = result.get(key)
         if isinstance(below, dict) and isinstance(value, str):
-            value = {"kind" if "kind" in below else "name": value}
+            value = _spelled_out(key, value)
+        if isinstance(below, str) and isinstance(value, dict):
+            below = _spelled_out(key, below)
         if (
             isinstance(below, dict)
             and isinstance(value, dict)
-            and value.get("kind", below.get("kind")) == below.get("kind")
+            and ("kind" not in below or value.get("kind", below["kind"]) == below["kind"])
         ):
             result[key] = merge(below, value)
         else:
             result[key] = value
     return result
+
+
+def _spelled_out(section: str, short: str) -> dict[str, Any]:
+    """``engine = "backprop"`` is short for ``engine.kind``, ``model = "minilm"`` for its name."""
+    return {"name" if section in ("strategy", "model") else "kind": short}
 
 
 def _with_kinds(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -193,6 +201,8 @@ def _assignment(item: str) -> dict[str, Any]:
         value: Any = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word is a string
+    if isinstance(value, date | time):
+        value = text.strip()  # no setting is a date, but a name may look like one
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return dict(value)

@@ -32,7 +32,7 @@ def export_adapter(run: Path, folder: Path) -> None:
     source = run / "adapter"
     if not source.exists():
         raise UserError(f"{run}: the run is not finished, so it has no adapter yet (--resume it)")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is not empty; choose a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.partial")

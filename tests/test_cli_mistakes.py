@@ -1,0 +1,232 @@
+"""The command line: one clear message for every mistake, and nothing overwritten."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from commands import Command, mistake, options
+from federation import World, snapshot, text_rows, write_lines
+from forefed.core.errors import UserError
+from forefed.run import configure
+from forefed.run.checkpoint import FILE
+from forefed.run.compat import EXCLUSIONS, check
+
+SETTINGS: dict[str, tuple[list[str], list[str]]] = {
+    "misspelt column": (["data.task.text=txet"], ["data.task.text", "txet", "'text'"]),
+    "missing column": (["data.task.label=colour"], ["data.task.label", "colour", "label, site"]),
+    "missing owner column": (
+        ["partition=natural", "partition.column=sight"],
+        ["partition.column", "'site'"],
+    ),
+    "no owner column": (["partition=natural"], ["partition.column"]),
+    "label outside the list": (['data.task.labels=["animal", "tree"]'], ["metal"]),
+    "missing file": (["data.source.path=nowhere.csv"], ["data.source.path", "nowhere.csv"]),
+    "alpha 0": (["partition=dirichlet", "partition.alpha=0"], ["partition.alpha", "greater"]),
+    "alpha -1": (["partition=dirichlet", "partition.alpha=-1"], ["partition.alpha", "greater"]),
+    "cohort too large": (["cohort=7"], ["cohort = 7", "6"]),
+    "cohort above the owners": (
+        ["partition=natural", "partition.column=site", "cohort=8"],
+        ["cohort = 8", "larger than the population"],
+    ),
+    "more clients than texts": (["partition.clients=500"], ["partition.clients = 500"]),
+    "too few texts": (["data.limit=2"], ["partition.clients"]),
+    "targets match nothing": (
+        ['adapter.targets=["q_projj"]'],
+        ["adapter.targets", "q_projj", "attention.self.query"],
+    ),
+    "unknown group of targets": (
+        ["adapter.targets=attention"],
+        ["adapter.targets", "attention-qv"],
+    ),
+    "layer outside": (["adapter.layers=[9]"], ["adapter.layers", "9"]),
+    "model not there": (["model.name=nobody/nothing"], ["nobody/nothing", "network", "minilm"]),
+    "model folder not there": (["model.name=./nowhere"], ["model.name", "./nowhere"]),
+    "unknown key": (["roundz=3"], ["roundz", "'rounds'"]),
+    "unknown key in a section": (["client.epoch=3"], ["client.epoch", "'epochs'"]),
+    "unknown key in a nested table": (
+        ["client.optimiser.rl=3"],
+        ["client.optimiser.rl", "'lr'"],
+    ),
+    "wrong type": (["rounds=many"], ["rounds", "integer", "many"]),
+    "wrong type in a section": (["client.batch_size=some"], ["client.batch_size"]),
+    "out of range": (["rounds=0"], ["rounds", "greater"]),
+    "unknown kind": (["engine=backpropp"], ["engine", "backpropp", "'backprop'"]),
+    "unknown strategy": (["strategy=fedavgg"], ["strategy", "'fedavg'"]),
+    "against the strategy": (
+        ["strategy=fedfgd", "engine=backprop"],
+        ["engine.kind = 'backprop'", "fedfgd"],
+    ),
+    "name with a slash": (["name=a/b"], ["name"]),
+    "no value": (["rounds"], ["rounds", "key=value"]),
+}
+
+
+@pytest.mark.parametrize("what", SETTINGS)
+def test_mistaken_settings(
+    what: str, forefed_command: Command, world: World, tmp_path: Path
+) -> None:
+    sets, words = SETTINGS[what]
+    said = forefed_command("run", *options(world.sets(tmp_path, *sets)))
+    mistake(said, *words)
+    assert not list(tmp_path.rglob("config.json"))  # it is no run, so its name stays free
+
+
+def bad_texts() -> dict[str, tuple[str, bytes, list[str]]]:
+    rows = text_rows()
+    one_class = [{**row, "label": "tree"} for row in rows]
+    headless = "a line without a header\nanother\n"
+    return {
+        "empty": ("texts.jsonl", b"", ["texts.jsonl", "empty"]),
+        "only a header": ("texts.csv", b"text,label\n", ["texts.csv", "no rows"]),
+        "one class": ("texts.jsonl", dumps(one_class), ["tree", "two classes"]),
+        "not UTF-8": (
+            "texts.csv",
+            b"text,label\nw5,tree\nw\xe9,metal\n",
+            ["texts.csv, line 3", "UTF-8", "0xe9"],
+        ),
+        "not JSON": ("texts.jsonl", dumps(rows[:2]) + b"{oh\n", ["texts.jsonl, line 3"]),
+        "no header": ("texts.csv", headless.encode(), ["data.task"]),
+        "missing label": (
+            "texts.jsonl",
+            dumps([*rows, {"text": "w5", "site": "x"}]),
+            [f"row {len(rows) + 1}", "label"],
+        ),
+        "unknown suffix": ("texts.docx", b"w5", ["texts.docx", "suffix"]),
+    }
+
+
+def dumps(rows: list[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize("what", bad_texts())
+def test_faulty_files(what: str, forefed_command: Command, world: World, tmp_path: Path) -> None:
+    name, content, words = bad_texts()[what]
+    file = tmp_path / name
+    file.write_bytes(content)
+    said = forefed_command("run", *options(world.sets(tmp_path, f"data.source.path='{file}'")))
+    mistake(said, *words)
+    assert file.read_bytes() == content and not list(tmp_path.rglob("config.json"))
+
+
+CONTRADICTIONS: dict[str, list[str]] = {
+    "client.keep_optimiser": ["codec=scalars", "client.keep_optimiser=true"],
+    "transforms": ["codec=scalars", 'transforms=["clip"]'],
+    "codec.directions": ["codec=scalars", "codec.directions=4"],
+    "engine.kind = 'exact_head'": ["engine=exact_head"],
+    "adapter.kind = 'head'": ["data.task=causal_lm", "adapter=head"],
+    "engine.directions = 'all'": [
+        *("adapter=head", "engine.head=perturbed", "engine.directions=all")
+    ],
+    "faults": ["faults.error=0.6", "faults.crash=0.6"],
+}
+
+
+@pytest.mark.parametrize("about", CONTRADICTIONS)
+def test_contradictory_settings(about: str, forefed_command: Command, tmp_path: Path) -> None:
+    sets = [*CONTRADICTIONS[about], f"out='{tmp_path}'"]
+    for command in ("check", "run"):
+        mistake(forefed_command(command, *options(sets)), about)
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_every_exclusion_has_a_case() -> None:
+    broken = set()
+    for about, sets in CONTRADICTIONS.items():
+        config = configure(sets=sets)
+        hits = [e.why for e in EXCLUSIONS if e.broken(config)]
+        assert len(hits) == 1 and hits[0].startswith(about), about
+        broken.add(hits[0])
+    assert broken == {e.why for e in EXCLUSIONS}
+
+
+def test_all_contradictions_are_told_at_once() -> None:
+    both = [*CONTRADICTIONS["client.keep_optimiser"], *CONTRADICTIONS["faults"]]
+    with pytest.raises(UserError) as error:
+        check(configure(sets=both))
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"rounds = = 3\n", ["mine.toml", "TOML", "line 1"]),
+        (b'name = "\xff"\n', ["mine.toml"]),
+        (None, ["mine.toml", "no such"]),
+        (b"[client]\nepoch = 3\n", ["client.epoch", "'epochs'"]),
+        (b"client = 3\n", ["client"]),
+        (b'strategy = ["fedavg"]\n', ["strategy"]),
+        (b"[[engine]]\nkind = 'forward'\n", ["engine"]),
+        (b'transforms = "clip"\n', ["transforms"]),
+    ],
+)
+def test_faulty_toml(
+    content: bytes | None, words: list[str], forefed_command: Command, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    if content is not None:
+        file.write_bytes(content)
+    for command in ("check", "run"):
+        mistake(forefed_command(command, file, "--set", f"out='{tmp_path}'"), *words)
+
+
+def test_a_damaged_checkpoint(
+    forefed_command: Command, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished["unfinished"], tmp_path / "unfinished")
+    path = folder / FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    before = snapshot(folder)
+    place = ["--set", f"out='{tmp_path}'"]
+    mistake(forefed_command("run", folder, "--resume", *place), "checkpoint.safetensors", "damaged")
+    mistake(forefed_command("predict", folder, "w5"), "checkpoint.safetensors", "damaged")
+    assert snapshot(folder) == before
+
+
+def test_a_damaged_configuration(forefed_command: Command, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"rounds": ')
+    mistake(forefed_command("run", tmp_path), "config.json", "damaged")
+
+
+def test_export_overwrites_nothing(
+    forefed_command: Command, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    write_lines(tmp_path / "precious.jsonl", [{"a": 1}])
+    before = snapshot(tmp_path)
+    said = forefed_command("export", finished["classification"], tmp_path)
+    mistake(said, str(tmp_path), "not empty")
+    file = tmp_path / "precious.jsonl"
+    mistake(forefed_command("export", finished["classification"], file), "precious.jsonl")
+    assert snapshot(tmp_path) == before
+
+
+def test_unfinished_runs(
+    forefed_command: Command, finished: dict[str, Path], tmp_path: Path
+) -> None:
+    said = forefed_command("export", finished["unfinished"], tmp_path / "new")
+    mistake(said, "not finished", "--resume")
+    assert not (tmp_path / "new").exists()
+    early = shutil.copytree(finished["unfinished"], tmp_path / "early")
+    (early / FILE).unlink()
+    mistake(forefed_command("predict", early, "w5"), "nothing is trained yet")
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "report"])
+def test_folders_without_a_run(command: str, forefed_command: Command, tmp_path: Path) -> None:
+    more = {"predict": ["w5"], "export": [tmp_path / "new"], "report": []}[command]
+    mistake(forefed_command(command, tmp_path / "nowhere", *more), "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_list(forefed_command: Command) -> None:
+    mistake(forefed_command("list", "engine"), "'engines'")
+
+
+@pytest.mark.parametrize("arguments", [["rum"], ["run", "--no-such"], ["predict"], ["export"]])
+def test_misuse_of_the_program(arguments: list[str], forefed_command: Command) -> None:
+    said = forefed_command(*arguments)
+    assert said.status == 2 and said.err and "Traceback" not in said.err

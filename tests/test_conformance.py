@@ -1,0 +1,285 @@
+"""Every entry of every registry runs end to end, leaves a whole record, and repeats itself.
+
+A new entry is covered as soon as it is registered: what it needs beside its name, if anything,
+stands in ``NEEDS``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from federation import CLASSES, SITES, World, lines, without_clock
+from forefed.core import trees
+from forefed.core.settings import parse
+from forefed.data.population import Population
+from forefed.data.sources import SOURCES
+from forefed.data.tasks import TASKS, encode_texts
+from forefed.models.load import load_tokenizer
+from forefed.optimisers import OPTIMISERS
+from forefed.run import Config, Result
+from forefed.run.checkpoint import config_digest
+from forefed.run.config import SLOTS
+from forefed.run.use import _trained
+from forefed.strategies import STRATEGIES
+from forefed.transforms import TRANSFORMS
+from forefed.wire import CODECS
+
+NEEDS: dict[str, list[str]] = {
+    "engine=exact_head": ["adapter=head"],
+    "engine=finite_difference": ["engine.directions=2"],
+    "adapter=lora": ["adapter.r=2", "engine.directions=2"],
+    "codec=scalars": ["codec.head_directions=8"],
+    "assign=everything": ["strategy=fedfgd"],
+    "partition=natural": ["partition.column=site"],
+    "partition=bootstrap": ["partition.clients=6", "partition.examples_per_client=9"],
+    "data.task=pairs": ["data.source.path='{world.pairs}'"],
+    "data.task=causal_lm": ["model.name='{world.llama}'"],
+    "data.source=pydocs": ["data.limit=40"],
+}
+"""What an entry needs beside its name. Partitions get six clients unless they stand here."""
+
+ENTRIES = [
+    *(f"{slot}={kind}" for slot, registry in SLOTS.items() for kind in registry.kinds()),
+    *(f"client.optimiser={kind}" for kind in OPTIMISERS.kinds()),
+    *(f"data.task={kind}" for kind in TASKS.kinds()),
+    *(f"data.source={kind}" for kind in SOURCES.kinds() if kind != "hub"),  # no network
+    *(f'transforms=["{kind}"]' for kind in TRANSFORMS.kinds()),
+]
+METHODS = [(s, c) for s in STRATEGIES for c in CODECS.kinds()]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_entry_runs_and_repeats(entry: str, world: World, tmp_path: Path) -> None:
+    clients = ["partition.clients=6"] if entry.startswith("partition=") else []
+    needs = [text.format(world=world) for text in NEEDS.get(entry, clients)]
+    source = [] if entry == "data.source=pydocs" else [f"data.source.path='{world.texts}'"]
+    run_twice(world, tmp_path, ["data.source=files", *source, entry, *needs])
+
+
+@pytest.mark.parametrize(("method", "codec"), METHODS)
+def test_every_strategy_with_every_codec(
+    method: str, codec: str, world: World, tmp_path: Path
+) -> None:
+    fewer = ["codec.head_directions=8"] if codec == "scalars" else []
+    run_twice(world, tmp_path, [f"strategy={method}", f"codec={codec}", *fewer])
+
+
+@pytest.mark.parametrize("method", ["spry", "fedavg"])
+def test_bfloat16_weights(method: str, world: World, tmp_path: Path) -> None:
+    result = run_twice(world, tmp_path, [f"strategy={method}", "model.dtype=bfloat16"])
+    assert read(result.folder, "environment.json")["model"]["dtype"] == "bfloat16"
+    saved = load_file(result.folder / "checkpoint.safetensors")
+    assert {x.dtype for n, x in saved.items() if n.startswith("params/")} == {torch.float32}
+
+
+def test_published_spry(world: World, tmp_path: Path) -> None:
+    published = ["adapter=lora", "adapter.r=1", "engine.directions=1", "engine.law=gauss16"]
+    published += ["engine.head=perturbed", "assign=cyclic", "assign.head=unit"]
+    run_twice(world, tmp_path, [*published, "assign.rotate=false", "server=yogi", "server.lr=0.01"])
+
+
+CHECKED: dict[str, Result] = {}
+"""Results by configuration: many entries are the defaults of a slot and mean the same run."""
+
+
+def run_twice(world: World, out: Path, sets: list[str]) -> Result:
+    """Two runs of these settings, with everything checked that holds for every run."""
+    digest = config_digest(world.config(out, *sets))
+    if digest in CHECKED:
+        return CHECKED[digest]
+    first, second = (world.run(out, *sets, f"name={name}") for name in ("first", "second"))
+    check_record(first)
+    check_adapter(world, first)
+    assert first.summary["digest"] == second.summary["digest"]
+    rounds = [without_clock(lines(r.folder, "rounds.jsonl")) for r in (first, second)]
+    assert rounds[0] == rounds[1]
+    evaluations = [(r.folder / "evaluations.jsonl").read_bytes() for r in (first, second)]
+    assert evaluations[0] == evaluations[1]
+    CHECKED[digest] = first
+    return first
+
+
+def check_record(result: Result) -> None:
+    """The files of a finished run agree with one another and with what it was asked."""
+    folder, config = result.folder, read(result.folder, "config.json")
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
+        *("config.json", "environment.json", "partition.json", "rounds.jsonl"),
+        *("evaluations.jsonl", "checkpoint.safetensors", "adapter", "summary.json"),
+    }
+    summary = read(folder, "summary.json")
+    assert summary == result.summary and summary["status"] == "finished"
+    partition, environment = read(folder, "partition.json"), read(folder, "environment.json")
+    held = sum(partition["sizes"]) + partition["dropped"]
+    if partition["kind"] != "bootstrap":
+        assert held == environment["data"]["counts"]["examples"]
+    units = environment["model"]["units"]
+    assert environment["model"]["trainable"] == sum(size for _, _, size in units) > 0
+
+    rounds = lines(folder, "rounds.jsonl")
+    assert [line["round"] for line in rounds] == [*range(1, config["rounds"] + 1)]
+    for line in rounds:
+        assert len(set(line["cohort"])) == len(line["cohort"]) == config["cohort"]
+        assert all(0 <= client < partition["clients"] for client in line["cohort"])
+        assert line["replies"] + sum(line["lost"].values()) == config["cohort"]
+        assert line["bytes_down"] > 0
+        assert line["seconds"]["total"] > 0 and line["memory"]["rss"] > 0
+        if line["replies"]:
+            assert line["bytes_up"] > 0 and line["steps"] > 0 and line["forwards"] > 0
+            assert math.isfinite(line["loss"]) and line["memory"]["peak_above_weights"] > 0
+    for name in ("bytes_up", "bytes_down", "forwards"):
+        assert summary["totals"][name] == sum(line[name] for line in rounds)
+
+    evaluations = [e for e in lines(folder, "evaluations.jsonl") if e["split"] == "test"]
+    assert [e["round"] for e in evaluations] == [*range(config["rounds"] + 1)]
+    assert all(isinstance(v, str) or math.isfinite(v) for e in evaluations for v in e.values())
+    assert summary["final"] == evaluations[-1] and summary["best"] in evaluations
+
+    saved = load_file(folder / "checkpoint.safetensors")
+    params = {n.removeprefix("params/"): x for n, x in saved.items() if n.startswith("params/")}
+    assert trees.digest(params) == summary["digest"]
+    assert sum(x.numel() for x in params.values()) == environment["model"]["trainable"]
+
+
+def check_adapter(world: World, result: Result) -> None:
+    """Plain PEFT, on the same base, gives the run's logits (bit for bit in float32)."""
+    config = parse(Config, read(result.folder, "config.json"))
+    task, params = _trained(result.folder, config)
+    texts = ["w5 w6", "w20 w21 w22 w23", "w40"]
+    batch = encode_texts(load_tokenizer(config.model), texts, 12, None).batch(range(3))
+    loaded = peft_model(Path(config.model.name), result.folder, config.model.dtype)
+    with torch.no_grad():
+        ours, theirs = task.logits(params, batch), loaded(**batch.inputs).logits
+        if config.model.dtype == "float32":
+            assert torch.equal(ours, theirs)
+        else:  # PEFT computes the adapter and the head in other dtypes than we do
+            torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.02, atol=0.02)
+        assert not torch.equal(ours, task.logits(task.params, batch))  # it learned something
+    card = (result.folder / "adapter" / "README.md").read_text()
+    assert config.strategy.name in card and str(world.root) not in card
+
+
+def peft_model(base: Path, folder: Path, dtype: str) -> Any:
+    import transformers
+    from peft import PeftModel
+
+    labels = read(folder, "partition.json")["labels"]
+    options: dict[str, Any] = {"num_labels": len(labels)} if labels else {}
+    auto: Any = transformers.AutoModelForCausalLM
+    if labels:
+        auto = transformers.AutoModelForSequenceClassification
+    with torch.random.fork_rng(devices=[]):
+        model = auto.from_pretrained(base, dtype=getattr(torch, dtype), **options)
+        return PeftModel.from_pretrained(model, folder / "adapter").eval()
+
+
+def test_another_seed_is_another_run(world: World, tmp_path: Path) -> None:
+    digests = {world.run(tmp_path, f"name=s{s}", f"seed={s}").summary["digest"] for s in (0, 1)}
+    assert len(digests) == 2
+
+
+def test_a_language_model_is_scored_in_bits_per_byte(world: World, tmp_path: Path) -> None:
+    result = world.run(tmp_path, *world.lm, "strategy=fedavg", "evaluate.clients=4")
+    final, baseline = result.summary["final"], result.summary["baseline"]
+    assert 0 < final["bits_per_byte"] < baseline["untrained"] and baseline["majority"] is None
+    assert "accuracy" not in final
+    own = [e for e in lines(result.folder, "evaluations.jsonl") if e["split"] == "clients"]
+    assert [e["clients"] for e in own] == [4, 4, 4]
+    assert all(math.isfinite(e["bits_per_byte"]) for e in own)
+
+
+def test_a_million_clients_of_whom_only_the_cohort_is_looked_up(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[int] = []
+    inner = Population.client
+
+    def client(self: Population, i: int) -> Any:
+        looked_up.append(i)
+        return inner(self, i)
+
+    monkeypatch.setattr(Population, "client", client)
+    many = ["partition=bootstrap", "partition.clients=1000000", "partition.examples_per_client=5"]
+    result = world.run(tmp_path, *many)
+    cohorts = [c for line in lines(result.folder, "rounds.jsonl") for c in line["cohort"]]
+    assert looked_up == cohorts and len(cohorts) == 6 and max(cohorts) > 1000
+    partition = read(result.folder, "partition.json")
+    assert partition["clients"] == 1_000_000 and partition["shown"] == 1000
+
+
+def test_lost_answers_are_counted_and_the_run_goes_on(world: World, tmp_path: Path) -> None:
+    faults = ["faults.crash=0.3", "faults.offline=0.2", "faults.transport=0.2", "rounds=6"]
+    result = run_twice(world, tmp_path, faults)
+    rounds = lines(result.folder, "rounds.jsonl")
+    reasons = {reason for line in rounds for reason in line["lost"]}
+    assert reasons == {"crash", "offline", "transport"}
+    whole = [line for line in rounds if not line["lost"].get("offline")]
+    fewer = [line for line in rounds if line["lost"].get("offline")]
+    # Whoever is offline costs no bytes; a broadcast is far larger than an order.
+    assert max(x["bytes_down"] for x in fewer) < min(x["bytes_down"] for x in whole)
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"), [("faults.error=1.0", "error"), ("deadline_s=1e-9", "deadline")]
+)
+def test_a_run_without_any_answer_keeps_its_first_values(
+    setting: str, reason: str, world: World, tmp_path: Path
+) -> None:
+    result = world.run(tmp_path, setting, "server=yogi")
+    for line in lines(result.folder, "rounds.jsonl"):
+        assert line["lost"] == {reason: 3} and line["replies"] == line["bytes_up"] == 0
+        assert line["loss"] is None
+    untrained, *later = lines(result.folder, "evaluations.jsonl")
+    assert all({**e, "round": 0} == untrained for e in later)
+
+
+def test_unequal_clients(world: World, tmp_path: Path) -> None:
+    """Owners as the file names them: one or no example, a class missing, all in one cohort."""
+    owners = ["partition=natural", "partition.column=site", "cohort=5", "data.test_fraction=0.05"]
+    result = run_twice(world, tmp_path, owners)
+    partition = read(result.folder, "partition.json")
+    assert min(partition["sizes"]) == 1 and len(partition["sizes"]) in (5, 6)
+    assert max(partition["sizes"]) > SITES["large"]
+    assert any(0 in counts for counts in partition["counts"])
+    counts = read(result.folder, "environment.json")["data"]["counts"]
+    assert (counts["empty"], counts["truncated"]) == (1, 1)
+
+
+def test_clients_without_an_example(world: World, tmp_path: Path) -> None:
+    sparse = ["partition=dirichlet", "partition.clients=40", "partition.alpha=0.05", "cohort=20"]
+    result = run_twice(world, tmp_path, sparse)
+    assert 0 in read(result.folder, "partition.json")["sizes"]
+
+
+@pytest.mark.parametrize(
+    "registry", [*SLOTS.values(), SOURCES, TASKS, TRANSFORMS], ids=lambda r: str(r.slot)
+)
+def test_every_entry_says_what_it_is(registry: Any) -> None:
+    for entry in registry:
+        summary = entry.summary()
+        assert summary and summary[-1] in "." and len(summary) <= 100, entry
+        assert summary != (entry.__mro__[1].__doc__ or "").split("\n")[0]  # not inherited
+
+
+def test_every_strategy_says_what_it_is_and_where_it_comes_from() -> None:
+    for name, strategy in STRATEGIES.items():
+        assert strategy.name == name and strategy.summary.endswith(".")
+        assert "arXiv" in strategy.source
+        assert set(strategy.fixed) <= set(SLOTS)
+
+
+def test_the_tiny_texts_are_what_the_tests_think(world: World) -> None:
+    rows = [json.loads(line) for line in world.texts.read_text().splitlines()]
+    assert len(rows) == sum(SITES.values()) and {r["label"] for r in rows} == set(CLASSES)
+    assert np.min([len(r["text"]) for r in rows]) == 0
+
+
+def read(folder: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((folder / name).read_text(encoding="utf-8")))
