@@ -42,7 +42,7 @@ TINY_TEXT_CLASSIFICATION = (
 @dataclass(frozen=True)
 class World:
     """Where things are. ``texts`` has the columns text, label and site; ``pairs`` text1, text2 and
-    label; ``classes`` is the label of every row of ``texts``."""
+    label."""
 
     root: Path
     bert: Path

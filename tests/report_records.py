@@ -75,6 +75,7 @@ def record(
             "units": [["head", 6, 1540], ["block.0", 0, 64]],
             "weights_bytes": 90_855_936,
         },
+        "majority": None if lm else majority,
     }
     names = [] if lm else labels
     counts = np.zeros((clients, 0 if lm else len(names)), int)

@@ -122,7 +122,7 @@ def test_dirichlet_alpha_makes_clients_unlike() -> None:
     labels = np.arange(3000) % 3
 
     def largest_part(alpha: float) -> float:
-        shares = Dirichlet(clients=20, alpha=alpha).split(labels, None, KEY)
+        shares = Dirichlet(clients=20, alpha=alpha, min_size=1).split(labels, None, KEY)
         counts = [np.bincount(labels[rows], minlength=3) for rows in rows_of(shares)]
         return float(np.mean([c.max() / c.sum() for c in counts]))
 
@@ -166,7 +166,10 @@ def test_natural_minimum_and_cap() -> None:
         (Dirichlet(clients=100), "partition.clients = 100 is more than the 60 training examples"),
         (Pathological(clients=61), 'partition.kind = "bootstrap"'),
         (Dirichlet(clients=6, min_size=11), "raise partition.alpha, lower partition.clients"),
-        (Dirichlet(clients=50, alpha=1e-5), "no draw gave each of 50 clients 1 or more"),
+        (
+            Dirichlet(clients=50, alpha=1e-5, min_size=1),
+            "no draw gave each of 50 clients 1 or more",
+        ),
         (Iid(clients=61), "partition.clients = 61 is more than the 60 training examples"),
         (Pathological(clients=5, classes_per_client=4), "have 3 class(es); lower it"),
         (Pathological(clients=60, classes_per_client=3), "lower partition.clients or"),

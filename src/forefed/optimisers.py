@@ -15,7 +15,7 @@ client and the server that replays it end with the same bits.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -36,6 +36,11 @@ class Optimiser(Choice):
     """Learning rate of the classification head; None: the same as ``lr``."""
 
     state_names: ClassVar[tuple[str, ...]] = ()
+
+    def scaled(self, factor: float) -> Self:
+        """The same optimiser with both learning rates times ``factor`` (for schedules)."""
+        head_lr = None if self.head_lr is None else self.head_lr * factor
+        return self.model_copy(update={"lr": self.lr * factor, "head_lr": head_lr})
 
     def step(
         self,

@@ -77,6 +77,11 @@ def load_base(settings: ModelSettings, key: Key, label_names: Sequence[str] | No
             f"model.name: '{settings.name}' is an encoder-decoder model; only encoders "
             "(BERT and its kin) and decoders (Llama, GPT-2, OPT and their kin) are supported"
         )
+    if label_names is None and not _is_causal(model):
+        raise UserError(
+            f"model.name: '{settings.name}' is an encoder, in which every token sees the next ones; "
+            "data.task.kind = 'causal_lm' needs a decoder (Llama, GPT-2, OPT and their kin)"
+        )
     mismatched = {name for name, *_shapes in report["mismatched_keys"]}
     missing = {*report["missing_keys"], *mismatched}
     std = getattr(model.config, "initializer_range", None) or 0.02
@@ -170,6 +175,14 @@ def choose_dtype(settings: ModelSettings) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+def _is_causal(model: Any) -> bool:
+    """Do early logits stay when a later token changes?"""
+    ids = torch.tensor([[5, 6, 7], [5, 6, 8]]) % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        one, other = model.eval()(input_ids=ids).logits[:, 0]
+    return bool(torch.allclose(one, other))
 
 
 @contextmanager

@@ -93,8 +93,8 @@ class Run:
 
     @property
     def majority(self) -> float | None:
-        """Accuracy of always naming the most frequent class; None before a run is finished."""
-        return finite(((self.summary or {}).get("baseline") or {}).get("majority"))
+        """Accuracy of always naming the most frequent class; None for a language model."""
+        return finite(self.environment.get("majority"))
 
     def total(self, key: str) -> float:
         """The sum of one number over all rounds, such as ``bytes_up`` or ``forwards``."""

@@ -249,7 +249,7 @@ def _quality(run: Run, value: float | None) -> str:
 
 
 def _majority(run: Run) -> str:
-    return _quality(run, run.majority) if run.finished else "known at the end"
+    return _quality(run, run.majority)
 
 
 def _scored(run: Run, line: Json | None) -> str:

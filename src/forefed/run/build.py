@@ -89,8 +89,15 @@ def build(config: Config, say: Callable[[str], None] = lambda _: None) -> Federa
         config.server,
         config.transforms,
         config.deadline_s,
+        _server_rate(config),
     )
     return Federation(config, task, data, star, trainer, transport)
+
+
+def _server_rate(config: Config) -> Callable[[int], float]:
+    if config.server_schedule == "constant":
+        return lambda _: 1.0
+    return lambda number: 1 - (number - 1) / config.rounds
 
 
 def load_model(config: Config, label_names: Sequence[str]) -> Task:

@@ -88,6 +88,9 @@ class Config(Settings):
     codec: Annotated[SerializeAsAny[Codec], BeforeValidator(CODECS.parse)] = Dense()
     rule: Annotated[SerializeAsAny[Rule], BeforeValidator(RULES.parse)] = Mean()
     server: Annotated[SerializeAsAny[Optimiser], BeforeValidator(OPTIMISERS.parse)] = Sgd()
+    server_schedule: Literal["constant", "linear"] = "constant"
+    """"linear": the server's learning rates fall from their values in round 1 towards 0 at the end
+    (averages out the noise of the last cohorts)."""
     faults: FaultSettings = FaultSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
@@ -206,6 +209,3 @@ def _assignment(item: str) -> dict[str, Any]:
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return dict(value)
-
-
-Verdict = Literal["ok", "refused"]

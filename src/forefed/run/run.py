@@ -17,8 +17,9 @@ from forefed.models.export import save_adapter
 from forefed.run import record
 from forefed.run.build import Federation, build
 from forefed.run.card import model_card
-from forefed.run.checkpoint import load_checkpoint, save_checkpoint
-from forefed.run.config import Config
+from forefed.run.checkpoint import config_digest, load_checkpoint, save_checkpoint
+from forefed.run.compat import check
+from forefed.run.config import Config, configure
 from forefed.run.evaluate import better, evaluate_clients, evaluate_global
 from forefed.run.star import RoundReport, RunState, losses_by_reason
 
@@ -61,6 +62,7 @@ def run(config: Config, resume: bool = False, watcher: Watcher | None = None) ->
     """
     watcher = watcher or Watcher()
     folder = config.folder
+    check(config)
     if (folder / "config.json").exists():
         finished = record.summary(folder)
         if finished is not None and _same_run(folder, config):
@@ -91,6 +93,7 @@ def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
     watcher.built(federation, state.round)
     if saved is None:
         _evaluate(federation, folder, state, watcher)
+    checkpoint_s = 0.0
     while state.round < config.rounds:
         started = time.perf_counter()
         state, report = federation.star.round(state, watcher.outcome)
@@ -99,11 +102,14 @@ def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
             clock = time.perf_counter()
             _evaluate(federation, folder, state, watcher)
             seconds["evaluate"] = time.perf_counter() - clock
-        seconds["total"] = time.perf_counter() - started
+        seconds["checkpoint"] = checkpoint_s
+        seconds["total"] = time.perf_counter() - started + checkpoint_s
         line = round_line(report, seconds)
         record.append(folder, record.ROUNDS, line)
+        clock = time.perf_counter()
         if state.round % config.checkpoint_every == 0 or state.round == config.rounds:
             save_checkpoint(folder, config, state, federation.transport.store)
+        checkpoint_s = time.perf_counter() - clock  # stands in the next round's line
         watcher.round(line)
     return _finish(federation, folder, state)
 
@@ -121,8 +127,12 @@ def _write_head(federation: Federation, folder: Path) -> None:
         "trainable": trees.size(task.params),
         "units": [[u.name, u.depth, u.size] for u in task.units],
     }
+    majority = federation.majority()
     data: Json = {**federation.data.provenance, "counts": federation.data.counts}
-    write_json(folder / "environment.json", {**record.environment(), "data": data, "model": model})
+    write_json(
+        folder / "environment.json",
+        {**record.environment(), "majority": majority, "data": data, "model": model},
+    )
     write_json(folder / "partition.json", federation.data.population.summary())
     record.write_config(folder, federation.config)
 
@@ -205,5 +215,6 @@ def _finish(federation: Federation, folder: Path, state: RunState) -> Result:
 
 
 def _same_run(folder: Path, config: Config) -> bool:
-    stored = record.read_config(folder)
-    return stored == config.model_dump(mode="json")
+    """Does the folder hold a run of these settings, wherever it was made and moved to?"""
+    stored = configure(base=record.read_config(folder))
+    return config_digest(stored) == config_digest(config)

@@ -72,6 +72,8 @@ class Star:
     server: Optimiser
     transforms: Sequence[Transform] = ()
     deadline_s: float | None = None
+    server_rate: Callable[[int], float] = lambda _: 1.0
+    """Factor on the server's learning rates in round r (r counts from 1)."""
 
     def plan(self, state: RunState) -> dict[int, Order]:
         """The orders of the next round, by client."""
@@ -131,8 +133,10 @@ class Star:
         rule_state, grad = aggregate(self.rule, state.rule, updates)
         for transform in reversed(self.transforms):
             grad = transform.server(grad)
-        server_state, params = self.server.step(state.server, state.params, grad, self.head)
-        return RunState(state.round + 1, params, server_state, rule_state)
+        number = state.round + 1
+        server = self.server.scaled(self.server_rate(number))
+        server_state, params = server.step(state.server, state.params, grad, self.head)
+        return RunState(number, params, server_state, rule_state)
 
 
 def losses_by_reason(report: RoundReport) -> dict[str, int]:
