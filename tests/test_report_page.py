@@ -135,7 +135,7 @@ def test_the_headline_of_language_models_and_of_unfinished_runs(tmp_path):
     assert "2.720 bits per byte of test text, 21.8 % less than the 3.480 before training" in text
     text = headline([read_run(record(tmp_path / "going", rounds=5, planned=40))])
     assert text.startswith("Not finished: 5 of 40 rounds are recorded.") and "at round 4" in text
-    assert "most frequent" not in text
+    assert "most frequent class, 27.0 %" in text
     lost = record(tmp_path / "nan", rounds=2, lm=True)
     change(lost, "evaluations.jsonl", lambda lines: lines[-1].update(bits_per_byte=None))
     assert "diverged" in headline([read_run(lost)])

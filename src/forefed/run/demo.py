@@ -9,7 +9,7 @@ from forefed.run.run import Result
 DEMO: dict[str, Any] = {
     "name": "demo",
     "strategy": {"name": "spry"},
-    "rounds": 140,
+    "rounds": 160,
     "cohort": 8,
     "adapter": {"kind": "tinylora", "r": 4, "u": 16, "layers": "last:1"},
     "engine": {"kind": "forward", "directions": 4},
@@ -18,11 +18,11 @@ DEMO: dict[str, Any] = {
         "batch_size": 16,
         "optimiser": {"kind": "sgd", "lr": 1.0, "head_lr": 3.0},
     },
-    "server": {"kind": "adam", "lr": 1e-2, "head_lr": 8e-2},
+    "server": {"kind": "adam", "lr": 1e-2, "head_lr": 0.14},
     "server_schedule": "linear",
     "data": {"source": {"kind": "pydocs"}, "max_length": 48},
-    "partition": {"kind": "dirichlet", "clients": 40, "alpha": 1.0},
-    "evaluate": {"every": 35},
+    "partition": {"kind": "dirichlet", "clients": 40, "alpha": 2.0},
+    "evaluate": {"every": 40},
 }
 
 
