@@ -18,7 +18,9 @@ Departures, each a setting:
 - a few-parameter adapter whose client units are small enough for exact gradients by unit vectors
   (published: LoRA r = 1 and one random direction, whose noise is that of thousands of dimensions);
   ``adapter.kind = "lora"``, ``engine.directions = 1``, ``engine.law = "gauss16"``;
-- server: momentum (published: FedYogi at 1e-2); ``server.kind = "yogi"``.
+- clients take plain gradient steps and the server an Adam step (published: AdamW at clients, which
+  scales the noise of an estimate up to full steps, and FedYogi); ``client.optimiser = "adamw"``,
+  ``server.kind = "yogi"``.
 """
 
 from forefed.strategies.strategy import Strategy
@@ -31,10 +33,10 @@ SPRY = Strategy(
         "adapter": {"kind": "tinylora", "r": 4, "u": 16},
         "assign": {"kind": "contiguous"},
         "engine": {"kind": "forward", "directions": 4},
-        "client": {"optimiser": {"kind": "adamw", "lr": 5e-3, "head_lr": 1e-2}},
+        "client": {"optimiser": {"kind": "sgd", "lr": 1.0, "head_lr": 3.0}},
         "codec": {"kind": "dense"},
         "rule": {"kind": "mean"},
-        "server": {"kind": "sgd", "lr": 1.0},
+        "server": {"kind": "adam", "lr": 1e-2, "head_lr": 0.1},
     },
     fixed={"assign": ("contiguous", "cyclic")},
 )
