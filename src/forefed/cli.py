@@ -91,11 +91,13 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML file with curves, partition, settings and results."""
-    from forefed.report import read_run, results_table, write_report
+    from forefed.report import partition_table, read_run, results_table, write_report
 
     read = [read_run(folder) for folder in runs]
     target = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     write_report(read, target)
+    if len(read) == 1:
+        out.print(partition_table(read[0].partition))
     out.print(results_table(read))
     out.print(f"report: {target}")
 
@@ -168,9 +170,7 @@ def main() -> None:
     except UserError as error:
         err.print(f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         err.print("\nstopped; finished rounds are kept: the same command with --resume goes on")
         sys.exit(130)
     except Exception as error:
