@@ -1,12 +1,12 @@
 """A language model must be a decoder: nothing may look ahead."""
 
 import pytest
-from tiny import tiny_model
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.models.load import load_base
 from forefed.models.settings import ModelSettings
+from tiny import tiny_model
 
 
 def test_an_encoder_is_no_language_model():

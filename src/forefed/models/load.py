@@ -79,7 +79,7 @@ def load_base(settings: ModelSettings, key: Key, label_names: Sequence[str] | No
         )
     if label_names is None and not _is_causal(model):
         raise UserError(
-            f"model.name: '{settings.name}' is an encoder, in which every token sees the next ones; "
+            f"model.name: '{settings.name}' is an encoder: its tokens see the ones after them; "
             "data.task.kind = 'causal_lm' needs a decoder (Llama, GPT-2, OPT and their kin)"
         )
     mismatched = {name for name, *_shapes in report["mismatched_keys"]}
