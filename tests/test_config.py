@@ -126,18 +126,18 @@ def test_a_setting_beside_a_strategys_default() -> None:
     config = configure(sets=["adapter.u=7", "client.batch_size=3"])
     assert config.adapter.model_dump()["u"] == 7
     assert config.adapter.model_dump()["r"] == 4  # spry's own, not TinyLoRA's 2
-    assert config.client.batch_size == 3 and config.client.optimiser.lr == 5e-3
+    assert config.client.batch_size == 3 and config.client.optimiser.head_lr == 3.0
 
 
 def test_another_kind_drops_the_strategys_table() -> None:
-    config = configure(sets=["adapter.kind=lora", "client.optimiser.kind=sgd"])
+    config = configure(sets=["adapter.kind=lora", "client.optimiser.kind=adamw"])
     assert config.adapter.model_dump()["r"] == Lora().r != 4  # LoRA's own default, not spry's
-    assert (config.client.optimiser.lr, config.client.optimiser.head_lr) == (1.0, None)
+    assert (config.client.optimiser.lr, config.client.optimiser.head_lr) == (1e-3, None)
 
 
 def test_the_same_kind_keeps_the_strategys_table() -> None:
     assert configure(sets=["adapter=tinylora"]) == configure()
-    assert configure(sets=["client.optimiser=adamw"]).client.optimiser.lr == 5e-3
+    assert configure(sets=["client.optimiser=sgd"]).client.optimiser.head_lr == 3.0
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_values_of_set(item: str, path: str, value: Any) -> None:
         ("roundz=5", ["roundz", "did you mean 'rounds'"]),
         ("evaluate.evry=5", ["evaluate.evry", "did you mean 'every'"]),
         ("client.epoch=5", ["client.epoch", "did you mean 'epochs'"]),
-        ("client.optimiser.beta=5", ["client.optimiser.beta", "did you mean 'beta"]),
-        ("server.momentun=5", ["server.momentun", "did you mean 'momentum'"]),
+        ("server.beta=5", ["server.beta", "did you mean 'beta"]),
+        ("client.optimiser.momentun=5", ["client.optimiser.momentun", "did you mean 'momentum'"]),
         ("data.source.pth=5", ["data.source.pth", "Known here: kind"]),
         ("strategy.nam=spry", ["strategy.nam", "did you mean 'name'"]),
         ("engine=forwad", ["engine", "did you mean 'forward'"]),
