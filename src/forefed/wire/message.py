@@ -16,8 +16,9 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import safetensors
-import safetensors.torch
+import safetensors.numpy
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ VERSION = 1
 _HEAD = struct.Struct("<4sHHIQ8s")
 KINDS = {"order": 1, "dense": 2, "scalars": 3, "state": 4}
 
-ALLOWED_DTYPES = (torch.float32, torch.float64, torch.int64)
+ALLOWED_DTYPES = (np.dtype("float32"), np.dtype("float64"), np.dtype("int64"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ DEFAULT_LIMITS = Limits()
 
 def pack_tensors(tensors: Params) -> bytes:
     """Tensors as safetensors bytes."""
-    return safetensors.torch.save({n: x.detach().contiguous() for n, x in tensors.items()})
+    return safetensors.numpy.save(
+        {n: x.detach().cpu().contiguous().numpy() for n, x in tensors.items()}
+    )
 
 
 def unpack_tensors(data: bytes | memoryview) -> Params:
@@ -55,12 +58,14 @@ def unpack_tensors(data: bytes | memoryview) -> Params:
         ProtocolError: not safetensors, or a dtype that no message of ours uses.
     """
     try:
-        tensors = safetensors.torch.load(bytes(data))
-    except safetensors.SafetensorError as error:
+        arrays = safetensors.numpy.load(bytes(data))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ProtocolError(f"the tensors cannot be read: {error}") from None
-    for name, x in tensors.items():
+    tensors: Params = {}
+    for name, x in arrays.items():
         if x.dtype not in ALLOWED_DTYPES:
             raise ProtocolError(f"tensor {name!r} has dtype {x.dtype}, which no message uses")
+        tensors[name] = torch.from_numpy(x.copy())
     return tensors
 
 
