@@ -1,6 +1,6 @@
 """Memory above the weights and time per step of every engine, relative to inference.
 
-Models: RoBERTa-large sizes at reduced depth (4 layers, random weights: neither time nor memory
+Models: RoBERTa-large sizes at reduced depth (2 layers, random weights: neither time nor memory
 depends on their values), and the pretrained MiniLM. The first quarter of the blocks is trained
 ("early", the dearest place for forward mode) or the last ("late").
 """
@@ -119,12 +119,12 @@ HEADER = (
 
 
 def tables() -> Iterator[tuple[str, str]]:
-    large = roberta(4, Lora(r=1))
-    rows = [r for part in ("early", "late") for r in measure(large, batch_of(128, 2000), part, 3)]
+    large = roberta(2, Lora(r=1))
+    rows = [r for part in ("early", "late") for r in measure(large, batch_of(128, 2000), part, 2)]
     yield (
-        "Engines, RoBERTa-large sizes, 4 layers, LoRA r=1, batch 8, length 128",
+        "Engines, RoBERTa-large sizes, 2 layers, LoRA r=1, batch 8, length 128",
         markdown(HEADER, rows),
     )
     minilm, _ = load_task(ModelSettings(), TinyLora(r=4, u=16), Key(0), LABELS)
-    rows = [r for part in ("early", "late") for r in measure(minilm, batch_of(64, 20000), part, 5)]
+    rows = [r for part in ("early", "late") for r in measure(minilm, batch_of(64, 20000), part, 3)]
     yield "Engines, MiniLM, TinyLoRA u=16, batch 8, length 64", markdown(HEADER, rows)
