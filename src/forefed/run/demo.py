@@ -32,7 +32,7 @@ def next_steps(result: Result) -> str:
     return (
         f"report: {folder / 'report.html'}\n\n"
         "Try next:\n"
-        f'  forefed predict {folder} "Return the line number of the enclosing class."\n'
+        f'  forefed predict {folder} "Send a mail message to the SMTP server."\n'
         f"  forefed run --set strategy=fedavg --set name=fedavg --set rounds=10\n"
         f"  forefed report {folder} runs/fedavg -o compare.html"
     )
