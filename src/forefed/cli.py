@@ -166,19 +166,21 @@ def _configure(config: Path | None, sets: list[str] | None) -> Config:
 def main() -> None:
     """Entry point: a user's mistake is one message and status 2; Ctrl-C is status 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer answers Ctrl-C with the value 130
     except UserError as error:
         err.print(f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except (typer.Abort, KeyboardInterrupt):
-        err.print("\nstopped; finished rounds are kept: the same command with --resume goes on")
-        sys.exit(130)
+    except typer.Abort:
+        code = 130
     except Exception as error:
         show = getattr(error, "show", None)  # click's own usage errors print themselves
         if show is None:
             raise
         show()
         sys.exit(getattr(error, "exit_code", 2))
+    if code == 130:
+        err.print("\nstopped; finished rounds are kept: the same command with --resume goes on")
+    sys.exit(code or 0)
 
 
 def _escape(text: str) -> str:
