@@ -56,6 +56,11 @@ class Batch:
     def size(self) -> int:
         return len(self.labels)
 
+    @property
+    def length(self) -> int:
+        """Padded positions of a row."""
+        return max((x.shape[1] for x in self.inputs.values() if x.dim() > 1), default=1)
+
     def rows(self, start: int, stop: int) -> Batch:
         """The micro-batch of rows ``start`` to ``stop`` (views, no copies)."""
         return Batch(
@@ -101,13 +106,14 @@ class Estimate:
     ``grad`` holds the parameters whose gradient is exact, ``slopes_K`` the directional derivatives
     along the step's directions over all *other* parameters it was asked for. ``forwards`` counts
     forward-equivalents: forward passes over one example (a backward pass counts as one more,
-    a tangent pass likewise).
+    a tangent pass likewise). ``fallbacks`` names operators that the forward engine had no rule for.
     """
 
     loss: float
     grad: Params = field(default_factory=dict)
     slopes_K: Tensor | None = None
     forwards: float = 0.0
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -33,6 +33,7 @@ class Backprop(GradientEngine):
             part_loss, part_grad = value_and_grad(loss, params, {}, part)
             mean_loss += share * part_loss
             grad.add(part_grad, share)
+            del part_grad  # or it would stay through the next micro-batch
         return Estimate(mean_loss, grad.total, None, self.forward_equivalents * batch.size)
 
 

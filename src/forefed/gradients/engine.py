@@ -8,7 +8,9 @@ gradient unless told to perturb it.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -25,8 +27,9 @@ from forefed.gradients.directions import BasisDirections, Directions, RandomDire
 class GradientEngine(Choice):
     """Base of all engines."""
 
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
-    """Rows per micro-batch (None: the whole batch). Exact: peak memory becomes a setting."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
+    """Rows per micro-batch; "auto": about 512 tokens, None: the whole batch. The result is the same
+    to rounding, so peak memory is a setting."""
 
     estimates: ClassVar[bool] = False  # slopes instead of a gradient
     recomputes: ClassVar[bool] = False  # wants the loss that recomputes blocks in its backward
@@ -52,6 +55,17 @@ class GradientEngine(Choice):
     def directions_for(self, order: Order) -> Directions | None:
         """The directions of the client's first step, as client and server both build them."""
         return None
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """What one micro-batch gives: loss, ``slopes_K`` [K] (float64, on the CPU), the exact gradient
+    of the parameters that were not perturbed, and operators that had no rule (with their count)."""
+
+    loss: float
+    slopes_K: Tensor
+    grad: Params
+    fallbacks: Counter[str] = field(default_factory=Counter)
 
 
 class SlopeEngine(GradientEngine):
@@ -95,27 +109,39 @@ class SlopeEngine(GradientEngine):
         assert directions is not None, "an estimating engine needs directions"
         mean_loss, grad = 0.0, Accumulator()
         slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
+        fallbacks: Counter[str] = Counter()
         for part, share in micro_batches(loss, batch, self.micro_batch):
-            part_loss, part_slopes_K, part_grad = self.slopes(loss, body, exact, part, directions)
-            mean_loss += share * part_loss
-            slopes_K = slopes_K + share * part_slopes_K
-            grad.add(part_grad, share)
+            found = self.slopes(loss, body, exact, part, directions)
+            mean_loss += share * found.loss
+            slopes_K = slopes_K + share * found.slopes_K
+            grad.add(found.grad, share)
+            fallbacks += found.fallbacks
+            del found  # a large head's gradient would stay through the next micro-batch
         passes = self.passes(len(slopes_K), bool(exact))
-        return Estimate(mean_loss, grad.total, slopes_K, passes * batch.size)
+        return Estimate(mean_loss, grad.total, slopes_K, passes * batch.size, dict(fallbacks))
 
     @abstractmethod
     def slopes(
         self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
-    ) -> tuple[float, Tensor, Params]:
-        """Loss, slopes [K] (float64) over ``body``, and the gradient of ``exact``."""
+    ) -> Slopes:
+        """Loss, slopes over ``body``, and the gradient of ``exact``, of one micro-batch."""
 
     @abstractmethod
     def passes(self, k: int, with_head: bool) -> float:
         """Forward-equivalents of ``k`` slopes of one example."""
 
 
-def micro_batches(loss: LossFn, batch: Batch, rows: int | None) -> Iterator[tuple[Batch, float]]:
+AUTO_TOKENS = 512
+"""Tokens per micro-batch: from here on a matrix product runs at full speed on a CPU, and an inner
+feed-forward activation of a 1,024-wide model takes 8 MB."""
+
+Rows = int | Literal["auto"] | None
+
+
+def micro_batches(loss: LossFn, batch: Batch, rows: Rows) -> Iterator[tuple[Batch, float]]:
     """The batch in parts of at most ``rows`` rows, each with its share of the batch's mean."""
+    if rows == "auto":
+        rows = max(1, AUTO_TOKENS // batch.length)
     if rows is None or rows >= batch.size:
         yield batch, 1.0
         return
@@ -128,16 +154,22 @@ def micro_batches(loss: LossFn, batch: Batch, rows: int | None) -> Iterator[tupl
 
 
 class Accumulator:
-    """A share-weighted sum of gradients, empty until the first one (local to one engine call)."""
+    """A share-weighted sum of gradients, empty until the first one (local to one engine call).
+
+    Adds in place: a head may be as large as everything else that an engine holds.
+    """
 
     def __init__(self) -> None:
         self.total: Params = {}
 
     def add(self, grad: Params, share: float) -> None:
-        if not self.total:
-            self.total = grad if share == 1.0 else {n: share * g for n, g in grad.items()}
+        if share == 1.0:  # the only one
+            self.total = grad
+        elif not self.total:
+            self.total = {n: share * g for n, g in grad.items()}
         else:
-            self.total = {n: self.total[n] + share * g for n, g in grad.items()}
+            for n, g in grad.items():
+                self.total[n].add_(g, alpha=share)
 
 
 def value_and_grad(
@@ -154,7 +186,7 @@ def value_and_grad(
     }
 
 
-def exact_head(loss: LossFn, head: Params, batch: Batch, rows: int | None) -> Estimate:
+def exact_head(loss: LossFn, head: Params, batch: Batch, rows: Rows) -> Estimate:
     """The head's gradient: reverse mode that ends where the head begins, so nothing is stored."""
     mean_loss, grad = 0.0, Accumulator()
     for part, share in micro_batches(loss, batch, rows):

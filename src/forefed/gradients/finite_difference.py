@@ -12,10 +12,9 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from forefed.core.types import Batch, DirectionSet, LossFn, Params
-from forefed.gradients.engine import SlopeEngine, value_and_grad
+from forefed.gradients.engine import SlopeEngine, Slopes, value_and_grad
 
 
 class FiniteDifference(SlopeEngine):
@@ -29,7 +28,7 @@ class FiniteDifference(SlopeEngine):
 
     def slopes(
         self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
-    ) -> tuple[float, Tensor, Params]:
+    ) -> Slopes:
         grad: Params = {}
         centre: float | None = None
         if exact:
@@ -45,7 +44,7 @@ class FiniteDifference(SlopeEngine):
                 slopes.append((above - below) / (2 * self.eps))
                 losses.append((above + below) / 2)
         value = sum(losses) / len(losses) if centre is None else centre
-        return value, torch.tensor(slopes, dtype=torch.float64), grad
+        return Slopes(value, torch.tensor(slopes, dtype=torch.float64), grad)
 
     def passes(self, k: int, with_head: bool) -> float:
         return 2.0 * k + (1.0 if with_head else 0.0)
