@@ -205,3 +205,28 @@ def test_peak_memory_is_counted_exactly():
 def test_every_engine_explains_itself():
     for engine in ENGINES:
         assert len(engine.summary()) > 20
+
+
+@pytest.mark.parametrize("parts", [1, 3, 13, 20])
+@pytest.mark.parametrize("rows", ["auto", 2])
+def test_every_part_of_the_batch_has_directions_of_its_own(parts, rows):
+    """The estimate is the share-weighted mean of the parts' own estimates; here by hand."""
+    engine = Forward(directions=2, independent=parts, micro_batch=rows)
+    directions = engine.directions_for(ORDER)
+    estimate = engine(LOSS, PARAMS, BATCH, directions, HEAD)
+    found = directions.combine(BODY, estimate.slopes_K)
+    expected = {n: torch.zeros_like(x) for n, x in BODY.items()}
+    for i in range(parts):
+        part = BATCH.rows(i * BATCH.size // parts, (i + 1) * BATCH.size // parts)
+        if part.size == 0:
+            continue
+        grad = trees.pick(Backprop()(LOSS, PARAMS, part).grad, BODY)
+        along = directions.tangents(BODY, range(2 * i, 2 * i + 2))
+        for k in range(2):
+            v = {n: x[k] for n, x in along.items()}
+            weight = part.size / BATCH.size / 2 * trees.dot(v, grad)
+            expected = {n: x + weight * v[n] for n, x in expected.items()}
+    close(found, expected, 1e-10)
+    close(estimate.grad, trees.pick(GRAD, HEAD), 1e-10)
+    assert estimate.loss == pytest.approx(Backprop()(LOSS, PARAMS, BATCH).loss, rel=1e-12)
+    assert estimate.forwards == 3 * BATCH.size  # one primal, two tangents: as with one part

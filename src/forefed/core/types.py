@@ -84,19 +84,13 @@ class LossFn(Protocol):
 
 
 class DirectionSet(Protocol):
-    """The K directions of one step over a set of parameters, as whoever has the key has them."""
+    """The K directions of one step over a set of parameters, as an engine walks along them."""
 
     def count(self, like: Params) -> int:
         """K for these parameters (their dimension in basis mode)."""
 
     def tangents(self, like: Params, ks: range) -> Params:
         """Directions ``ks``, stacked: name -> [len(ks), *shape]."""
-
-    def combine(self, like: Params, slopes_K: Tensor) -> Params | None:
-        """The gradient estimate that these slopes stand for; None when no slope is finite."""
-
-    def project(self, grad: Params) -> Tensor:
-        """The slopes [K] of an exact gradient along these directions."""
 
 
 @dataclass(frozen=True)

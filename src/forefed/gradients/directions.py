@@ -17,7 +17,7 @@ from torch import Tensor
 
 from forefed.core import trees
 from forefed.core.keys import Key, Law
-from forefed.core.types import Params
+from forefed.core.types import DirectionSet, Params
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,20 @@ class BasisDirections:
     def project(self, grad: Params) -> Tensor:
         """The gradient's own elements, [D] float64."""
         return trees.flatten(grad).double().cpu()
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some of the directions of a set, as an engine walks along them."""
+
+    of: DirectionSet
+    ks: range
+
+    def count(self, like: Params) -> int:
+        return len(self.ks)
+
+    def tangents(self, like: Params, ks: range) -> Params:
+        return self.of.tangents(like, range(self.ks.start + ks.start, self.ks.start + ks.stop))
 
 
 Directions = RandomDirections | BasisDirections

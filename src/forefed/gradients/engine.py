@@ -21,7 +21,7 @@ from forefed.core import trees
 from forefed.core.keys import Law
 from forefed.core.settings import Choice
 from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Order, Params
-from forefed.gradients.directions import BasisDirections, Directions, RandomDirections
+from forefed.gradients.directions import BasisDirections, Directions, RandomDirections, Window
 
 
 class GradientEngine(Choice):
@@ -80,6 +80,9 @@ class SlopeEngine(GradientEngine):
     perturbed. "perturbed": one direction over head and adapters together, as published."""
     clamp: Annotated[float, Field(ge=0)] = 10.0
     """Random slopes are clamped to this multiple of the running median of |slope|; 0: never."""
+    independent: Annotated[int, Field(ge=1)] = 1
+    """Parts of the batch that get random directions of their own (the batch size: every example).
+    Unbiased at the same cost and a little less noisy; that many times more slopes."""
 
     estimates: ClassVar[bool] = True
 
@@ -89,9 +92,8 @@ class SlopeEngine(GradientEngine):
     def directions_for(self, order: Order) -> Directions:
         if self.directions == "all":
             return BasisDirections()
-        return RandomDirections(
-            order.run, order.round, order.client, k=self.directions, law=self.law
-        )
+        count = self.directions * self.independent
+        return RandomDirections(order.run, order.round, order.client, k=count, law=self.law)
 
     def __call__(
         self,
@@ -110,15 +112,32 @@ class SlopeEngine(GradientEngine):
         mean_loss, grad = 0.0, Accumulator()
         slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
         fallbacks: Counter[str] = Counter()
-        for part, share in micro_batches(loss, batch, self.micro_batch):
-            found = self.slopes(loss, body, exact, part, directions)
-            mean_loss += share * found.loss
-            slopes_K = slopes_K + share * found.slopes_K
-            grad.add(found.grad, share)
-            fallbacks += found.fallbacks
-            del found  # a large head's gradient would stay through the next micro-batch
-        passes = self.passes(len(slopes_K), bool(exact))
+        for rows, share_of_rows, ks in self.parts(loss, batch, len(slopes_K)):
+            along = directions if len(ks) == len(slopes_K) else Window(directions, ks)
+            for part, share_of_part in micro_batches(loss, rows, self.micro_batch):
+                share = share_of_rows * share_of_part
+                found = self.slopes(loss, body, exact, part, along)
+                mean_loss += share * found.loss
+                # combine() takes the mean over all directions, of which these rows see few
+                slopes_K[ks.start : ks.stop] += len(slopes_K) / len(ks) * share * found.slopes_K
+                grad.add(found.grad, share)
+                fallbacks += found.fallbacks
+                del found  # a large head's gradient would stay through the next micro-batch
+        passes = self.passes(len(slopes_K) // self.independent, bool(exact))
         return Estimate(mean_loss, grad.total, slopes_K, passes * batch.size, dict(fallbacks))
+
+    def parts(self, loss: LossFn, batch: Batch, count: int) -> Iterator[tuple[Batch, float, range]]:
+        """Parts of the batch, their shares of its mean, and their directions out of ``count``."""
+        if self.independent == 1:
+            yield batch, 1.0, range(count)
+            return
+        each, total = count // self.independent, loss.weight(batch)
+        for i in range(self.independent):
+            rows = batch.rows(
+                i * batch.size // self.independent, (i + 1) * batch.size // self.independent
+            )
+            if rows.size and loss.weight(rows):
+                yield rows, loss.weight(rows) / total, range(i * each, (i + 1) * each)
 
     @abstractmethod
     def slopes(

@@ -11,7 +11,8 @@ under the scalars codec both end with the same bits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -185,6 +186,7 @@ class StepLog:
         self.seen = 0
         self.skipped = 0
         self.peak_bytes: int | None = None
+        self.fallbacks: Counter[str] = Counter()
 
     def add(
         self, estimate: Estimate, slopes: Slopes, size: int, complete: bool, grad: Params
@@ -192,6 +194,7 @@ class StepLog:
         self.slopes.append(slopes)
         self.losses.append(estimate.loss)
         self.forwards += estimate.forwards
+        self.fallbacks.update(estimate.fallbacks)
         self.seen += size
         self.skipped += not (complete and trees.all_finite(grad))
 
@@ -202,6 +205,7 @@ class StepLog:
             "steps": float(len(self.losses)),
             "skipped": float(self.skipped),
             "forwards": self.forwards,
+            **{f"fallback/{name}": float(count) for name, count in self.fallbacks.items()},
         }
         if self.peak_bytes is not None:
             numbers["peak_bytes"] = float(self.peak_bytes)
@@ -258,4 +262,4 @@ class RunningClamp:
                 self.seen.append(size)
             clamped.append(slope)
         slopes_K = torch.tensor(clamped, dtype=torch.float64)
-        return Estimate(estimate.loss, estimate.grad, slopes_K, estimate.forwards)
+        return replace(estimate, slopes_K=slopes_K)

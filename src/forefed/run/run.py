@@ -153,6 +153,10 @@ def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Wa
         watcher.evaluated({"round": state.round, **line})
 
 
+FALLBACK = "fallback/"
+"""Prefix of the metrics that count operators without a rule (``gradients.dual``)."""
+
+
 def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
     """One round as the record keeps it."""
 
@@ -163,6 +167,7 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
     finite = [(loss, n) for loss, n in losses if math.isfinite(loss) and n > 0]
     weight = sum(n for _, n in finite)
     peaks = [u.metrics["peak_bytes"] for u in report.updates if "peak_bytes" in u.metrics]
+    fallbacks = {name for u in report.updates for name in u.metrics if name.startswith(FALLBACK)}
     return {
         "round": report.round,
         "loss": sum(loss * n for loss, n in finite) / weight if weight else math.nan,
@@ -181,6 +186,7 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
         "steps": int(total("steps")),
         "skipped": int(total("skipped")),
         "clamped": int(total("clamped")),
+        "fallbacks": {n.removeprefix(FALLBACK): int(total(n)) for n in sorted(fallbacks)},
     }
 
 
