@@ -7,11 +7,11 @@ vocabulary 50, padding token 1, float64 unless said.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from forefed.core.keys import Key
 from forefed.core.types import Params
@@ -19,13 +19,27 @@ from forefed.data.examples import Examples
 from forefed.models.adapters import Adapter
 from forefed.models.attach import draw_missing
 from forefed.models.task import Task, task_from_model
+from tiny_configs import (
+    DECODERS,
+    EAGER,
+    ENCODERS,
+    EOS,
+    MORE_DECODERS,
+    MORE_ENCODERS,
+    PAD,
+    VOCABULARY,
+    Size,
+    tiny_config,
+    widen,
+)
 
-PAD = 1
-ENCODERS = ("bert", "roberta", "distilbert")
-DECODERS = ("llama", "gpt2", "opt")
 FAMILIES = (*ENCODERS, *DECODERS)
 KINDS = tuple((f, False) for f in FAMILIES) + tuple((f, True) for f in DECODERS)
-"""(family, causal): every family with every head that it has."""
+"""(family, causal): six families with every head that they have."""
+ALL_FAMILIES = (*ENCODERS, *MORE_ENCODERS, *DECODERS, *MORE_DECODERS)
+ALL_KINDS = tuple((f, False) for f in ALL_FAMILIES) + tuple(
+    (f, True) for f in (*DECODERS, *MORE_DECODERS)
+)
 
 
 def tiny_task(
@@ -36,10 +50,11 @@ def tiny_task(
     n_labels: int = 3,
     n_layers: int = 2,
     key: Key = Key(0),  # noqa: B008 (frozen)
+    size: Size | None = None,
 ) -> Task:
     """A Task on a tiny model whose every weight is drawn from the key."""
     names = None if causal else tuple(f"class {i}" for i in range(n_labels))
-    model = tiny_model(family, causal, dtype, n_labels, n_layers, key)
+    model = tiny_model(family, causal, dtype, n_labels, n_layers, key, size)
     return task_from_model(model, adapter, key, label_names=names, base_name=f"tiny/{family}")
 
 
@@ -50,37 +65,52 @@ def tiny_model(
     n_labels: int = 3,
     n_layers: int = 2,
     key: Key = Key(0),  # noqa: B008 (frozen)
+    size: Size | None = None,
 ) -> Any:
     """The tiny base model alone, in eval mode."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    config = _config(family, n_layers)
+    config = tiny_config(family, Size(layers=n_layers) if size is None else size)
     config.num_labels = n_labels
-    config.pad_token_id = PAD
     auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    attention = "eager" if family in EAGER else "sdpa"
     with torch.random.fork_rng(devices=[]):
-        model = auto.from_config(config, attn_implementation="sdpa")
+        model = auto.from_config(config, attn_implementation=attention)
     draw_missing(model, {n for n, _ in model.named_parameters()}, 0.3, key.fold("base"))
+    for name, x in model.named_parameters():  # biases and norms that do something
+        if x.dim() == 1:
+            x.data += 0.2 * key.fold("vector", name).normal(x.shape)
     model = model.eval().to(dtype)
     if dtype == torch.float64:
-        _widen_norms(model)
+        widen(model)
     return model
 
 
 def tiny_examples(
-    n: int = 7, causal: bool = False, n_labels: int = 3, types: bool = True
+    n: int = 7,
+    causal: bool = False,
+    n_labels: int = 3,
+    types: bool = True,
+    lengths: Sequence[int] = (),
+    ends: bool = False,
 ) -> Examples:
-    """Random examples of 3 to 11 tokens; no two neighbours have the same length."""
+    """Random examples of 3 to 11 tokens; no two neighbours have the same length.
+
+    ``lengths``: others than these. ``ends``: each ends in the end-of-text token, as T5 wants.
+    """
     key = Key(5)
-    lengths = np.array([3 + (4 * i) % 9 for i in range(n)])
-    total = int(lengths.sum())
-    labels = key.fold("label").integers(n, below=2 if causal else n_labels)
+    sizes = np.array(lengths or [3 + (4 * i) % 9 for i in range(n)])
+    total = int(sizes.sum())
+    labels = key.fold("label").integers(len(sizes), below=2 if causal else n_labels)
+    tokens = (3 + key.fold("token").integers(total, below=VOCABULARY - 3)).astype(np.int32)
+    if ends:
+        tokens[np.cumsum(sizes) - 1] = EOS
     return Examples(
-        tokens=(3 + key.fold("token").integers(total, below=47)).astype(np.int32),
+        tokens=tokens,
         types=key.fold("type").integers(total, below=2).astype(np.uint8) if types else None,
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        offsets=np.concatenate([[0], np.cumsum(sizes)]),
         labels=labels,
-        n_bytes=3 * lengths,
+        n_bytes=3 * sizes,
         pad_id=PAD,
         causal=causal,
     )
@@ -102,69 +132,3 @@ def with_dropout(adapter: Adapter, p: float = 0.4) -> Adapter:
 
 def without_dropout(batch: Any) -> Any:
     return dataclasses.replace(batch, dropout=None)
-
-
-def _config(family: str, n_layers: int) -> Any:
-    import transformers
-
-    common = {
-        "vocab_size": 50,
-        "hidden_size": 16,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "max_position_embeddings": 32,
-        "pad_token_id": PAD,
-        "bos_token_id": 0,
-        "eos_token_id": 2,
-    }
-    if family == "bert":
-        return transformers.BertConfig(**common)
-    if family == "roberta":
-        return transformers.RobertaConfig(**common, type_vocab_size=1)
-    if family == "distilbert":
-        return transformers.DistilBertConfig(
-            vocab_size=50,
-            dim=16,
-            n_layers=n_layers,
-            n_heads=2,
-            hidden_dim=24,
-            max_position_embeddings=32,
-            pad_token_id=PAD,
-        )
-    if family == "llama":
-        return transformers.LlamaConfig(**common, num_key_value_heads=1)
-    if family == "gpt2":
-        return transformers.GPT2Config(
-            vocab_size=50,
-            n_embd=16,
-            n_layer=n_layers,
-            n_head=2,
-            n_positions=32,
-            pad_token_id=PAD,
-            bos_token_id=0,
-            eos_token_id=2,
-        )
-    assert family == "opt", family
-    return transformers.OPTConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=n_layers,
-        ffn_dim=24,
-        num_attention_heads=2,
-        max_position_embeddings=32,
-        word_embed_proj_dim=16,
-        pad_token_id=PAD,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-
-
-def _widen_norms(model: nn.Module) -> None:
-    """Llama's RMSNorm computes in float32 whatever it is given; torch's own keeps float64."""
-    for name, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm") and not isinstance(module, nn.RMSNorm):
-            wide = nn.RMSNorm(module.weight.shape, module.variance_epsilon, dtype=torch.float64)
-            wide.weight.data = module.weight.data
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, wide)

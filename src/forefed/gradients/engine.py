@@ -59,12 +59,18 @@ class GradientEngine(Choice):
 
 @dataclass(frozen=True)
 class Slopes:
-    """What one micro-batch gives: loss, ``slopes_K`` [K] (float64, on the CPU), the exact gradient
-    of the parameters that were not perturbed, and operators that had no rule (with their count)."""
+    """What one micro-batch gives: its loss and ``slopes_K`` [K] (float64, on the CPU).
+
+    The exact gradient of the parameters that were not perturbed is either there (``grad``), or to
+    be had from the ``tracked`` loss, whose graph holds ``saved_bytes``. ``fallbacks`` counts
+    operators that had no rule.
+    """
 
     loss: float
     slopes_K: Tensor
-    grad: Params
+    grad: Params = field(default_factory=dict)
+    tracked: Tensor | None = None
+    saved_bytes: float = 0.0
     fallbacks: Counter[str] = field(default_factory=Counter)
 
 
@@ -105,11 +111,11 @@ class SlopeEngine(GradientEngine):
     ) -> Estimate:
         names = self.perturbed(list(params), head)
         body = trees.pick(params, names)
-        exact = {n: x for n, x in params.items() if n not in body}
+        exact = {n: x.detach().requires_grad_() for n, x in params.items() if n not in body}
         if not body:
             return exact_head(loss, params, batch, self.micro_batch)
         assert directions is not None, "an estimating engine needs directions"
-        mean_loss, grad = 0.0, Accumulator()
+        mean_loss, grad = 0.0, Accumulator(exact)
         slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
         fallbacks: Counter[str] = Counter()
         for rows, share_of_rows, ks in self.parts(loss, batch, len(slopes_K)):
@@ -121,10 +127,13 @@ class SlopeEngine(GradientEngine):
                 # combine() takes the mean over all directions, of which these rows see few
                 slopes_K[ks.start : ks.stop] += len(slopes_K) / len(ks) * share * found.slopes_K
                 grad.add(found.grad, share)
+                if found.tracked is not None:
+                    grad.add_later(found.tracked, share, found.saved_bytes)
                 fallbacks += found.fallbacks
                 del found  # a large head's gradient would stay through the next micro-batch
         passes = self.passes(len(slopes_K) // self.independent, bool(exact))
-        return Estimate(mean_loss, grad.total, slopes_K, passes * batch.size, dict(fallbacks))
+        total = grad.finish()
+        return Estimate(mean_loss, total, slopes_K, passes * batch.size, dict(fallbacks))
 
     def parts(self, loss: LossFn, batch: Batch, count: int) -> Iterator[tuple[Batch, float, range]]:
         """Parts of the batch, their shares of its mean, and their directions out of ``count``."""
@@ -175,20 +184,42 @@ def micro_batches(loss: LossFn, batch: Batch, rows: Rows) -> Iterator[tuple[Batc
 class Accumulator:
     """A share-weighted sum of gradients, empty until the first one (local to one engine call).
 
-    Adds in place: a head may be as large as everything else that an engine holds.
+    Adds in place: a head may be as large as everything else that an engine holds. For the same
+    reason a tracked loss waits, together with those after it, while its graph is smaller than the
+    gradient of its ``leaves``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: Params | None = None) -> None:
         self.total: Params = {}
+        self.leaves = leaves or {}
+        self.waiting: list[tuple[Tensor, float]] = []
+        self.waiting_bytes = 0.0
 
     def add(self, grad: Params, share: float) -> None:
-        if share == 1.0:  # the only one
+        if share == 1.0 and not self.total:
             self.total = grad
         elif not self.total:
             self.total = {n: share * g for n, g in grad.items()}
         else:
             for n, g in grad.items():
                 self.total[n].add_(g, alpha=share)
+
+    def add_later(self, loss: Tensor, share: float, saved_bytes: float) -> None:
+        """The gradient of ``loss`` by the leaves, now or with those to come."""
+        self.waiting.append((loss, share))
+        self.waiting_bytes += saved_bytes
+        if self.waiting_bytes > sum(x.nbytes for x in self.leaves.values()):
+            self.finish()
+
+    def finish(self) -> Params:
+        """The sum, with everything that waited."""
+        while self.waiting:
+            loss, share = self.waiting.pop(0)
+            grads = torch.autograd.grad(loss, list(self.leaves.values()))
+            self.add(dict(zip(self.leaves, grads, strict=True)), share)
+            del loss, grads
+        self.waiting_bytes = 0.0
+        return self.total
 
 
 def value_and_grad(

@@ -12,7 +12,9 @@ the reference against which they are tested. Fused attention has no forward deri
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -41,60 +43,56 @@ class Forward(SlopeEngine):
         self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
     ) -> Slopes:
         total = directions.count(body)
-        value, pieces, grad = 0.0, [], {}
-        fallbacks: Counter[str] = Counter()
+        found = Slopes(0.0, torch.zeros(0, dtype=torch.float64))
         for start in range(0, total, self.tangents):
             ks = range(start, min(start + self.tangents, total))
-            first = start == 0
-            leaves = {n: x.detach().requires_grad_(first) for n, x in exact.items()}
             along = directions.tangents(body, ks)
-            with torch.set_grad_enabled(first and bool(exact)):
-                if self.ad == "dual":
-                    primal, slopes_K, fallen = by_dual(loss, body, leaves, batch, along)
-                    fallbacks += fallen
-                else:
-                    primal, slopes_K = by_jvp(loss, body, leaves, batch, along)
-                if first:
-                    value = float(primal.detach())
-                    if exact:
-                        grads = torch.autograd.grad(primal, list(leaves.values()))
-                        grad = dict(zip(leaves, grads, strict=True))
-            pieces.append(slopes_K.detach().double())
-        return Slopes(value, torch.cat(pieces).cpu(), grad, fallbacks)
+            tracking = start == 0 and bool(exact)
+            with torch.set_grad_enabled(tracking):
+                fixed = exact if tracking else {n: x.detach() for n, x in exact.items()}
+                by = by_dual if self.ad == "dual" else by_jvp
+                part = by(loss, body, fixed, batch, along)
+            found = (
+                part
+                if start == 0
+                else replace(
+                    found,
+                    fallbacks=found.fallbacks + part.fallbacks,
+                    slopes_K=torch.cat([found.slopes_K, part.slopes_K]),
+                )
+            )
+        return found
 
     def passes(self, k: int, with_head: bool) -> float:
         return -(-k // self.tangents) + k  # a primal per chunk, a tangent pass per direction
 
 
-_KEEPERS: set[Any] = set()
-"""Operators that once wrote over a tensor that was read again. Results do not depend on it: it
-only spares the repeated pass from the second step on."""
+_KEEPERS: defaultdict[frozenset[str], set[Any]] = defaultdict(set)
+"""By the names that were perturbed: operators that wrote over a tensor that was read again. Results
+do not depend on it: it only spares the repeated pass from the second step on."""
 
 
-def by_dual(
-    loss: LossFn, body: Params, fixed: Params, batch: Batch, tangents_K: Params
-) -> tuple[Tensor, Tensor, Counter[str]]:
-    """Loss, slopes [K] for K stacked tangents, and the operators that had no rule."""
+def by_dual(loss: LossFn, body: Params, fixed: Params, batch: Batch, tangents_K: Params) -> Slopes:
+    """Loss and slopes for K stacked tangents, by dual tensors."""
+    keep = _KEEPERS[frozenset(body)]
     while True:
-        record = Pass(keep=_KEEPERS)
+        record = Pass(keep=keep)
         slices = {n: torch.cat([x[None], tangents_K[n].to(x)]) for n, x in body.items()}
         try:
             with recording(record):
                 result = loss({**fixed, **{n: Dual(s) for n, s in slices.items()}}, batch)
             break
         except ReadAgain as again:
-            _KEEPERS.add(again.operator)
+            keep.add(again.operator)
     if not isinstance(result, Dual):  # no perturbed parameter takes part in this loss
-        k = len(next(iter(tangents_K.values())))
-        return result, torch.zeros(k, dtype=result.dtype), record.fallbacks
+        count = len(next(iter(tangents_K.values())))
+        return _slopes(result, torch.zeros(count), record.fallbacks, record.saved_bytes)
     primal = result.slices[0] if result.tracked is None else result.tracked
-    return primal, result.slices[1:], record.fallbacks
+    return _slopes(primal, result.slices[1:], record.fallbacks, record.saved_bytes)
 
 
-def by_jvp(
-    loss: LossFn, body: Params, fixed: Params, batch: Batch, tangents_K: Params
-) -> tuple[Tensor, Tensor]:
-    """Loss and slopes [K] for K stacked tangents, by torch."""
+def by_jvp(loss: LossFn, body: Params, fixed: Params, batch: Batch, tangents_K: Params) -> Slopes:
+    """Loss and slopes for K stacked tangents, by torch."""
 
     def of_body(params: Params) -> Tensor:
         return loss({**fixed, **params}, batch)
@@ -106,7 +104,21 @@ def by_jvp(
     with sdpa_kernel(SDPBackend.MATH):
         if len(next(iter(tangents_K.values()))) == 1:  # without vmap one slope costs a third less
             value, slope = along({n: x[0] for n, x in tangents_K.items()})
-            return value, slope.reshape(1)
+            return _slopes(value, slope.reshape(1))
         shared_primal: Any = (None, 0)
-        value, slopes_K = torch.vmap(along, out_dims=shared_primal)(tangents_K)
-        return value, slopes_K
+        return _slopes(*torch.vmap(along, out_dims=shared_primal)(tangents_K))
+
+
+def _slopes(
+    primal: Tensor,
+    slopes_K: Tensor,
+    fallbacks: Counter[str] | None = None,
+    saved_bytes: float = math.inf,
+) -> Slopes:
+    return Slopes(
+        float(primal.detach()),
+        slopes_K.detach().double().cpu(),
+        tracked=primal if primal.requires_grad else None,
+        saved_bytes=saved_bytes,
+        fallbacks=fallbacks or Counter(),
+    )

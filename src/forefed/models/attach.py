@@ -54,6 +54,7 @@ def attach(model: Any, adapter: Adapter, key: Key, causal: bool, current: Curren
     """
     from peft import get_peft_model
 
+    _switch_caches_off(model)
     head = head_modules(model, causal)
     config = peft_config(model, adapter, head, causal)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -149,6 +150,14 @@ def _replace_dropout(wrapped: Any, current: CurrentCall) -> None:
         if is_adapters and isinstance(module, nn.Dropout):
             layers = wrapped.get_submodule(name.rpartition(".")[0])
             layers[ADAPTER_NAME] = KeyedDropout(module.p, name, current)
+
+
+def _switch_caches_off(model: nn.Module) -> None:
+    """No keys and values are kept for a next token, anywhere: T5's decoder has its own setting."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "use_cache"):
+            config.use_cache = False
 
 
 def _cast_input(dtype: torch.dtype) -> Any:

@@ -45,11 +45,18 @@ class Blocks:
         return module if i is None else module.removeprefix(f"{self.names[i]}.")
 
     def readable(self, module: str) -> str:
-        """The module's name from the list of blocks on: ``layer.3.attention.self.query``."""
+        """The module's name from the list of blocks on: ``layer.3.attention.self.query``.
+
+        One part more where two lists have one name: ``encoder.block.3`` and ``decoder.block.3``.
+        """
         i = self.index(module)
         if i is None:
             return module
-        return ".".join(self.names[i].split(".")[-2:]) + "." + self.relative(module)
+        block = self.names[i].split(".")
+        kept = 2
+        while sum(name.split(".")[-kept:] == block[-kept:] for name in self.names) > 1:
+            kept += 1
+        return ".".join(block[-kept:]) + "." + self.relative(module)
 
     def depth(self, module: str, order: dict[str, int]) -> int:
         """Block index; -1 for a module that comes before the blocks, their number for one after.

@@ -8,6 +8,12 @@ its block:
 | query (value: v...) | attention.self.query | attention.q_lin | q_proj | q_proj | c_attn (fused) |
 | attention output | attention.output.dense | attention.out_lin | o_proj | out_proj | attn.c_proj |
 | feed-forward output | output.dense | ffn.lin2 | mlp.down_proj | fc2 | mlp.c_proj |
+
+| role | ALBERT | DeBERTa-v2 | ModernBERT | Phi | T5 |
+|---|---|---|---|---|---|
+| query (value: v...) | attention.query | query_proj | Wqkv (fused) | q_proj | SelfAttention.q |
+| attention output | attention.dense | output.dense | attn.Wo | self_attn.dense | SelfAttention.o |
+| feed-forward output | ffn_output | output.dense | mlp.Wo | mlp.fc2 | DenseReluDense.wo |
 """
 
 from __future__ import annotations
@@ -24,9 +30,9 @@ _FUSED = "c_attn|qkv_proj|query_key_value|Wqkv|in_proj"
 _ROLES = {
     "query": rf"(.*\.)?(query|query_proj|q_proj|q_lin|q|wq|{_FUSED})",
     "value": rf"(.*\.)?(value|value_proj|v_proj|v_lin|v|wv|{_FUSED})",
-    "attention output": r"(.*\.)?\w*(attn|attention)\.(.*\.)?"
+    "attention output": r"(.*\.)?\w*(attn|[aA]ttention)\.(.*\.)?"
     r"(output\.dense|dense|o_proj|out_proj|out_lin|c_proj|o|wo|Wo)",
-    "feed-forward output": r"(?!.*(attn|attention)\.)(.*\.)?"
+    "feed-forward output": r"(?!.*(attn|[aA]ttention)\.)(.*\.)?"
     r"(output\.dense|down_proj|fc2|lin2|c_proj|ffn_output|dense_4h_to_h|w2|wo|Wo)",
     "linear": r".*",
 }

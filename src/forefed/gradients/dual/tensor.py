@@ -54,12 +54,14 @@ class Pass:
     """What happened during one forward pass, and what it may do.
 
     ``fallbacks`` counts operators without a rule, ``used`` those with one. An operator in ``keep``
-    does not write over its input (see ``Dual.take``).
+    does not write over its input (see ``take``). ``saved_bytes`` is what autograd may hold for the
+    tracked values.
     """
 
     keep: set[Any] = field(default_factory=set)
     fallbacks: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
+    saved_bytes: int = 0
 
 
 _PASS: ContextVar[Pass] = ContextVar("dual_pass")
@@ -126,6 +128,7 @@ class Dual(Tensor):
             with torch.no_grad():
                 return _apply(func, args, kwargs, duals)
         tracked = func(*_map(args, _tracked_value), **_map(kwargs, _tracked_value))
+        _PASS.get().saved_bytes += sum(y.nbytes for y in _tensors(tracked))
         for x in duals:  # autograd may have saved it
             x.spare = False
         with torch.no_grad():
@@ -313,9 +316,16 @@ def _next_of(given: Iterator[Tensor]) -> Callable[[Any], Any]:
 
 
 def _tracked_value(x: Any) -> Any:
-    if isinstance(x, Dual):
-        return x.slices[0] if x.tracked is None else x.tracked
-    return x
+    if not isinstance(x, Dual):
+        return x
+    if x.tracked is None:  # a copy: a view that autograd saves would hold all slices
+        x.tracked = x.slices[0].clone()
+        _PASS.get().saved_bytes += x.tracked.nbytes
+    return x.tracked
+
+
+def _tensors(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
 def _detached(x: Any) -> Any:
