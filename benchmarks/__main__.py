@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
-from benchmarks import engines, loop, wire
+from benchmarks import engines, forward, loop, wire
 from benchmarks.table import machine_lines
 
 DOCS = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
-PARTS = {"loop": loop, "wire": wire, "engines": engines}
+PARTS = {"loop": loop, "wire": wire, "forward": forward, "engines": engines}
 
 
 def main() -> None:

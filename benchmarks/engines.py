@@ -31,17 +31,19 @@ from forefed.models.task import Task, task_from_model
 BATCH, LABELS = 8, ("a", "b", "c", "d")
 
 ENGINES: list[tuple[str, GradientEngine]] = [
-    ("backprop", Backprop()),
-    ("checkpointed", Checkpointed()),
+    ("backprop", Backprop(micro_batch=None)),
+    ("backprop, 1 row at a time", Backprop(micro_batch=1)),
+    ("checkpointed", Checkpointed(micro_batch=None)),
     ("checkpointed, 1 row at a time", Checkpointed(micro_batch=1)),
     ("forward, K=1", Forward()),
     ("forward, K=1, 1 row at a time", Forward(micro_batch=1)),
+    ("forward, K=1, torch.func.jvp", Forward(micro_batch=None, ad="torch")),
     ("forward, K=4", Forward(directions=4)),
     ("finite difference, K=1", FiniteDifference()),
 ]
 
 
-def roberta(layers: int, adapter: Adapter) -> Task:
+def roberta(layers: int, adapter: Adapter, dtype: torch.dtype = torch.float32) -> Task:
     """RoBERTa-large's sizes with fewer layers and a small vocabulary."""
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
@@ -55,7 +57,7 @@ def roberta(layers: int, adapter: Adapter) -> Task:
         num_labels=len(LABELS),
     )
     with torch.random.fork_rng():
-        model = RobertaForSequenceClassification(config)
+        model = RobertaForSequenceClassification(config).to(dtype)
     return task_from_model(model, adapter, Key(0), label_names=LABELS, base_name="roberta-sizes")
 
 

@@ -59,6 +59,29 @@ def test_one_key_one_model_whatever_torchs_seed(adapter: Any, tmp_path: Path) ->
     assert digests[0][0] != digests[2][0]
 
 
+def test_attention_is_fused_where_the_model_has_it(tmp_path: Path) -> None:
+    kinds = {}
+    for family in ("bert", "llama", "deberta-v2"):
+        settings = saved(tmp_path / family, tiny_model(family, dtype=torch.float32))
+        task, _ = load_task(settings, Lora(), Key(0), ["a", "b", "c"])
+        kinds[family] = task.model.config._attn_implementation
+    assert kinds == {"bert": "sdpa", "llama": "sdpa", "deberta-v2": "eager"}
+
+
+def test_quantised_when_asked(tmp_path: Path) -> None:
+    settings = body_only(tmp_path, "bert")
+    plain, small = (
+        load_task(settings.model_copy(update=x), Lora(), Key(0), ["a", "b"])[0]
+        for x in ({}, {"quantise": "int8", "dtype": "float16"})
+    )
+    batch = tiny_examples(3).batch(range(3))
+    logits = [task.logits(task.params, batch) for task in (plain, small)]
+    assert not torch.equal(*logits) and torch.allclose(*logits, atol=0.1)
+    layer = small.model.get_base_model().bert.encoder.layer[0].intermediate.dense
+    assert (layer.scheme, layer.dtype) == ("int8", torch.float16)
+    assert small.params.keys() == plain.params.keys()
+
+
 def test_first_values() -> None:
     """A uniform in +-1/sqrt(fan-in), B and v zero: the adapter starts as the base model."""
     task = tiny_task("bert", Lora(r=50), key=Key(3))

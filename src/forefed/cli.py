@@ -126,6 +126,68 @@ def predict(
         out.print(f"[bold]{answer}[/bold]  [dim]{text[:70]!r}[/dim]", highlight=False)
 
 
+@app.command("plan")
+def plan_command(
+    model: Annotated[str, typer.Argument(help="minilm, a local folder, or a hub id.")] = "minilm",
+    memory: Annotated[
+        str | None, typer.Option(help="Budget for weights and a training step, e.g. 4GB.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Texts per step.")] = 8,
+    seq: Annotated[int, typer.Option(help="Tokens per text; plan for the longest.")] = 128,
+    units: Annotated[
+        int | None,
+        typer.Option(help="Adapter units per client (default: an eighth of the blocks)."),
+    ] = None,
+    late: Annotated[
+        bool, typer.Option("--late", help="The client's units are the last, not the first.")
+    ] = False,
+    labels: Annotated[int, typer.Option(help="Classes; 0 for a language model.")] = 2,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Adapter setting, e.g. kind=lora or u=8."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="float32, bfloat16, float16, int8, int4; several are compared."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write everything to this file too.")
+    ] = None,
+) -> None:
+    """Measure this machine: which way of getting a gradient fits its memory?
+
+    Compares backprop, recomputation, forward mode and finite differences by peak memory, time and
+    noise, and recommends one, also when it is backprop. A minute for MiniLM; deep models are
+    measured at a few of their blocks.
+
+    forefed plan minilm --memory 300MB --seq 512
+    """
+    from forefed.core.files import write_json
+    from forefed.plan.show import plan_page
+    from forefed.run.planning import plan_from_options
+
+    with out.status("planning") as status:
+        plan = plan_from_options(
+            {"name": model, "device": device},
+            adapter or [],
+            {
+                "batch": batch,
+                "seq": seq,
+                "units": units,
+                "labels": labels,
+                "place": "late" if late else "early",
+            },
+            memory,
+            precision,
+            status.update,
+        )
+    out.print(plan_page(plan))
+    if json is not None:
+        write_json(json, plan.to_json())
+        out.print(f"written: {json}")
+
+
 @app.command("list")
 def list_command(
     what: Annotated[

@@ -145,7 +145,9 @@ class Update:
 
     ``slopes`` maps a group of parameters ("body", "head") to [steps, K] float32; exactly one of
     ``grad`` and ``slopes`` is filled on the wire, and ``grad`` always is after the server's replay.
-    ``metrics`` are plain numbers (loss, steps, skipped, forwards, seconds).
+    ``metrics`` are plain numbers (loss, steps, skipped, forwards, seconds). ``variance`` is filled
+    by the server, from the engine it knows the client to run: E|estimate|^2 / |gradient|^2 by
+    parameter (absent: 1, exact).
     """
 
     client: int
@@ -153,6 +155,7 @@ class Update:
     grad: Params | None = None
     slopes: dict[str, Tensor] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    variance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

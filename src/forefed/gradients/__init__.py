@@ -1,6 +1,7 @@
 """Ways of getting a gradient, behind one protocol (``forefed.core.types.Engine``)."""
 
 from forefed.core.settings import Registry
+from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.engine import GradientEngine
 from forefed.gradients.exact_head import ExactHead
@@ -8,6 +9,6 @@ from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 
 ENGINES: Registry[GradientEngine] = Registry(
-    "engine", [Backprop, Checkpointed, Forward, FiniteDifference, ExactHead]
+    "engine", [Backprop, Checkpointed, Forward, FiniteDifference, ExactHead, Auto]
 )
 __all__ = ["ENGINES", "GradientEngine"]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from forefed.core import trees
 from forefed.core.settings import Choice
+from forefed.core.sizes import parse_bytes
 from forefed.core.types import (
     Batch,
     ClientState,
@@ -38,6 +39,7 @@ from forefed.gradients import GradientEngine
 from forefed.gradients.engine import SlopeEngine
 from forefed.gradients.memory import measure_peak
 from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
+from forefed.models.prefix import FrozenPrefix
 from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
 from forefed.transforms import Transform
 from forefed.wire import Codec
@@ -57,15 +59,24 @@ class LocalTraining(Choice):
     optimiser: Annotated[SerializeAsAny[Optimiser], BeforeValidator(OPTIMISERS.parse)] = AdamW()
     keep_optimiser: bool = False
     """Keep the optimiser's moments at the client between its rounds (published: dropped)."""
+    prefix_cache: Literal["off", "ram", "disk"] = "ram"
+    """Where hidden states before the first trained block are kept, where that pays: with more than
+    one epoch, or when nobody trains anything before it. Results change by rounding only."""
+    prefix_cache_limit: Annotated[
+        int, BeforeValidator(lambda x: parse_bytes(x, "client.prefix_cache_limit"))
+    ] = parse_bytes("500MB")
+    """When so much is kept, the run goes on without keeping more."""
 
 
 @dataclass(frozen=True)
 class TaskView:
-    """What local training needs of a task: its loss (two variants) and which names are the head."""
+    """What local training needs of a task: its loss (two variants), which names are the head, and
+    its frozen prefix if that may be cached."""
 
     loss: LossFn
     loss_recomputed: LossFn
     head: frozenset[str]
+    prefix: FrozenPrefix | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,9 @@ class Trainer:
         """
         params = start = trees.pick(order.params, order.assigned)
         base = self.task.loss_recomputed if self.engine.recomputes else self.task.loss
+        prefix = self.task.prefix
+        if prefix is not None:
+            base = prefix.loss(base, order.assigned, recurring=self.settings.epochs > 1)
         loss = AssignedLoss(base, order.params)
         groups = groups_of(self.engine, self.codec, order, self.task.head)
         moments: ServerState = dict(state) if self.settings.keep_optimiser else {}

@@ -8,7 +8,8 @@ can repeat it exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -85,6 +86,37 @@ class Functional:
             return result
         finally:
             self._current.call = before
+
+
+@contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """While open, these modules run the given functions instead of their own ``forward``.
+
+    May be nested; nothing is left on a module afterwards.
+    """
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.forward = forward
+        yield
+    finally:
+        for module, own in before.items():
+            vars(module).pop("forward", None)  # the class's own method shows again
+            if own is not None:
+                module.forward = own
+
+
+@contextmanager
+def outside_transforms() -> Iterator[None]:
+    """While open, tensors are plain ones even inside ``torch.func.jvp`` or ``vmap``.
+
+    There every new tensor belongs to the transformed call, and writing into an older one is
+    refused; what is a constant of that call can be kept, or written into a buffer, here.
+    """
+    from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+    with temporarily_clear_interpreter_stack():
+        yield
 
 
 class _Inside(nn.Module):

@@ -36,7 +36,12 @@ def load_task(
     """
     model, tokenizer = load_base(settings, key, label_names)
     task = task_from_model(
-        model, adapter, key, label_names=label_names, base_name=portable_name(settings)
+        model,
+        adapter,
+        key,
+        label_names=label_names,
+        base_name=portable_name(settings),
+        quantise=settings.quantise,
     )
     return task, tokenizer
 
@@ -63,11 +68,10 @@ def load_base(settings: ModelSettings, key: Key, label_names: Sequence[str] | No
             "label2id": {name: i for i, name in enumerate(label_names)},
             "ignore_mismatched_sizes": True,
         }
-    with _quiet(), torch.random.fork_rng(devices=[]), _explained(settings):
+    with quiet(), torch.random.fork_rng(devices=[]), explained(settings):
         model, report = auto.from_pretrained(
             source(settings),
             dtype=dtype,
-            attn_implementation="sdpa",
             use_safetensors=True,
             output_loading_info=True,
             **options,
@@ -100,7 +104,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """The model's tokeniser, with a padding token (the end-of-text token where it has none)."""
     import transformers
 
-    with _quiet(), _explained(settings):
+    with quiet(), explained(settings):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source(settings))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -164,6 +168,7 @@ def choose_dtype(settings: ModelSettings) -> torch.dtype:
         return {
             "float32": torch.float32,
             "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
             "float64": torch.float64,
         }[settings.dtype]
     device = choose_device(settings).type
@@ -186,7 +191,7 @@ def _is_causal(model: Any) -> bool:
 
 
 @contextmanager
-def _explained(settings: ModelSettings) -> Iterator[None]:
+def explained(settings: ModelSettings) -> Iterator[None]:
     """Turns the loaders' errors into one message with a remedy."""
     try:
         yield
@@ -208,7 +213,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences Hugging Face's progress bars and load report, and restores them."""
     from transformers.utils import logging as transformers_logging
 

@@ -16,24 +16,21 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from forefed.models.functional import Call, Functional
+from forefed.models.functional import Call, Functional, replaced
 
 
 @contextmanager
 def recomputing(functional: Functional, call: Call, blocks: Sequence[nn.Module]) -> Iterator[None]:
     """While open, blocks keep only their inputs and run again in the backward pass."""
-    for block in blocks:
-        block.forward = _checkpointed(functional, call, block.forward)
-    try:
+    with replaced({b: checkpointed(functional, call, b.forward) for b in blocks}):
         yield
-    finally:
-        for block in blocks:
-            del block.forward  # the class's own method shows again
 
 
-def _checkpointed(
+def checkpointed(
     functional: Functional, call: Call, forward: Callable[..., Any]
 ) -> Callable[..., Any]:
+    """``forward`` that keeps only its inputs and runs again, with the call's tensors."""
+
     def first_or_second_run(*args: Any, **kwargs: Any) -> Any:
         return functional.run(call, forward, *args, **kwargs)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,9 @@ from forefed.models.adapters import Adapter
 from forefed.models.attach import attach, head_modules
 from forefed.models.blocks import Blocks
 from forefed.models.functional import Call, CurrentCall, Functional
-from forefed.models.recompute import recomputing
+from forefed.models.quantised import quantise_blocks
+from forefed.models.recompute import checkpointed, recomputing
+from forefed.models.tail import Tail, Wrap, find_tail
 from forefed.models.units import make_units
 
 
@@ -34,21 +37,25 @@ class Logits:
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """[B, labels], or [B, S, vocabulary]; every trainable tensor must be given."""
-        assert params.keys() == self.names, set(params) ^ set(self.names)
-        return self.functional.run(self.call_of(params, batch), self._run, batch)
+        return self.functional.run(self.call_of(params, batch), self.of_call, batch)
 
     def call_of(self, params: Params, batch: Batch) -> Call:
+        assert params.keys() == self.names, set(params) ^ set(self.names)
         there = {name: x.to(self.device) for name, x in params.items()}
         return Call(there, batch.dropout, batch.first_row)
 
-    def _run(self, batch: Batch) -> Tensor:
-        inputs = {
+    def of_call(self, batch: Batch) -> Tensor:
+        """Logits of the tensors that ``functional`` has swapped in."""
+        logits: Tensor = self.model(**self.inputs(batch)).logits
+        return logits
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The model's keyword arguments, on its device."""
+        return {
             name: x.to(self.device)
             for name, x in batch.inputs.items()
             if name != "token_type_ids" or self.uses_types
         }
-        logits: Tensor = self.model(**inputs).logits
-        return logits
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,15 @@ class ModelLoss:
     causal: bool
     blocks: tuple[nn.Module, ...] = ()
     """The blocks that run again in the backward pass; none: plain backprop."""
+    tail: Tail | None = None
+    """With it, a language model's logits are computed for a few tokens at a time."""
+
+    @property
+    def chunked(self) -> bool:
+        return self.tail is not None
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        if not self.blocks:
-            return self._loss(params, batch)
-        call = self.forward.call_of(params, batch)
-        with recomputing(self.forward.functional, call, self.blocks):
-            return self._loss(call.params, batch)
+        return self.sum(params, batch) / max(self.weight(batch), 1)
 
     def weight(self, batch: Batch) -> int:
         """Terms of the mean: examples, or predicted tokens."""
@@ -73,9 +82,20 @@ class ModelLoss:
             return batch.size
         return int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
 
-    def _loss(self, params: Params, batch: Batch) -> Tensor:
-        total = loss_sum(self.forward(params, batch), batch.labels, self.causal)
-        return total / max(self.weight(batch), 1)
+    def sum(self, params: Params, batch: Batch) -> Tensor:
+        """Summed cross-entropy in nats."""
+        call = self.forward.call_of(params, batch)
+        functional = self.forward.functional
+        if not self.blocks:
+            return functional.run(call, self._sum, batch)
+        with recomputing(functional, call, self.blocks):
+            return functional.run(call, self._sum, batch, partial(checkpointed, functional, call))
+
+    def _sum(self, batch: Batch, wrap: Wrap = lambda f: f) -> Tensor:
+        if self.tail is None:
+            return loss_sum(self.forward.of_call(batch), batch.labels, self.causal)
+        hidden_BSH = self.tail.hidden(**self.forward.inputs(batch))
+        return self.tail.loss_sum(hidden_BSH, batch.labels, wrap)
 
 
 @dataclass(frozen=True)
@@ -83,9 +103,7 @@ class Task:
     """What is trained, as the rest of the house sees it. Built once, never changed.
 
     The body is always in eval mode: dropout of the frozen model is off, the adapter's is on exactly
-    when a batch carries a dropout key. Attention is ``sdpa``; forward-mode AD needs
-    ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`` around the call (no other kernel has a
-    forward derivative), which the forward engine opens.
+    when a batch carries a dropout key. Attention is torch's fused one where the model has it.
     """
 
     params: Params
@@ -127,10 +145,12 @@ class Task:
         with torch.no_grad():
             for start in range(0, len(by_length), batch_size):
                 batch = examples.batch(by_length[start : start + batch_size])
-                logits = self.logits(params, batch)
-                loss_total += float(loss_sum(logits, batch.labels, self.causal))
                 weight += self.loss.weight(batch)
-                if not self.causal:
+                if self.causal:
+                    loss_total += float(self.loss.sum(params, batch))
+                else:
+                    logits = self.logits(params, batch)
+                    loss_total += float(loss_sum(logits, batch.labels, self.causal))
                     correct += int((logits.argmax(-1).cpu() == batch.labels).sum())
         sums = {"weight": float(weight), "n": float(len(chosen))}
         if self.causal:
@@ -154,6 +174,7 @@ def task_from_model(
     *,
     label_names: Sequence[str] | None,
     base_name: str,
+    quantise: Literal["none", "int8", "int4"] = "none",
 ) -> Task:
     """A Task from a Hugging Face model that is already built; the model is changed in place.
 
@@ -163,6 +184,7 @@ def task_from_model(
         key: of the adapter's first values.
         label_names: the classes in the order of the logits; None for a language model.
         base_name: what an exported adapter calls the base model.
+        quantise: how the blocks' frozen matrices are stored.
     """
     causal = label_names is None
     current = CurrentCall()
@@ -184,8 +206,11 @@ def task_from_model(
     uses_types = getattr(model.config, "type_vocab_size", 0) > 1
     device = next(model.parameters()).device
     forward = Logits(wrapped, functional, frozenset(names), device, uses_types)
-    loss = ModelLoss(forward, causal)
     modules = tuple(model.get_submodule(name) for name in blocks.names)
+    if quantise != "none":
+        quantise_blocks(modules, quantise)
+    tail = find_tail(wrapped.get_base_model()) if causal else None
+    loss = ModelLoss(forward, causal, tail=tail)
     return Task(
         params={n: trainable[n] for n in names},
         units=units,
@@ -196,6 +221,6 @@ def task_from_model(
         adapter=adapter,
         logits=forward,
         loss=loss,
-        loss_recomputed=ModelLoss(forward, causal, modules),
+        loss_recomputed=ModelLoss(forward, causal, modules, tail),
         model=wrapped,
     )

@@ -12,9 +12,13 @@ from forefed.core.keys import Key
 from forefed.core.types import LOSS_REASONS, ClientState, Order, Reply, Update
 from forefed.data.examples import ClientData
 from forefed.data.prepare import Prepared, prepare
+from forefed.gradients import GradientEngine
 from forefed.local import TaskView, Trainer, replay
 from forefed.models.load import load_task, load_tokenizer
+from forefed.models.prefix import FrozenPrefix, PrefixCache
+from forefed.models.shell import check_length
 from forefed.models.task import Task
+from forefed.run.budgets import Planner, measure_now, resolve, variance_of
 from forefed.run.compat import check
 from forefed.run.config import Config
 from forefed.run.inprocess import ClientStore, InProcess
@@ -43,11 +47,14 @@ class Federation:
         return float(np.bincount(labels).max() / len(labels))
 
 
-def build(config: Config, say: Callable[[str], None] = lambda _: None) -> Federation:
+def build(
+    config: Config, say: Callable[[str], None] = lambda _: None, planner: Planner = measure_now
+) -> Federation:
     """Load and connect everything.
 
     Args:
         say: told what is being loaded, for progress.
+        planner: what chooses engines for ``engine.kind = "auto"``.
 
     Raises:
         UserError: anything that cannot work, before any training.
@@ -67,12 +74,19 @@ def build(config: Config, say: Callable[[str], None] = lambda _: None) -> Federa
         )
     say("loading the model")
     task = load_model(config, data.label_names)
-    view = TaskView(task.loss, task.loss_recomputed, task.head)
-    trainer = Trainer(config.client, config.engine, config.codec, view, tuple(config.transforms))
+    view = TaskView(task.loss, task.loss_recomputed, task.head, _prefix(config, task))
+    longest = int(data.population.examples.lengths().max())
+    check_length(task.model.config, longest, "data.max_length")
+    engines = resolve(config, task.units, data, planner, say)
+    trainer = Trainer(config.client, engines.of(0), config.codec, view, tuple(config.transforms))
+
+    def trainer_of(client: int) -> Trainer:
+        return replace(trainer, engine=engines.of(client))
+
     transport = InProcess(
         population.size,
         population.client,
-        _measured(trainer),
+        _measured(trainer_of),
         config.codec.encode,
         ClientStore(),
         {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
@@ -84,7 +98,7 @@ def build(config: Config, say: Callable[[str], None] = lambda _: None) -> Federa
         config.cohort,
         config.assign,
         transport,
-        lambda reply, order: receive(trainer, reply, order),
+        lambda reply, order: receive(trainer_of(order.client), reply, order),
         config.rule,
         config.server,
         config.transforms,
@@ -92,6 +106,13 @@ def build(config: Config, say: Callable[[str], None] = lambda _: None) -> Federa
         _server_rate(config),
     )
     return Federation(config, task, data, star, trainer, transport)
+
+
+def _prefix(config: Config, task: Task) -> FrozenPrefix | None:
+    if config.client.prefix_cache == "off":
+        return None
+    folder = config.out / ".cache" if config.client.prefix_cache == "disk" else None
+    return FrozenPrefix(task, PrefixCache(config.client.prefix_cache_limit, folder))
 
 
 def _server_rate(config: Config) -> Callable[[int], float]:
@@ -108,20 +129,22 @@ def load_model(config: Config, label_names: Sequence[str]) -> Task:
 
 
 def receive(trainer: Trainer, reply: Reply, order: Order) -> Update:
-    """The server's half of a reply: decode, and replay what came as slopes."""
-    return replay(trainer, order, trainer.codec.decode(reply.payload, order))
+    """The server's half of a reply: decode, replay what came as slopes, and say how noisy it is."""
+    update = replay(trainer, order, trainer.codec.decode(reply.payload, order))
+    return replace(update, variance=variance_of(trainer.engine, order, trainer.task.head))
 
 
 def _measured(
-    trainer: Trainer,
+    trainer_of: Callable[[int], Trainer],
 ) -> Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]:
-    """The trainer, with the first step's peak memory measured once per round."""
-    measured_rounds: set[int] = set()
+    """The trainer, with the first step's peak memory measured once per round and engine."""
+    measured: set[tuple[int, GradientEngine]] = set()
 
     def client(order: Order, data: ClientData, state: ClientState) -> tuple[Update, ClientState]:
-        first = order.round not in measured_rounds and len(data.train) > 0
+        trainer = trainer_of(order.client)
+        first = (order.round, trainer.engine) not in measured and len(data.train) > 0
         if first:
-            measured_rounds.add(order.round)
+            measured.add((order.round, trainer.engine))
         return replace(trainer, measure=first)(order, data, state)
 
     return client

@@ -53,6 +53,23 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         "set engine.head = 'exact', which is the same gradient for one pass",
     ),
     Exclusion(
+        lambda c: bool(c.memory) and c.engine.kind != "auto",
+        "memory: budgets choose the engine, so engine.kind must be 'auto'; what a chosen engine "
+        "needs says 'forefed plan'",
+    ),
+    Exclusion(
+        lambda c: bool(c.memory) and abs(sum(b.share for b in c.memory) - 1) > 1e-6,
+        "memory: the shares of the groups must sum to 1",
+    ),
+    Exclusion(
+        lambda c: (
+            getattr(c.engine, "independent", 1) > 1
+            and getattr(c.engine, "directions", None) == "all"
+        ),
+        "engine.independent: the unit vectors of engine.directions = 'all' give the exact gradient "
+        "already; leave it at 1",
+    ),
+    Exclusion(
         lambda c: sum(c.faults.model_dump().values()) > 1,
         "faults: the probabilities exclude one another and must sum to at most 1",
     ),

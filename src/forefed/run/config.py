@@ -18,6 +18,7 @@ from forefed.aggregate import RULES, Mean, Rule
 from forefed.assign import ASSIGNS, Assign, Contiguous
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import Registry, Settings, parse
+from forefed.core.sizes import parse_bytes
 from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
 from forefed.gradients import ENGINES, GradientEngine
@@ -47,6 +48,15 @@ class FaultSettings(Settings):
     offline: Probability = 0.0
     deadline: Probability = 0.0
     transport: Probability = 0.0
+
+
+class Budget(Settings):
+    """A group of clients by the memory that their machines have for weights and training."""
+
+    budget: Annotated[int, BeforeValidator(lambda x: parse_bytes(x, "memory"))]
+    """"150MB", "2GB": for weights and a training step together; libraries come on top."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the clients; the shares of all groups sum to 1."""
 
 
 class EvaluateSettings(Settings):
@@ -93,10 +103,18 @@ class Config(Settings):
     (averages out the noise of the last cohorts)."""
     faults: FaultSettings = FaultSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    memory: Annotated[tuple[Budget, ...], BeforeValidator(lambda x: _budgets(x))] = ()
+    """For ``engine.kind = "auto"``: one size for all clients ("2GB"), or groups
+    (``[{budget = "150MB", share = 0.5}, ...]``), each client belonging to one for good."""
 
     @property
     def folder(self) -> Path:
         return self.out / self.name
+
+
+def _budgets(raw: Any) -> Any:
+    """``memory = "2GB"`` is short for one group of all clients."""
+    return ({"budget": raw},) if isinstance(raw, str | int) else raw
 
 
 def _named(raw: Any) -> Any:
@@ -130,7 +148,7 @@ def configure(
     """
     raw = merge(base or {}, _read(file) if file else {})
     for item in sets:
-        raw = merge(raw, _assignment(item))
+        raw = merge(raw, assignment(item))
     unknown = [key for key in raw if key not in Config.model_fields]
     if unknown:
         raise UserError(
@@ -196,7 +214,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not valid TOML: {error}") from None
 
 
-def _assignment(item: str) -> dict[str, Any]:
+def assignment(item: str) -> dict[str, Any]:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {item!r}: write key=value, for example --set rounds=50")

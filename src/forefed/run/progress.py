@@ -91,6 +91,9 @@ class Progress(Watcher):
         self.finished = True
         self.bars.update(self.rounds, completed=summary["rounds"])
 
+    def note(self, text: str) -> None:
+        self.console.print(f"[dim]{text}[/dim]", highlight=False)
+
     def closing(self, result: Result) -> None:
         """The last lines: result against its baselines, and where things are."""
         summary = result.summary

@@ -14,6 +14,7 @@ from forefed.core.keys import Key
 from forefed.core.types import Json, Lost, Reply
 from forefed.gradients.memory import resident_bytes
 from forefed.models.export import save_adapter
+from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
 from forefed.run.build import Federation, build
 from forefed.run.card import model_card
@@ -38,6 +39,8 @@ class Watcher:
     def evaluated(self, line: Json) -> None: ...
 
     def already_finished(self, summary: Json) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
     watcher.built(federation, state.round)
     if saved is None:
         _evaluate(federation, folder, state, watcher)
-    checkpoint_s = 0.0
+    checkpoint_s, said = 0.0, False
     while state.round < config.rounds:
         started = time.perf_counter()
         state, report = federation.star.round(state, watcher.outcome)
@@ -105,6 +108,12 @@ def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
         seconds["checkpoint"] = checkpoint_s
         seconds["total"] = time.perf_counter() - started + checkpoint_s
         line = round_line(report, seconds)
+        prefix = federation.trainer.task.prefix
+        if prefix is not None:
+            line["memory"]["prefix_cache"] = prefix.cache.stored_bytes
+            if prefix.cache.stopped and not said:
+                watcher.note(f"the prefix cache keeps no more examples: {prefix.cache.stopped}")
+                said = True
         record.append(folder, record.ROUNDS, line)
         clock = time.perf_counter()
         if state.round % config.checkpoint_every == 0 or state.round == config.rounds:
@@ -117,13 +126,13 @@ def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
 def _write_head(federation: Federation, folder: Path) -> None:
     """What a record says before its first round; the configuration, last, makes it a run."""
     task = federation.task
-    weights = list(task.model.parameters())
+    dtype = next(task.model.parameters()).dtype
     model: Json = {
         "name": task.base_name,
-        "dtype": str(weights[0].dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "device": str(task.device),
-        "parameters": sum(w.numel() for w in weights),
-        "weights_bytes": sum(w.numel() * w.element_size() for w in weights),
+        "parameters": parameter_count(task.model),
+        "weights_bytes": weights_bytes(task.model),
         "trainable": trees.size(task.params),
         "units": [[u.name, u.depth, u.size] for u in task.units],
     }

@@ -1,0 +1,113 @@
+"""A model's shape without its weights: enough to say what training it would take.
+
+A model of the same configuration with few blocks and random weights costs per block what the real
+one costs, so a plan for a large model needs neither its weights nor the memory for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from forefed.core.errors import UserError
+from forefed.core.keys import Key
+from forefed.models.adapters import Adapter
+from forefed.models.load import choose_device, choose_dtype, explained, quiet, source
+from forefed.models.settings import ModelSettings
+from forefed.models.task import Task, task_from_model
+
+
+def load_config(settings: ModelSettings, labels: int) -> Any:
+    """The configuration of the model; nothing else is read.
+
+    Raises:
+        UserError: no such model.
+    """
+    import transformers
+
+    with quiet(), explained(settings):
+        config = transformers.AutoConfig.from_pretrained(source(settings))
+    if labels:
+        config.num_labels = labels
+    config.pad_token_id = config.pad_token_id if config.pad_token_id is not None else 0
+    return config
+
+
+def depth_of(config: Any) -> int:
+    """The number of blocks."""
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def longest_text(config: Any) -> int | None:
+    """Tokens that the model has positions for; None where it counts no positions."""
+    inner = config.get_text_config()
+    limit = getattr(inner, "max_position_embeddings", None)
+    if limit is None:
+        return None
+    # RoBERTa and its kin count positions from behind the padding token's number
+    shifted = inner.model_type in ("roberta", "xlm-roberta", "camembert", "longformer")
+    return int(limit) - (inner.pad_token_id + 1 if shifted else 0)
+
+
+def check_length(config: Any, seq: int, where: str) -> None:
+    """Raises UserError for texts longer than the model's positions; names the setting."""
+    limit = longest_text(config)
+    if limit is not None and seq > limit:
+        raise UserError(
+            f"{where}: {seq} tokens, but the model has positions for {limit}; give at most {limit}"
+        )
+
+
+def random_task(
+    settings: ModelSettings,
+    adapter: Adapter,
+    key: Key,
+    label_names: Sequence[str] | None,
+    layers: int,
+) -> Task:
+    """A Task of the model's shape with ``layers`` blocks and random weights."""
+    config = shortened(load_config(settings, len(label_names or ())), layers)
+    model = _build(config, label_names is None)
+    for parameter in model.parameters():
+        parameter.data.uniform_(-0.03, 0.03)  # no zeros, no denormals: both would be fast or slow
+    model = model.to(choose_device(settings), choose_dtype(settings))
+    return task_from_model(
+        model,
+        adapter,
+        key,
+        label_names=label_names,
+        base_name=settings.name,
+        quantise=settings.quantise,
+    )
+
+
+def weight_bytes(settings: ModelSettings, labels: int, layers: int) -> int:
+    """Bytes of the base model's tensors at this depth in the settings' dtype; nothing is built."""
+    config = shortened(load_config(settings, labels), layers)
+    with torch.device("meta"):
+        model = _build(config, labels == 0)
+    size = torch.empty(0, dtype=choose_dtype(settings)).element_size()
+    return size * sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+def shortened(config: Any, layers: int) -> Any:
+    """The configuration with ``layers`` blocks."""
+    inner = config.get_text_config()
+    inner.num_hidden_layers = layers
+    if getattr(inner, "layer_types", None):
+        inner.layer_types = inner.layer_types[:layers]
+    return config
+
+
+def _build(config: Any, causal: bool) -> Any:
+    import transformers
+
+    auto = (
+        transformers.AutoModelForCausalLM
+        if causal
+        else transformers.AutoModelForSequenceClassification
+    )
+    with quiet(), torch.random.fork_rng(devices=[]):
+        return auto.from_config(config).eval()

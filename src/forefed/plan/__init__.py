@@ -1,0 +1,6 @@
+"""The planner: measures a device and says which way of getting a gradient fits its memory."""
+
+from forefed.plan.plan import Plan, Row, plan
+from forefed.plan.scene import Scene
+
+__all__ = ["Plan", "Row", "Scene", "plan"]

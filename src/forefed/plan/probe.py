@@ -1,0 +1,185 @@
+"""One measurement in a process of its own: ``python -m forefed.plan.probe`` reads a ``Job`` from
+standard input and writes what it ``Measured`` to standard output, both as JSON.
+
+A fresh process, because resident memory never shrinks honestly in an old one. The figures do not
+depend on the values of weights or tokens, so a deep model is built at a few of its blocks, with
+random weights, from nothing but its configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from forefed.core import trees
+from forefed.core.keys import Key
+from forefed.core.types import Batch, Order, Params, Unit
+from forefed.data.examples import Examples
+from forefed.gradients import GradientEngine
+from forefed.gradients.directions import BasisDirections, Window
+from forefed.gradients.engine import micro_batches
+from forefed.gradients.forward import Forward
+from forefed.gradients.memory import measure_peak, resident_bytes
+from forefed.models.load import load_task
+from forefed.models.shell import random_task
+from forefed.models.task import Task
+from forefed.plan.scene import Job, Measured, Scene, Step, candidates
+
+
+def main() -> None:
+    job = Job.model_validate_json(sys.stdin.read())
+    sys.stdout.write(measure(job).model_dump_json())
+
+
+def measure(job: Job) -> Measured:
+    """Runs every engine of the job once for memory and once for time."""
+    scene, base_rss = job.scene, resident_bytes()
+    task = build(scene, job.layers)
+    names = assigned(task, scene)
+    params = trees.pick(task.params, names)
+    batch = batch_of(scene, task)
+
+    def inference() -> torch.Tensor:
+        with torch.no_grad():
+            return task.loss(task.params, batch)
+
+    elements = sum(x.numel() for n, x in params.items() if n not in task.head)
+    engines = job.engines
+    if engines is None:
+        engines = tuple(candidates(scene, elements, job.thorough))
+    tensors = [*task.model.parameters(), *task.model.buffers()]
+    inference()  # the first pass fills buffers that stay
+    before = min((_step(inference, task.device) for _ in range(2)), key=lambda s: s.seconds)
+    shared = {id(w): w for m in task.model.modules() if (w := getattr(m, "workspace", None))}
+    return Measured(
+        blocks=len(task.loss_recomputed.blocks),
+        weights=sum(x.nbytes for x in {x.data_ptr(): x for x in tensors}.values())
+        + sum(w.buffer.nbytes for w in shared.values()),
+        units=sum(1 for u in task.units if not u.is_head and u.params[0] in params),
+        elements=elements,
+        head_elements=sum(x.numel() for n, x in params.items() if n in task.head),
+        base_rss=base_rss,
+        inference=before,
+        engines=engines,
+        steps=tuple(_engine_step(e, task, params, batch) for e in engines),
+    )
+
+
+def build(scene: Scene, layers: int | None) -> Task:
+    labels = tuple(f"class {i}" for i in range(scene.labels)) or None
+    if layers is None:
+        return load_task(scene.model, scene.adapter, Key(0), labels)[0]
+    return random_task(scene.model, scene.adapter, Key(0), labels, layers)
+
+
+def assigned(task: Task, scene: Scene) -> tuple[str, ...]:
+    """The parameters of the first or last units, and of the head."""
+    body = [u for u in task.units if not u.is_head]
+    chosen = _units(body, len(task.loss_recomputed.blocks), scene)
+    head = [u for u in task.units if u.is_head]
+    return tuple(n for u in [*chosen, *head] for n in u.params)
+
+
+def _units(body: list[Unit], blocks: int, scene: Scene) -> list[Unit]:
+    if scene.units is not None:
+        return body[: scene.units] if scene.place == "early" else body[-scene.units :]
+    few = max(1, blocks // 8)
+    depths = sorted({u.depth for u in body})
+    near = depths[:few] if scene.place == "early" else depths[-few:]
+    return [u for u in body if u.depth in near]
+
+
+def batch_of(scene: Scene, task: Task) -> Batch:
+    """Random tokens; all texts but one are a token short, because a padding mask costs memory too
+    (models leave it out where no text is padded)."""
+    n = scene.batch
+    lengths = np.full(n, scene.seq - 1)
+    lengths[0] = scene.seq
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    vocabulary = task.model.config.get_text_config().vocab_size
+    tokens = 3 + Key(1).integers(int(offsets[-1]), max(vocabulary - 3, 1)).astype(np.int32)
+    zeros = np.zeros(n, dtype=np.int64)
+    labels = zeros if task.causal else Key(2).integers(n, scene.labels)
+    examples = Examples(
+        tokens % vocabulary, None, offsets, labels, zeros, pad_id=1, causal=task.causal
+    )
+    return examples.batch(range(n))
+
+
+def _engine_step(engine: GradientEngine, task: Task, params: Params, batch: Batch) -> Step:
+    """One step, on no more than two micro-batches: from the second on all are alike."""
+    rows = next(micro_batches(task.loss, batch, engine.micro_batch))[0].size
+    few = batch.rows(0, min(2 * rows, batch.size))
+    step = _step(_work(engine, task, params, few), task.device)
+    return step.model_copy(update={"seconds": step.seconds * batch.size / few.size})
+
+
+def _work(engine: GradientEngine, task: Task, params: Params, batch: Batch) -> Callable[[], Any]:
+    """One call of the engine; in basis mode one pass of its tangents, as all passes are alike."""
+    base = task.loss_recomputed if engine.recomputes else task.loss
+    fixed = {n: x for n, x in task.params.items() if n not in params}
+    loss = _Loss(base, fixed)
+    directions: Any = engine.directions_for(Order(1, 1, 1, tuple(params), task.params))
+    if isinstance(directions, BasisDirections) and isinstance(engine, Forward):
+        directions = Window(directions, range(engine.tangents))
+
+    return lambda: engine(loss, params, batch, directions, task.head)
+
+
+class _Loss:
+    """The loss of the client's parameters; all others are constants."""
+
+    def __init__(self, loss: Any, fixed: Params):
+        self.loss, self.fixed = loss, fixed
+
+    def __call__(self, params: Params, batch: Batch) -> torch.Tensor:
+        result: torch.Tensor = self.loss({**self.fixed, **params}, batch)
+        return result
+
+    def weight(self, batch: Batch) -> int:
+        return int(self.loss.weight(batch))
+
+
+def _step(work: Callable[[], Any], device: torch.device) -> Step:
+    """Memory and time of one run: recording allocations costs a few per cent of the time."""
+
+    def timed() -> float:
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    _forget_peak_rss()
+    seconds, peak = measure_peak(timed, device)
+    return Step(peak=peak, rss=_peak_rss(), seconds=seconds)
+
+
+def _forget_peak_rss() -> None:
+    """Resets the kernel's high-water mark (Linux); elsewhere the current size is reported."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_rss() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resident_bytes()
+
+
+if __name__ == "__main__":
+    main()
