@@ -5,7 +5,8 @@ import torch
 from forefed.core.types import Order
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer
-from forefed.run.run import round_line
+from forefed.run import configure
+from forefed.run.run import notices, round_line
 from forefed.run.star import RoundReport
 from forefed.wire import Dense
 from toy import HEAD, ToyLoss, toy_clients, toy_params
@@ -33,3 +34,15 @@ def test_fallbacks_reach_the_record():
     assert update.metrics["fallback/softplus"] == 7  # batches of 4, 4, 4 and 1
     line = round_line(RoundReport(1, (1,), (update, update), (), 0, 0, {}), {})
     assert line["fallbacks"] == {"softplus": 14}
+
+
+def test_a_run_says_what_went_wrong_in_a_round():
+    line = {"steps": 6, "skipped": 6, "fallbacks": {"softplus": 2}}
+    low, wide = (configure(sets=[f"model.dtype={d}"]) for d in ("float16", "float32"))
+    assert "bfloat16" in notices(line, low, "")[0] and "softplus" in notices(line, low, "")[1]
+    assert "optimiser.lr" in notices(line, wide, "")[0]
+    fine = {"steps": 6, "skipped": 5, "fallbacks": {}}
+    assert notices(fine, low, "") == []
+    assert notices(fine, low, "500 MB are full") == [
+        "the prefix cache keeps no more examples: 500 MB are full"
+    ]

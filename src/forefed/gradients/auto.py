@@ -12,6 +12,8 @@ class Auto(GradientEngine):
     """The planner's choice for the memory of each client (settings ``memory``)."""
 
     kind: Literal["auto"] = "auto"
+    micro_batch: Literal["auto"] = "auto"
+    """The planner's choice too."""
 
     def __call__(
         self,

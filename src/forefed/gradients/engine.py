@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from forefed.core import trees
@@ -27,9 +27,12 @@ from forefed.gradients.directions import BasisDirections, Directions, RandomDire
 class GradientEngine(Choice):
     """Base of all engines."""
 
-    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
-    """Rows per micro-batch; "auto": about 512 tokens, None: the whole batch. The result is the same
-    to rounding, so peak memory is a setting."""
+    micro_batch: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"] | None,
+        BeforeValidator(lambda x: None if x == "all" else x),
+    ] = "auto"
+    """Rows per micro-batch; "auto": about 512 tokens, "all" (or None): the whole batch. The result
+    is the same to rounding, so peak memory is a setting."""
 
     estimates: ClassVar[bool] = False  # slopes instead of a gradient
     recomputes: ClassVar[bool] = False  # wants the loss that recomputes blocks in its backward

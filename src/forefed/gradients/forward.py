@@ -117,7 +117,7 @@ def _slopes(
 ) -> Slopes:
     return Slopes(
         float(primal.detach()),
-        slopes_K.detach().double().cpu(),
+        slopes_K.detach().cpu().double(),
         tracked=primal if primal.requires_grad else None,
         saved_bytes=saved_bytes,
         fallbacks=fallbacks or Counter(),

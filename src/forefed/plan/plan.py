@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from forefed.core.errors import UserError
+from forefed.core.keys import Law
 from forefed.core.sizes import format_bytes, parse_bytes
 from forefed.gradients import GradientEngine
 from forefed.gradients.engine import SlopeEngine
@@ -189,10 +190,17 @@ def passes_of(engine: GradientEngine, elements: int) -> int:
 
 
 def noise_of(engine: GradientEngine, elements: int) -> float:
-    """(d - 1) / K for K random signs over d elements, 0 for an exact engine."""
-    if isinstance(engine, SlopeEngine) and engine.directions != "all" and elements > 0:
-        return (elements - 1) / engine.directions
+    """v of an estimate of ``elements`` elements; 0 for an exact engine."""
+    if isinstance(engine, SlopeEngine) and engine.directions != "all":
+        return noise_along(engine.directions, elements, engine.law)
     return 0.0
+
+
+def noise_along(k: int, elements: int, law: Law) -> float:
+    """(d - 1) / K for K random signs over d elements, (d + 1) / K for Gaussian values."""
+    if not elements:
+        return 0.0
+    return (elements + (1 if law == "gauss16" else -1)) / k
 
 
 def forwards_of(engine: GradientEngine, elements: int) -> float:

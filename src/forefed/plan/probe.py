@@ -8,9 +8,6 @@ random weights, from nothing but its configuration.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import sys
 import time
 from collections.abc import Callable

@@ -11,10 +11,6 @@ from forefed.gradients.engine import SlopeEngine
 from forefed.plan.plan import Plan, Row
 
 
-WHOLE = 100_000
-"""More rows than any batch has."""
-
-
 def plan_page(plan: Plan) -> RenderableType:
     """Facts, table, what a smaller adapter would change, and the advice."""
     return Group(_facts(plan), _table(plan), *(Text(s) for s in plan.smaller), _advice(plan))
@@ -31,8 +27,8 @@ def settings_of(row: Row) -> list[str]:
     changed = row.engine.model_dump(mode="json", exclude_defaults=True)
     if isinstance(row.engine, SlopeEngine):
         changed["directions"] = row.engine.directions
-    if row.engine.micro_batch is None:  # TOML has no word for it
-        changed["micro_batch"] = WHOLE
+    if row.engine.micro_batch is None:
+        changed["micro_batch"] = "all"
     sets = [f"engine={row.engine.kind}"]
     sets += [f"engine.{name}={value}" for name, value in changed.items() if name != "kind"]
     if row.precision.startswith("int"):

@@ -18,10 +18,14 @@ from forefed.core.types import Order, Unit
 from forefed.data.prepare import Prepared
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.auto import Auto
+from forefed.gradients.directions import RandomDirections
+from forefed.local.groups import groups_of
 from forefed.plan import Plan, Scene, plan
-from forefed.plan.plan import choose, noise_of, own_precision
+from forefed.plan.plan import choose, noise_along, noise_of, own_precision
+from forefed.run.compat import check
 from forefed.run.config import Budget, Config
 from forefed.run.record import read_json
+from forefed.wire import Codec
 
 PLAN = "plan.json"
 Planner = Callable[[Scene], Plan]
@@ -39,24 +43,44 @@ class Engines:
     key: Key
     groups: tuple[tuple[float, GradientEngine], ...]
     """Shares of the clients, and their engines."""
+    spare: int | None = None
+    """Bytes that the tightest budget leaves beside weights and step (None: there is no budget)."""
 
     def of(self, client: int) -> GradientEngine:
+        return self.groups[self.group(client)][1]
+
+    def group(self, client: int) -> int:
+        """The number of the client's group, the same in every round."""
         if len(self.groups) == 1:
-            return self.groups[0][1]
+            return 0
         drawn = float(self.key.fold("memory", client).uniform((1,)))
-        for share, engine in self.groups:
+        for number, (share, _) in enumerate(self.groups):
             drawn -= share
             if drawn < 0:
-                return engine
-        return self.groups[-1][1]
+                return number
+        return len(self.groups) - 1
 
 
-def variance_of(engine: GradientEngine, order: Order, head: frozenset[str]) -> Mapping[str, float]:
-    """1 + v by parameter: E|estimate|^2 over |gradient|^2 of what this engine sends; exact: 1."""
-    perturbed = engine.perturbed(list(order.assigned), head)
-    elements = sum(order.params[n].numel() for n in perturbed)
-    noise = noise_of(engine, elements)
-    return {n: 1 + (noise if n in perturbed else 0.0) for n in order.assigned}
+def variance_of(
+    engine: GradientEngine, codec: Codec, order: Order, head: frozenset[str]
+) -> Mapping[str, float]:
+    """1 + v by parameter: E|what arrives|^2 over |gradient|^2; exact: 1.
+
+    Noise comes from an estimating engine, or from the scalar channel, which projects an exact
+    gradient on a few directions.
+    """
+    perturbed = set(engine.perturbed(list(order.assigned), head))
+    found = dict.fromkeys(order.assigned, 1.0)
+    for group in groups_of(engine, codec, order, head).values():
+        elements = sum(order.params[n].numel() for n in group.names)
+        if perturbed.issuperset(group.names):
+            noise = noise_of(engine, elements)
+        elif isinstance(group.directions, RandomDirections):
+            noise = noise_along(group.directions.k, elements, group.directions.law)
+        else:
+            noise = 0.0
+        found |= dict.fromkeys(group.names, 1 + noise)
+    return found
 
 
 def resolve(
@@ -74,27 +98,37 @@ def resolve(
     key = Key(config.seed)
     if not isinstance(config.engine, Auto):
         return Engines(key, ((1.0, config.engine),))
+    scene = scene_of(config, units, data)
+    asked = {
+        "scene": scene.model_dump(mode="json"),
+        "memory": [budget.model_dump(mode="json") for budget in config.memory],
+    }
     path = config.folder / PLAN
-    if path.exists():
-        kept = read_json(path)["groups"]
-        return Engines(key, tuple((g["share"], ENGINES.parse(g["engine"])) for g in kept))
-    say("planning: measuring this machine (plan.json keeps the result)")
-    found = planner(scene_of(config, units, data))
-    groups = [_group(found, budget) for budget in config.memory or (None,)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"groups": groups, "plan": found.to_json()})
-    for group in groups:
-        say(f"{group['budget'] or 'no limit'}: {group['engine']['kind']}, as {group['reason']}")
-    return Engines(key, tuple((g["share"], ENGINES.parse(g["engine"])) for g in groups))
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("asked") != asked:  # none, or left by a start of other settings
+        say("planning: measuring this machine (plan.json keeps the result)")
+        found = planner(scene)
+        groups = [_group(found, budget) for budget in config.memory or (None,)]
+        kept = {"asked": asked, "groups": groups, "plan": found.to_json()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, kept)
+    for group in kept["groups"]:
+        say(f"{group['memory']}: {group['engine']['kind']}; {group['reason']}")
+    engines = tuple((g["share"], ENGINES.parse(g["engine"])) for g in kept["groups"])
+    for _, engine in engines:
+        check(config.model_copy(update={"engine": engine, "memory": ()}))
+    spare = [g["spare"] for g in kept["groups"] if g["spare"] is not None]
+    return Engines(key, engines, min(spare, default=None))
 
 
 def _group(found: Plan, budget: Budget | None) -> dict[str, Any]:
     row, reason = choose(found.rows, budget.budget if budget else None)
     return {
-        "budget": format_bytes(budget.budget) if budget else None,
+        "memory": format_bytes(budget.budget) if budget else "no limit",
         "share": budget.share if budget else 1.0,
         "engine": row.engine.model_dump(mode="json"),
         "total": row.total,
+        "spare": budget.budget - row.total if budget else None,
         "reason": reason,
     }
 

@@ -18,7 +18,7 @@ from forefed.models.load import load_task, load_tokenizer
 from forefed.models.prefix import FrozenPrefix, PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.budgets import Planner, measure_now, resolve, variance_of
+from forefed.run.budgets import Engines, Planner, measure_now, resolve, variance_of
 from forefed.run.compat import check
 from forefed.run.config import Config
 from forefed.run.inprocess import ClientStore, InProcess
@@ -35,6 +35,7 @@ class Federation:
     star: Star
     trainer: Trainer
     transport: InProcess
+    engines: Engines
 
     def start(self) -> RunState:
         return RunState(0, self.task.params)
@@ -74,10 +75,11 @@ def build(
         )
     say("loading the model")
     task = load_model(config, data.label_names)
-    view = TaskView(task.loss, task.loss_recomputed, task.head, _prefix(config, task))
     longest = int(data.population.examples.lengths().max())
     check_length(task.model.config, longest, "data.max_length")
     engines = resolve(config, task.units, data, planner, say)
+    prefix = _prefix(config, task, engines.spare)
+    view = TaskView(task.loss, task.loss_recomputed, task.head, prefix)
     trainer = Trainer(config.client, engines.of(0), config.codec, view, tuple(config.transforms))
 
     def trainer_of(client: int) -> Trainer:
@@ -105,14 +107,17 @@ def build(
         config.deadline_s,
         _server_rate(config),
     )
-    return Federation(config, task, data, star, trainer, transport)
+    return Federation(config, task, data, star, trainer, transport, engines)
 
 
-def _prefix(config: Config, task: Task) -> FrozenPrefix | None:
-    if config.client.prefix_cache == "off":
+def _prefix(config: Config, task: Task, spare: int | None) -> FrozenPrefix | None:
+    """The prefix cache; in memory, it takes no more than every client's budget leaves."""
+    kind, limit = config.client.prefix_cache, config.client.prefix_cache_limit
+    if kind == "off":
         return None
-    folder = config.out / ".cache" if config.client.prefix_cache == "disk" else None
-    return FrozenPrefix(task, PrefixCache(config.client.prefix_cache_limit, folder))
+    if kind == "disk":
+        return FrozenPrefix(task, PrefixCache(limit, config.out / ".cache"))
+    return FrozenPrefix(task, PrefixCache(limit if spare is None else min(limit, spare)))
 
 
 def _server_rate(config: Config) -> Callable[[int], float]:
@@ -131,7 +136,9 @@ def load_model(config: Config, label_names: Sequence[str]) -> Task:
 def receive(trainer: Trainer, reply: Reply, order: Order) -> Update:
     """The server's half of a reply: decode, replay what came as slopes, and say how noisy it is."""
     update = replay(trainer, order, trainer.codec.decode(reply.payload, order))
-    return replace(update, variance=variance_of(trainer.engine, order, trainer.task.head))
+    return replace(
+        update, variance=variance_of(trainer.engine, trainer.codec, order, trainer.task.head)
+    )
 
 
 def _measured(

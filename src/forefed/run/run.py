@@ -16,6 +16,7 @@ from forefed.gradients.memory import resident_bytes
 from forefed.models.export import save_adapter
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
+from forefed.run.budgets import Engines
 from forefed.run.build import Federation, build
 from forefed.run.card import model_card
 from forefed.run.checkpoint import config_digest, load_checkpoint, save_checkpoint
@@ -96,7 +97,7 @@ def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
     watcher.built(federation, state.round)
     if saved is None:
         _evaluate(federation, folder, state, watcher)
-    checkpoint_s, said = 0.0, False
+    checkpoint_s, said = 0.0, set[str]()
     while state.round < config.rounds:
         started = time.perf_counter()
         state, report = federation.star.round(state, watcher.outcome)
@@ -108,12 +109,15 @@ def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
         seconds["checkpoint"] = checkpoint_s
         seconds["total"] = time.perf_counter() - started + checkpoint_s
         line = round_line(report, seconds)
+        if len(federation.engines.groups) > 1:
+            line["groups"] = memory_groups(report, federation.engines)
         prefix = federation.trainer.task.prefix
         if prefix is not None:
             line["memory"]["prefix_cache"] = prefix.cache.stored_bytes
-            if prefix.cache.stopped and not said:
-                watcher.note(f"the prefix cache keeps no more examples: {prefix.cache.stopped}")
-                said = True
+        for text in notices(line, federation.config, prefix.cache.stopped if prefix else ""):
+            if text not in said:
+                said.add(text)
+                watcher.note(text)
         record.append(folder, record.ROUNDS, line)
         clock = time.perf_counter()
         if state.round % config.checkpoint_every == 0 or state.round == config.rounds:
@@ -162,6 +166,25 @@ def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Wa
         watcher.evaluated({"round": state.round, **line})
 
 
+def notices(line: Json, config: Config, cache_stopped: str) -> list[str]:
+    """What a person should know about a round; each text is said once in a run."""
+    texts = []
+    if cache_stopped:
+        texts.append(f"the prefix cache keeps no more examples: {cache_stopped}")
+    if line["steps"] and line["skipped"] == line["steps"]:
+        float16 = config.model.dtype == "float16"
+        remedy = (
+            "float16 overflows: set model.dtype = 'bfloat16'"
+            if float16
+            else "lower client.optimiser.lr"
+        )
+        texts.append(f"no step had a finite result, so nothing moves; {remedy}")
+    if line["fallbacks"]:
+        names = ", ".join(line["fallbacks"])
+        texts.append(f"operators without a rule, computed one by one and slowly: {names}")
+    return texts
+
+
 FALLBACK = "fallback/"
 """Prefix of the metrics that count operators without a rule (``gradients.dual``)."""
 
@@ -197,6 +220,15 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
         "clamped": int(total("clamped")),
         "fallbacks": {n.removeprefix(FALLBACK): int(total(n)) for n in sorted(fallbacks)},
     }
+
+
+def memory_groups(report: RoundReport, engines: Engines) -> Json:
+    """The cohort's groups of ``plan.json``, and the measured peak above the weights by group."""
+    peaks: dict[str, int] = {}
+    for update in report.updates:
+        if "peak_bytes" in update.metrics:
+            peaks[str(engines.group(update.client))] = int(update.metrics["peak_bytes"])
+    return {"cohort": [engines.group(c) for c in report.cohort], "peaks": peaks}
 
 
 def _finish(federation: Federation, folder: Path, state: RunState) -> Result:
