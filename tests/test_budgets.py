@@ -39,6 +39,7 @@ def small_and_large(job: Job) -> Measured:
     return Measured(
         blocks=2,
         weights=50 * MB,
+        all_units=8,
         units=2,
         elements=32,
         head_elements=51,
@@ -91,6 +92,7 @@ def test_settings_of_memory() -> None:
         (["engine=auto", "memory=much"], "'much' is no size"),
         (["engine=auto", "engine.micro_batch=4"], "micro_batch"),
         (["engine=auto", "strategy=fedfgd"], "would not be fedfgd"),
+        (["engine.independent=4", "engine.directions=all"], "engine.independent"),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else "",
 )
@@ -103,21 +105,31 @@ def test_mistakes(sets: list[str], words: str) -> None:
 
 
 def test_clients_of_two_kinds_in_one_run(world: World, tmp_path: Path, asked: list[Scene]) -> None:
-    result = run(world.config(tmp_path, *AUTO, "rounds=3", "client.max_steps=1"))
+    config = world.config(
+        tmp_path, *AUTO, "rounds=3", "client.batch_size=all", "client.max_steps=1"
+    )
+    result = run(config)
     assert result.summary["status"] == "finished"
     (scene,) = asked
-    assert (scene.batch, scene.seq, scene.labels) == (4, 12, 3)
-    assert scene.units == 2, "four units among three clients: somebody has two"
+    clients = build(config).data.population.client
+    assert scene.batch == max(len(clients(c).train) for c in range(6))
+    assert (scene.seq, scene.labels) == (12, 3)
+    assert scene.units == 3, "eight units among three clients: somebody has three"
     kept = json.loads((result.folder / "plan.json").read_text())
     assert [g["engine"]["kind"] for g in kept["groups"]] == ["forward", "backprop"]
     assert [g["spare"] for g in kept["groups"]] == [30 * MB, 750 * MB]
-    seen: dict[str, set[int]] = {"0": set(), "1": set()}
     engines = Engines(Key(0), ((0.5, Forward()), (0.5, Backprop())))
+    passes = (5, 2)  # of a row: a primal and four tangents; forward and backward
+    seen: set[str] = set()
     for line in lines(result.folder, "rounds.jsonl"):
-        assert line["groups"]["cohort"] == [engines.group(c) for c in line["cohort"]]
-        for number, peak in line["groups"]["peaks"].items():
-            seen[number].add(peak)
-    assert min(seen["1"]) > max(seen["0"]) > 0, "each by its own engine: forward takes less"
+        groups = [engines.group(c) for c in line["cohort"]]
+        assert line["groups"]["cohort"] == groups
+        assert line["groups"]["peaks"].keys() == {str(g) for g in groups}
+        assert all(peak > 0 for peak in line["groups"]["peaks"].values())
+        sizes = [len(clients(c).train) for c in line["cohort"]]
+        assert line["forwards"] == sum(passes[g] * n for g, n in zip(groups, sizes, strict=True))
+        seen |= line["groups"]["peaks"].keys()
+    assert seen == {"0", "1"}
 
 
 @pytest.mark.parametrize("codec", ["dense", "scalars"])
@@ -146,7 +158,7 @@ def test_a_plan_of_other_settings_is_not_taken(
 
 
 def test_a_budget_that_is_too_small(world: World, tmp_path: Path, asked: list[Scene]) -> None:
-    with pytest.raises(UserError, match="the least that works here is 70.0 MB"):
+    with pytest.raises(UserError, match=r"the least that works here is 70\.0 MB"):
         run(world.config(tmp_path, "engine=auto", "memory=60MB"))
 
 

@@ -49,6 +49,7 @@ def table_prober(job: Job) -> Measured:
     return Measured(
         blocks=6,
         weights=weights,
+        all_units=24,
         units=4,
         elements=64,
         head_elements=770,
@@ -180,6 +181,7 @@ def quadratic(job: Job) -> Measured:
     return Measured(
         blocks=layers,
         weights=(3 + 2 * layers) * MB,
+        all_units=4 * layers,
         units=layers,
         elements=16 * layers,
         head_elements=6,
@@ -248,3 +250,45 @@ def test_choose_never_leaves_the_budget(model: ModelSettings) -> None:
         assert row.total <= budget
         exact = [r for r in rows if r.total <= budget and r.precision == row.precision]
         assert row.progress_time == min(r.progress_time for r in exact)
+
+
+def test_shorter_texts_take_no_more_memory_than_planned() -> None:
+    """ "auto" micro-batches hold about 512 tokens: of shorter texts than planned for, more rows and
+    sometimes more tokens. So a plan names rows."""
+    for seq in (20, 100, 128, 200, 300, 512):
+        for engine in candidates(Scene(seq=seq), elements=64, thorough=True):
+            assert engine.micro_batch != "auto"
+
+
+def test_a_configuration_says_what_is_planned(
+    model: ModelSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forefed.run.planning import plan_from_options
+
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        f'cohort = 12\nmemory = "300MB"\nengine = "auto"\n[model]\nname = "{model.name}"\n'
+        'dtype = "float32"\n[assign]\ncopies = 2\n[adapter]\nkind = "lora"\nr = 2\n'
+        "[client]\nbatch_size = 5\n[data]\nmax_length = 20\n"
+    )
+    monkeypatch.setattr(
+        "forefed.run.planning.plan",
+        lambda scene, memory, **more: plan(scene, memory, probe=table_prober, **more),
+    )
+    say = lambda _: None  # noqa: E731
+    found = plan_from_options(str(file), None, [], {"labels": None}, None, ["float32"], say)
+    scene = found.scene
+    assert (scene.batch, scene.seq, scene.split, scene.adapter.kind) == (5, 20, 6, "lora")
+    assert found.memory == 300 * MB
+    said = {"seq": 9, "units": 3}
+    other = plan_from_options(str(file), "cpu", ["r=1"], said, "1GB", ["float32"], say)
+    assert (other.scene.seq, other.scene.units, other.scene.split) == (9, 3, None)
+    assert other.scene.adapter.model_dump()["r"] == 1 and other.memory == 1000 * MB
+
+
+def test_units_of_a_deep_model(tmp_path: Path) -> None:
+    """48 units in 12 blocks of 16 elements each; the probe with 2 blocks has 8 of them."""
+    for change, units in (({"split": 1}, 48), ({"split": 5}, 10), ({"units": 3}, 3), ({}, 2)):
+        scene = Scene(model=tiny_folder(tmp_path, layers=12), seq=16, **change)
+        (found,) = measure(scene, ("float32",), lambda _: None, quadratic)
+        assert (found.measured.units, found.measured.elements) == (units, 16 * units)

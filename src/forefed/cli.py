@@ -128,12 +128,17 @@ def predict(
 
 @app.command("plan")
 def plan_command(
-    model: Annotated[str, typer.Argument(help="minilm, a local folder, or a hub id.")] = "minilm",
+    model: Annotated[
+        str,
+        typer.Argument(help="minilm, a local folder, a hub id; or a run's configuration (.toml)."),
+    ] = "minilm",
     memory: Annotated[
         str | None, typer.Option(help="Budget for weights and a training step, e.g. 4GB.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Texts per step.")] = 8,
-    seq: Annotated[int, typer.Option(help="Tokens per text; plan for the longest.")] = 128,
+    batch: Annotated[int | None, typer.Option(help="Texts per step (default: 8).")] = None,
+    seq: Annotated[
+        int | None, typer.Option(help="Tokens per text; plan for the longest (default: 128).")
+    ] = None,
     units: Annotated[
         int | None,
         typer.Option(help="Adapter units per client (default: an eighth of the blocks)."),
@@ -141,7 +146,9 @@ def plan_command(
     late: Annotated[
         bool, typer.Option("--late", help="The client's units are the last, not the first.")
     ] = False,
-    labels: Annotated[int, typer.Option(help="Classes; 0 for a language model.")] = 2,
+    labels: Annotated[
+        int | None, typer.Option(help="Classes; 0 for a language model (default: 2).")
+    ] = None,
     adapter: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Adapter setting, e.g. kind=lora or u=8."),
@@ -150,7 +157,9 @@ def plan_command(
         list[str] | None,
         typer.Option(help="float32, bfloat16, float16, int8, int4; several are compared."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")
+    ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write everything to this file too.")
     ] = None,
@@ -169,7 +178,8 @@ def plan_command(
 
     with out.status("planning") as status:
         plan = plan_from_options(
-            {"name": model, "device": device},
+            model,
+            device,
             adapter or [],
             {
                 "batch": batch,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from forefed.core.errors import UserError
 from forefed.models.shell import check_length, depth_of, load_config
-from forefed.plan.scene import Job, Measured, Scene, Step, with_precision
+from forefed.plan.scene import Job, Measured, Scene, Step, units_of, with_precision
 
 SHALLOW = 6
 """Blocks up to which the model itself is measured."""
@@ -79,6 +79,13 @@ def _at_depth(
         say(f"measuring in {precision}")
         measured = probe(Job(scene=scene, thorough=thorough))
         return Figures(precision, measured, (0.0,) * len(measured.steps))
+    return extrapolate(scene, precision, depth, thorough, say, probe)
+
+
+def extrapolate(
+    scene: Scene, precision: str, depth: int, thorough: bool, say: Say, probe: Prober
+) -> Figures:
+    """Full depth from a few blocks with random weights."""
     low, high, between = PROBED
     found: dict[int, Measured] = {}
     engines = None
@@ -88,7 +95,8 @@ def _at_depth(
         found[layers] = probe(job)
         engines = found[low].engines
     full = _line(found[low], low, found[high], high, depth)
-    units = scene.units or found[low].units * max(1, depth // 8)
+    some = found[low].units * max(1, depth // 8)
+    units = units_of(scene, found[low].all_units * depth // low) or some
     elements = round(found[low].elements / max(found[low].units, 1) * units)
     check = _line(found[low], low, found[high], high, between)
     errors = tuple(

@@ -8,6 +8,9 @@ random weights, from nothing but its configuration.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +32,7 @@ from forefed.gradients.memory import measure_peak, resident_bytes
 from forefed.models.load import load_task
 from forefed.models.shell import random_task
 from forefed.models.task import Task
-from forefed.plan.scene import Job, Measured, Scene, Step, candidates
+from forefed.plan.scene import Job, Measured, Scene, Step, candidates, units_of
 
 
 def main() -> None:
@@ -61,6 +64,7 @@ def measure(job: Job) -> Measured:
         blocks=len(task.loss_recomputed.blocks),
         weights=sum(x.nbytes for x in {x.data_ptr(): x for x in tensors}.values())
         + sum(w.buffer.nbytes for w in shared.values()),
+        all_units=sum(1 for u in task.units if not u.is_head),
         units=sum(1 for u in task.units if not u.is_head and u.params[0] in params),
         elements=elements,
         head_elements=sum(x.numel() for n, x in params.items() if n in task.head),
@@ -87,8 +91,9 @@ def assigned(task: Task, scene: Scene) -> tuple[str, ...]:
 
 
 def _units(body: list[Unit], blocks: int, scene: Scene) -> list[Unit]:
-    if scene.units is not None:
-        return body[: scene.units] if scene.place == "early" else body[-scene.units :]
+    count = units_of(scene, len(body))
+    if count is not None:
+        return body[:count] if scene.place == "early" else body[-count:]
     few = max(1, blocks // 8)
     depths = sorted({u.depth for u in body})
     near = depths[:few] if scene.place == "early" else depths[-few:]
@@ -156,9 +161,18 @@ def _step(work: Callable[[], Any], device: torch.device) -> Step:
             torch.cuda.synchronize(device)
         return time.perf_counter() - started
 
+    _release_memory()
     _forget_peak_rss()
     seconds, peak = measure_peak(timed, device)
     return Step(peak=peak, rss=_peak_rss(), seconds=seconds)
+
+
+def _release_memory() -> None:
+    """Hands what the last engine freed back to the system (glibc), or the next one's resident
+    memory would count it too."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _forget_peak_rss() -> None:

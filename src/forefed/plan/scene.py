@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from forefed.core.settings import Settings
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.backprop import Backprop, Checkpointed
-from forefed.gradients.engine import Rows
+from forefed.gradients.engine import AUTO_TOKENS, Rows
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
@@ -31,6 +31,8 @@ class Scene(Settings):
     """Tokens per text; plan for the longest."""
     units: Annotated[int, Field(ge=1)] | None = None
     """Units that one client trains beside the head (None: those of an eighth of the blocks)."""
+    split: Annotated[int, Field(ge=1)] | None = None
+    """Instead of ``units``: clients who share all units out among them (1: each trains all)."""
     place: Literal["early", "late"] = "early"
     """"early": the client whose units come first, the dearest place for every engine."""
 
@@ -65,6 +67,7 @@ class Measured(Settings):
     blocks: int
     weights: int
     """Bytes of all parameters and buffers."""
+    all_units: int
     units: int
     """Units that the client trains, beside the head."""
     elements: int
@@ -78,13 +81,21 @@ class Measured(Settings):
     """One for each engine."""
 
 
+def units_of(scene: Scene, total: int) -> int | None:
+    """How many of ``total`` units a client trains, where the scene says so."""
+    if scene.split is not None:
+        return -(-total // scene.split)
+    return scene.units
+
+
 def candidates(scene: Scene, elements: int, thorough: bool) -> list[GradientEngine]:
     """The engines that a plan compares. ``thorough``: with more directions and by differences too,
     and with the whole batch at once."""
     sizes: list[Rows] = [1]
-    auto = max(1, 512 // scene.seq)
-    if 1 < auto < scene.batch:
-        sizes.append("auto")
+    # A number of rows, not "auto": that would be more rows, and more tokens, for shorter texts.
+    some = AUTO_TOKENS // scene.seq
+    if 1 < some < scene.batch:
+        sizes.append(some)
     if scene.batch > 1:
         sizes.append(None)
     if not thorough:

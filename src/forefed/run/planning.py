@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import parse
 from forefed.models.settings import ModelSettings
 from forefed.plan import Plan, Scene, plan
-from forefed.run.config import assignment, merge
+from forefed.run.config import Config, assignment, configure, merge
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 
 
 def plan_from_options(
-    model: dict[str, Any],
+    model: str,
+    device: str | None,
     adapter: Sequence[str],
     scene: dict[str, Any],
     memory: str | None,
     precisions: Sequence[str] | None,
     say: Callable[[str], None],
 ) -> Plan:
-    """A plan for SPRY's adapter, or the one that the options describe.
+    """A plan for SPRY's adapter, for that of a configuration, or for what the options describe.
+
+    Args:
+        model: a model's name, or a TOML file whose model, adapter, batches and budget are meant.
+        scene: what else the options say of a ``Scene``; None where they say nothing.
 
     Raises:
         UserError: an option that does not fit; names it.
@@ -30,9 +36,35 @@ def plan_from_options(
     for name in precisions or ():
         if name not in PRECISIONS:
             raise UserError(f"--precision {name}: {nearest(name, PRECISIONS)}")
-    chosen: dict[str, Any] = {"kind": "tinylora", "r": 4, "u": 16}
+    said = {name: value for name, value in scene.items() if value is not None}
+    if model.endswith(".toml"):
+        config = configure(Path(model))
+        raw = scene_of_config(config)
+        memory = memory or min((str(b.budget) for b in config.memory), key=int, default=None)
+    else:
+        raw = {"model": {"name": model, "device": "auto"}}
+        raw["adapter"] = {"kind": "tinylora", "r": 4, "u": 16}
+    if "units" in said:
+        raw.pop("split", None)
     for item in adapter:
         change = assignment(item)
-        chosen = change if "kind" in change else merge(chosen, change)
-    raw = {"model": parse(ModelSettings, model, "model"), "adapter": chosen, **scene}
+        raw["adapter"] = change if "kind" in change else merge(raw["adapter"], change)
+    if device is not None:
+        raw["model"]["device"] = device
+    raw = {**raw, **said, "model": parse(ModelSettings, raw["model"], "model")}
     return plan(parse(Scene, raw), memory, precisions=precisions or None, say=say)
+
+
+def scene_of_config(config: Config) -> dict[str, Any]:
+    """What a configuration says of a ``Scene``, without a look at its data."""
+    found: dict[str, Any] = {
+        "model": config.model.model_dump(mode="json"),
+        "adapter": config.adapter.model_dump(mode="json"),
+        "seq": config.data.max_length,
+        "split": max(1, config.cohort // getattr(config.assign, "copies", config.cohort)),
+    }
+    if config.data.task.head == "causal_lm":
+        found["labels"] = 0
+    if config.client.batch_size != "all":
+        found["batch"] = config.client.batch_size
+    return found
