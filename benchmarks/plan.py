@@ -20,7 +20,7 @@ from forefed.plan.scene import Job, Scene
 from forefed.run import configure, run
 from forefed.run.record import ROUNDS, read_json, read_lines
 
-BUDGETS = ("95MB", "120MB", "150MB", "300MB", "4GB")
+BUDGETS = ("102MB", "120MB", "150MB", "300MB", "4GB")
 
 
 def tables() -> Iterator[tuple[str, str]]:

@@ -192,7 +192,7 @@ def plan_command(
             precision,
             status.update,
         )
-    out.print(plan_page(plan))
+    out.print(plan_page(plan, out.width))
     if json is not None:
         write_json(json, plan.to_json())
         out.print(f"written: {json}")

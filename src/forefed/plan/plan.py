@@ -64,6 +64,7 @@ class Row:
 
     @property
     def rows(self) -> str:
+        """The micro-batch, for a sentence."""
         return {"auto": "about 512 tokens", None: "whole batch"}.get(
             self.engine.micro_batch,  # type: ignore[arg-type]
             f"{self.engine.micro_batch} at a time",

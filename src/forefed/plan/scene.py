@@ -113,6 +113,7 @@ def candidates(scene: Scene, elements: int, thorough: bool) -> list[GradientEngi
         if elements <= BASIS_LIMIT:
             tangents = min(8, elements)
             engines.append(Forward(micro_batch=rows, directions="all", tangents=tangents))
+            engines.append(Forward(micro_batch=1, directions="all", tangents=1))
         engines.append(FiniteDifference(micro_batch=rows))
     return engines
 

@@ -11,9 +11,14 @@ from forefed.gradients.engine import SlopeEngine
 from forefed.plan.plan import Plan, Row
 
 
-def plan_page(plan: Plan) -> RenderableType:
+WIDE = 120
+"""Characters from which on the table shows all columns."""
+
+
+def plan_page(plan: Plan, width: int = WIDE) -> RenderableType:
     """Facts, table, what a smaller adapter would change, and the advice."""
-    return Group(_facts(plan), _table(plan), *(Text(s) for s in plan.smaller), _advice(plan))
+    table = _table(plan, width >= WIDE)
+    return Group(_facts(plan), table, *(Text(s) for s in plan.smaller), _advice(plan))
 
 
 def advice(plan: Plan) -> str:
@@ -52,40 +57,46 @@ def _facts(plan: Plan) -> RenderableType:
     )
 
 
-def _table(plan: Plan) -> Table:
-    table = Table(box=None, header_style="bold", caption=_LEGEND, caption_justify="left")
+def _table(plan: Plan, wide: bool) -> Table:
+    legend = _LEGEND if wide else f"{_LEGEND} A terminal of {WIDE} columns shows {_MORE} too."
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", caption=legend, caption_justify="left")
     table.add_column("engine", no_wrap=True)
-    table.add_column("rows")
-    table.add_column("weights")
-    for title in ("above", "total", "RSS", "time", "noise", "to progress", "forwards", "bytes up"):
-        table.add_column(title, justify="right")
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("weights", no_wrap=True)
+    titles = ["above", "total", "time", "noise", "progress"]
     extrapolated = any(r.error for r in plan.rows)
-    if extrapolated:
-        table.add_column("± above", justify="right")
+    titles += ["RSS", "forwards", "bytes up"] if wide else []
+    titles += ["± above"] if wide and extrapolated else []
+    for title in titles:
+        table.add_column(title, justify="right", no_wrap=True)
     for row in plan.rows:
         fits = plan.memory is None or row.total <= plan.memory
         style = "bold green" if row is plan.recommended else None if fits else "dim"
-        cells = [
-            ("→ " if row is plan.recommended else "  ") + row.name,
-            row.rows,
+        more = (
+            format_bytes(row.rss),
+            f"{row.forwards * (1 + row.noise):,.0f}",
+            format_bytes(row.bytes_up * (1 + row.noise)),
+            f"{row.error:.0%}",
+        )
+        cells = (
+            ("→ " if row is plan.recommended else "  ") + row.name.replace(", K = ", " K="),
+            str(row.engine.micro_batch or "all"),
             row.precision,
             format_bytes(row.peak),
             format_bytes(row.total),
-            format_bytes(row.rss),
             f"{row.time:.2f}",
             f"{row.noise:.3g}",
             f"{row.progress_time:.3g}",
-            f"{row.forwards * (1 + row.noise):,.0f}",
-            format_bytes(row.bytes_up * (1 + row.noise)),
-        ]
-        table.add_row(*cells, *([f"{row.error:.0%}"] if extrapolated else []), style=style)
+        )
+        table.add_row(*(cells + more)[: len(table.columns)], style=style)
     return table
 
 
+_MORE = "resident memory, forwards, bytes up and the error of extrapolation"
 _LEGEND = (
-    "above: live bytes above the weights, at most; total: with them; dim: does not fit. time: of a "
-    "step, over plain inference. noise: relative variance of the estimate. to progress, forwards "
-    "(per example), bytes up: for the progress of one exact step."
+    "rows: of a micro-batch. above: live bytes above the weights, at most; total: with them; dim: "
+    "does not fit. time: of a step, over plain inference. noise: relative variance of the estimate. "
+    "progress (time), forwards (per example), bytes up: for the progress of one exact step."
 )
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from forefed.gradients.dual.tensor import Dual, first, fresh, rule
 from forefed.gradients.dual.tensor import value as value_of
 
-SCORES = 2**16
-"""Elements of s at work: a quarter of a megabyte, and as much for s' of each tangent."""
+SCORES = 2**17
+"""Elements of s at work: half a megabyte, and as much for s' of each tangent."""
 
 
 @rule(F.scaled_dot_product_attention)
