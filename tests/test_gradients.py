@@ -202,6 +202,25 @@ def test_peak_memory_is_counted_exactly():
     assert 8_000_000 <= peak < 8_000_100  # beside it: a few scalars
 
 
+@pytest.mark.parametrize(
+    ("engine", "rows", "walked"),
+    [
+        (Backprop(micro_batch=3), 6, None),
+        (Forward(micro_batch=3, directions="all", tangents=2), 6, 2),
+        (Forward(micro_batch=3, directions=5, tangents=2, independent=3), 6, 6),
+        (FiniteDifference(micro_batch=None, directions=4), 13, 1),
+    ],
+)
+def test_memory_is_measured_on_a_part_of_a_long_call(engine, rows, walked):
+    directions = engine.directions_for(ORDER)
+    few, along = engine.sample(LOSS, BATCH, directions, BODY)
+    assert few.size == rows
+    assert (along.count(BODY) if along else None) == walked
+    _, part = measure_peak(lambda: engine(LOSS, PARAMS, few, along, HEAD))
+    _, whole = measure_peak(lambda: engine(LOSS, PARAMS, BATCH, directions, HEAD))
+    assert part == pytest.approx(whole, abs=1000)  # slopes and scalars of the toy world
+
+
 def test_every_engine_explains_itself():
     for engine in ENGINES:
         assert len(engine.summary()) > 20

@@ -59,6 +59,14 @@ class GradientEngine(Choice):
         """The directions of the client's first step, as client and server both build them."""
         return None
 
+    def sample(
+        self, loss: LossFn, batch: Batch, directions: DirectionSet | None, like: Params
+    ) -> tuple[Batch, DirectionSet | None]:
+        """A part of a call on which its memory can be measured: two micro-batches, as all from the
+        second on are alike. (To measure a call of many passes takes gigabytes of notes.)"""
+        rows = next(micro_batches(loss, batch, self.micro_batch))[0].size
+        return (batch if 2 * rows >= batch.size else batch.rows(0, 2 * rows)), directions
+
 
 @dataclass(frozen=True)
 class Slopes:
@@ -137,6 +145,20 @@ class SlopeEngine(GradientEngine):
         passes = self.passes(len(slopes_K) // self.independent, bool(exact))
         total = grad.finish()
         return Estimate(mean_loss, total, slopes_K, passes * batch.size, dict(fallbacks))
+
+    def sample(
+        self, loss: LossFn, batch: Batch, directions: DirectionSet | None, like: Params
+    ) -> tuple[Batch, DirectionSet | None]:
+        """As for every engine, and along the directions of one pass."""
+        few, _ = super().sample(loss, batch, directions, like)
+        if directions is None or directions.count(like) <= self.at_once * self.independent:
+            return few, directions
+        return few, Window(directions, range(self.at_once * self.independent))
+
+    @property
+    def at_once(self) -> int:
+        """Directions that one pass walks along."""
+        return 1
 
     def parts(self, loss: LossFn, batch: Batch, count: int) -> Iterator[tuple[Batch, float, range]]:
         """Parts of the batch, their shares of its mean, and their directions out of ``count``."""

@@ -63,6 +63,10 @@ class Forward(SlopeEngine):
             )
         return found
 
+    @property
+    def at_once(self) -> int:
+        return self.tangents
+
     def passes(self, k: int, with_head: bool) -> float:
         return -(-k // self.tangents) + k  # a primal per chunk, a tangent pass per direction
 

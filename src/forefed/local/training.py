@@ -162,8 +162,14 @@ class Trainer:
         work = partial(self.engine, loss, params, batch, directions, self.task.head)
         if not (self.measure and step == 0):
             return work()
-        estimate, log.peak_bytes = measure_peak(work, batch.labels.device)
-        return estimate
+        body_params = trees.pick(params, body.names) if body else {}
+        few, along = self.engine.sample(loss, batch, directions, body_params)
+        if few is batch and along is directions:
+            estimate, log.peak_bytes = measure_peak(work, batch.labels.device)
+            return estimate
+        part = partial(self.engine, loss, params, few, along, self.task.head)
+        _, log.peak_bytes = measure_peak(part, batch.labels.device)
+        return work()
 
     def batches(self, order: Order, data: ClientData) -> list[Indices]:
         """The positions of every local step's examples: fresh batches in every epoch."""

@@ -184,9 +184,9 @@ def slopes_of(engine: GradientEngine, elements: int) -> int:
 
 
 def passes_of(engine: GradientEngine, elements: int) -> int:
-    """Passes of a step over the one that was measured (basis mode: one per ``tangents``)."""
-    if isinstance(engine, Forward) and engine.directions == "all":
-        return -(-elements // engine.tangents)
+    """Passes of a step over those that were measured (``SlopeEngine.at_once``)."""
+    if isinstance(engine, SlopeEngine):
+        return -(-slopes_of(engine, elements) // (engine.at_once * engine.independent))
     return 1
 
 

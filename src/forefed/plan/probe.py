@@ -25,9 +25,6 @@ from forefed.core.keys import Key
 from forefed.core.types import Batch, Order, Params, Unit
 from forefed.data.examples import Examples
 from forefed.gradients import GradientEngine
-from forefed.gradients.directions import BasisDirections, Window
-from forefed.gradients.engine import micro_batches
-from forefed.gradients.forward import Forward
 from forefed.gradients.memory import measure_peak, resident_bytes
 from forefed.models.load import load_task
 from forefed.models.shell import random_task
@@ -118,23 +115,14 @@ def batch_of(scene: Scene, task: Task) -> Batch:
 
 
 def _engine_step(engine: GradientEngine, task: Task, params: Params, batch: Batch) -> Step:
-    """One step, on no more than two micro-batches: from the second on all are alike."""
-    rows = next(micro_batches(task.loss, batch, engine.micro_batch))[0].size
-    few = batch.rows(0, min(2 * rows, batch.size))
-    step = _step(_work(engine, task, params, few), task.device)
-    return step.model_copy(update={"seconds": step.seconds * batch.size / few.size})
-
-
-def _work(engine: GradientEngine, task: Task, params: Params, batch: Batch) -> Callable[[], Any]:
-    """One call of the engine; in basis mode one pass of its tangents, as all passes are alike."""
+    """One step; of many like passes no more than a few (``GradientEngine.sample``)."""
     base = task.loss_recomputed if engine.recomputes else task.loss
-    fixed = {n: x for n, x in task.params.items() if n not in params}
-    loss = _Loss(base, fixed)
-    directions: Any = engine.directions_for(Order(1, 1, 1, tuple(params), task.params))
-    if isinstance(directions, BasisDirections) and isinstance(engine, Forward):
-        directions = Window(directions, range(engine.tangents))
-
-    return lambda: engine(loss, params, batch, directions, task.head)
+    loss = _Loss(base, {n: x for n, x in task.params.items() if n not in params})
+    directions = engine.directions_for(Order(1, 1, 1, tuple(params), task.params))
+    body = trees.pick(params, engine.perturbed(list(params), task.head))
+    few, along = engine.sample(loss, batch, directions, body)
+    step = _step(lambda: engine(loss, params, few, along, task.head), task.device)
+    return step.model_copy(update={"seconds": step.seconds * batch.size / few.size})
 
 
 class _Loss:

@@ -10,7 +10,6 @@ from forefed.core.sizes import format_bytes
 from forefed.gradients.engine import SlopeEngine
 from forefed.plan.plan import Plan, Row
 
-
 WIDE = 120
 """Characters from which on the table shows all columns."""
 
@@ -59,7 +58,9 @@ def _facts(plan: Plan) -> RenderableType:
 
 def _table(plan: Plan, wide: bool) -> Table:
     legend = _LEGEND if wide else f"{_LEGEND} A terminal of {WIDE} columns shows {_MORE} too."
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", caption=legend, caption_justify="left")
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), header_style="bold", caption=legend, caption_justify="left"
+    )
     table.add_column("engine", no_wrap=True)
     table.add_column("rows", justify="right", no_wrap=True)
     table.add_column("weights", no_wrap=True)
@@ -95,7 +96,7 @@ def _table(plan: Plan, wide: bool) -> Table:
 _MORE = "resident memory, forwards, bytes up and the error of extrapolation"
 _LEGEND = (
     "rows: of a micro-batch. above: live bytes above the weights, at most; total: with them; dim: "
-    "does not fit. time: of a step, over plain inference. noise: relative variance of the estimate. "
+    "does not fit. time: of a step, over plain inference. noise: relative variance of an estimate. "
     "progress (time), forwards (per example), bytes up: for the progress of one exact step."
 )
 
