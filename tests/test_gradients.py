@@ -218,7 +218,7 @@ def test_memory_is_measured_on_a_part_of_a_long_call(engine, rows, walked):
     assert (along.count(BODY) if along else None) == walked
     _, part = measure_peak(lambda: engine(LOSS, PARAMS, few, along, HEAD))
     _, whole = measure_peak(lambda: engine(LOSS, PARAMS, BATCH, directions, HEAD))
-    assert part == pytest.approx(whole, abs=1000)  # slopes and scalars of the toy world
+    assert part == pytest.approx(whole, abs=1500)  # slopes and scalars of the toy world
 
 
 def test_every_engine_explains_itself():
