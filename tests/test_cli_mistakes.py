@@ -122,6 +122,9 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "engine.directions = 'all'": [
         *("adapter=head", "engine.head=perturbed", "engine.directions=all")
     ],
+    "memory: budgets": ["memory=2GB"],
+    "memory: the shares": ["engine=auto", 'memory=[{budget="1GB", share=0.4}]'],
+    "engine.independent": ["engine.independent=2", "engine.directions=all"],
     "faults": ["faults.error=0.6", "faults.crash=0.6"],
 }
 
