@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
-from benchmarks import engines, forward, loop, wire
+from benchmarks import engines, forward, loop, plan, wire
 from benchmarks.table import machine_lines
 
 DOCS = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
-PARTS = {"loop": loop, "wire": wire, "forward": forward, "engines": engines}
+PARTS = {"loop": loop, "wire": wire, "forward": forward, "engines": engines, "plan": plan}
 
 
 def main() -> None:
