@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from benchmarks.table import markdown, median_seconds
+from benchmarks.table import markdown, seconds
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Order
@@ -69,7 +69,7 @@ def batch_of(length: int, vocabulary: int) -> Batch:
     return examples.batch(range(BATCH))
 
 
-def measure(task: Task, batch: Batch, part: str, repeats: int) -> list[tuple[object, ...]]:
+def measure(task: Task, batch: Batch, part: str) -> list[tuple[object, ...]]:
     """One row per engine: memory and time relative to a plain forward pass."""
     depth = 1 + max(u.depth for u in task.units if not u.is_head)
     few = max(1, depth // 4)
@@ -83,7 +83,7 @@ def measure(task: Task, batch: Batch, part: str, repeats: int) -> list[tuple[obj
         with torch.no_grad():
             return task.loss(task.params, batch)
 
-    base_time = median_seconds(inference, repeats)
+    base_time = seconds(inference)
     _, base_memory = measure_peak(inference)
     rows: list[tuple[object, ...]] = [
         ("inference", part, body, f"{base_memory / 1e6:.1f}", "1.00", "1.00")
@@ -95,7 +95,7 @@ def measure(task: Task, batch: Batch, part: str, repeats: int) -> list[tuple[obj
         def step(engine=engine, loss=loss, directions=directions) -> object:
             return engine(loss, params, batch, directions, task.head)
 
-        seconds = median_seconds(step, repeats)
+        found = seconds(step)
         _, memory = measure_peak(step)
         rows.append(
             (
@@ -104,7 +104,7 @@ def measure(task: Task, batch: Batch, part: str, repeats: int) -> list[tuple[obj
                 body,
                 f"{memory / 1e6:.1f}",
                 f"{memory / base_memory:.2f}",
-                f"{seconds / base_time:.2f}",
+                f"{found / base_time:.2f}",
             )
         )
     return rows
@@ -122,11 +122,11 @@ HEADER = (
 
 def tables() -> Iterator[tuple[str, str]]:
     large = roberta(2, Lora(r=1))
-    rows = [r for part in ("early", "late") for r in measure(large, batch_of(128, 2000), part, 2)]
+    rows = [r for part in ("early", "late") for r in measure(large, batch_of(128, 2000), part)]
     yield (
         "Engines, RoBERTa-large sizes, 2 layers, LoRA r=1, batch 8, length 128",
         markdown(HEADER, rows),
     )
     minilm, _ = load_task(ModelSettings(), TinyLora(r=4, u=16), Key(0), LABELS)
-    rows = [r for part in ("early", "late") for r in measure(minilm, batch_of(64, 20000), part, 3)]
+    rows = [r for part in ("early", "late") for r in measure(minilm, batch_of(64, 20000), part)]
     yield "Engines, MiniLM, TinyLoRA u=16, batch 8, length 64", markdown(HEADER, rows)

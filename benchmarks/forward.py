@@ -9,7 +9,6 @@ direction over adapters and head together; inference is a plain forward pass wit
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks.engines import batch_of, roberta
-from benchmarks.table import markdown
+from benchmarks.table import markdown, seconds
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Order, Params
@@ -65,17 +64,6 @@ class Scene:
 def peak(work: Callable[[], Any]) -> float:
     work()
     return measure_peak(work)[1] / 1e6
-
-
-def seconds(work: Callable[[], Any], repeats: int = 2) -> float:
-    """The quickest of a few runs after a warm-up: what the machine can do when left alone."""
-    work()
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - started)
-    return best
 
 
 def verdict(found: float, target: float) -> str:
@@ -138,7 +126,7 @@ def basis_memory_rows() -> Iterator[Row]:
         ours / other,
         1 / 2,
     )
-    t_basis, t_rival = seconds(scene.work(basis), 1), seconds(scene.work(rival), 1)
+    t_basis, t_rival = seconds(scene.work(basis)), seconds(scene.work(rival))
     yield (
         "its time (2 layers)",
         f"{t_basis:.2f} s",
@@ -201,7 +189,7 @@ def time_rows() -> Iterator[Row]:
         early = Scene(task, batch, 0)
         base = seconds(early.inference())
         ours = seconds(early.work(Forward()))
-        public = seconds(early.work(PUBLIC), 1)
+        public = seconds(early.work(PUBLIC))
         yield row(
             f"time against torch.func.jvp, {length} tokens, early, {layers} layers",
             f"{ours:.2f} s",
@@ -244,7 +232,7 @@ def _cached_row(task: Task, batch: Batch, depth: int, base: float) -> Iterator[R
 
 
 def _many_rows(task: Task, batch: Batch, layers: int, public: float) -> Iterator[Row]:
-    four = seconds(Scene(task, batch, 0).work(Forward(directions=4, tangents=4)), 1)
+    four = seconds(Scene(task, batch, 0).work(Forward(directions=4, tangents=4)))
     yield row(
         "time of K = 4 against four slopes of the public kind, 128 tokens, early",
         f"{four:.2f} s",
@@ -254,8 +242,8 @@ def _many_rows(task: Task, batch: Batch, layers: int, public: float) -> Iterator
     )
     tiny = roberta(layers, TinyLora(r=2, u=8, targets="attention-qv"))
     middle = Scene(tiny, batch, layers // 2)
-    public_middle = seconds(middle.work(PUBLIC), 1)
-    basis = seconds(middle.work(Forward(directions="all", tangents=16)), 1)
+    public_middle = seconds(middle.work(PUBLIC))
+    basis = seconds(middle.work(Forward(directions="all", tangents=16)))
     yield row(
         "time of basis mode, 16 dimensions of a middle layer, against 16 slopes of the public kind",
         f"{basis:.2f} s",

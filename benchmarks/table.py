@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -25,12 +24,18 @@ def machine_lines() -> list[str]:
     ]
 
 
-def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Median over ``repeats`` runs after one warm-up."""
+def seconds(work: Callable[[], object], most: int = 8) -> float:
+    """What the machine can do when left alone: the quickest of a few runs after a warm-up.
+
+    Runs until the two quickest agree to 5 %, at least two and at most ``most``: on a machine that
+    others use, too, two runs that agree by chance are both slowed, but rarely.
+    """
     work()
-    times = []
-    for _ in range(repeats):
+    times: list[float] = []
+    while len(times) < most:
         start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        times = sorted([*times, time.perf_counter() - start])
+        if len(times) > 1 and times[1] < 1.05 * times[0]:
+            break
+    return times[0]
