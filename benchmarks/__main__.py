@@ -8,27 +8,38 @@ from pathlib import Path
 
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
 from benchmarks import engines, forward, loop, plan, wire
-from benchmarks.table import machine_lines
+from benchmarks.table import machine_line
 
 DOCS = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
 PARTS = {"loop": loop, "wire": wire, "forward": forward, "engines": engines, "plan": plan}
 
 
+HEAD = (
+    "# Benchmarks\n\nMade by `make bench`, or part by part (`python -m benchmarks forward plan`). "
+    "Ratios compare measurements of one run; absolute times are for orientation only. The load is "
+    "that of the machine at the start of a part: above 1 or so, others were working, too."
+)
+
+
 def main() -> None:
-    chosen = sys.argv[1:] or list(PARTS)
-    parts = [
-        "# Benchmarks",
-        "Made by `make bench`. Ratios compare measurements of one run; absolute times "
-        "are for orientation only.",
-        *machine_lines(),
-    ]
-    for name in chosen:
+    sections = read(DOCS.read_text(encoding="utf-8")) if DOCS.exists() else {}
+    for name in sys.argv[1:] or list(PARTS):
+        measured = f"Part `{name}`: {machine_line()}"
         for title, text in PARTS[name].tables():
             print(f"\n{title}\n\n{text}", flush=True)
-            parts += [f"## {title}", text]
-    if set(chosen) == set(PARTS):
-        DOCS.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-        print(f"\nwritten: {os.path.relpath(DOCS)}")
+            sections[title] = f"{measured}\n\n{text}"
+    parts = [HEAD, *(f"## {title}\n\n{text}" for title, text in sections.items())]
+    DOCS.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print(f"\nwritten: {os.path.relpath(DOCS)}")
+
+
+def read(page: str) -> dict[str, str]:
+    """Sections of an earlier page by title; those measured anew take their places."""
+    found = {}
+    for part in page.split("\n## ")[1:]:
+        title, _, text = part.partition("\n")
+        found[title.strip()] = text.strip()
+    return found
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,13 +16,13 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def machine_lines() -> list[str]:
+def machine_line() -> str:
     facts = environment()
     versions = ", ".join(f"{k} {facts[k]}" for k in ("forefed", "torch", "transformers", "peft"))
-    return [
-        f"{datetime.date.today()}, {facts['processor']}, {facts['threads']} threads, "
-        f"Python {facts['python']}, {versions}."
-    ]
+    return (
+        f"{datetime.datetime.now():%Y-%m-%d %H:%M}, load {os.getloadavg()[0]:.1f}, "
+        f"{facts['processor']}, {facts['threads']} threads, Python {facts['python']}, {versions}."
+    )
 
 
 def seconds(work: Callable[[], object], most: int = 8) -> float:
