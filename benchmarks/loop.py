@@ -21,6 +21,7 @@ from forefed.core.types import Order, Params, Reply, Unit, Update
 from forefed.data.examples import ClientData, Examples
 from forefed.optimisers import Sgd
 from forefed.run.inprocess import InProcess
+from forefed.run.server import Server
 from forefed.run.star import RunState, Star
 from forefed.wire import Dense
 
@@ -46,7 +47,7 @@ class NoWire:
     def members(self) -> range:
         return range(self.population)
 
-    def exchange(self, orders, deadline_s) -> Iterator[Reply]:
+    def exchange(self, orders, deadline_s, enough) -> Iterator[Reply]:
         for order in orders:
             self.updates[order.client], _ = trivial(order, NOTHING, {})
             yield Reply(order.round, order.client, b"", 0)
@@ -63,7 +64,8 @@ def star(cohort: int, population: int, wire: bool) -> Star:
 
 def _star(cohort, transport, receive) -> Star:
     rotate = Contiguous(rotate=True)
-    return Star(Key(1), UNITS, frozenset(), cohort, rotate, transport, receive, Mean(), Sgd())
+    server = Server(Key(1), frozenset(), Mean(), Sgd())
+    return Star(Key(1), UNITS, cohort, rotate, transport, receive, server)
 
 
 def microseconds(cohort: int, population: int, wire: bool) -> float:

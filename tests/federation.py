@@ -42,13 +42,14 @@ TINY_TEXT_CLASSIFICATION = (
 @dataclass(frozen=True)
 class World:
     """Where things are. ``texts`` has the columns text, label and site; ``pairs`` text1, text2 and
-    label."""
+    label; ``questions`` those of SQuAD."""
 
     root: Path
     bert: Path
     llama: Path
     texts: Path
     pairs: Path
+    questions: Path
 
     def sets(self, out: Path, *more: str) -> list[str]:
         """Settings of a tiny run below ``out``, then ``more``, which win."""
@@ -60,6 +61,11 @@ class World:
 
     def run(self, out: Path, *more: str) -> Result:
         return run(self.config(out, *more))
+
+    @property
+    def qa(self) -> list[str]:
+        """What turns a run into question answering."""
+        return [f"data.source.path='{self.questions}'", "data.task=qa"]
 
     @property
     def lm(self) -> list[str]:
@@ -91,7 +97,8 @@ def make_world(root: Path) -> World:
             for a, b in zip(rows, rows[1:] + rows[:1], strict=True)
         ],
     )
-    return World(root, bert, llama, texts, pairs)
+    questions = write_lines(root / "questions.jsonl", question_rows())
+    return World(root, bert, llama, texts, pairs, questions)
 
 
 def text_rows() -> list[dict[str, str]]:
@@ -104,6 +111,27 @@ def text_rows() -> list[dict[str, str]]:
         rows.append({"text": " ".join(words), "label": CLASSES[label], "site": site})
     rows[10]["text"] = ""
     rows[20]["text"] = " ".join(["w7"] * 300)
+    return rows
+
+
+def question_rows() -> list[dict[str, Any]]:
+    """48 questions, four about each of twelve contexts: "w9 w3" asks for what follows w9 there (one
+    or two words); every fourth word is not there. The last context is long, its answers late."""
+    rows = []
+    for i in range(48):
+        at = 300 if i >= 44 else 0
+        words = ["w4"] * at + [f"w{5 + (7 * (i // 4) + k * k + k) % 45}" for k in range(8)]
+        first = at + 1 + i % 3
+        answer = " ".join(words[first : first + 1 + i % 2]) if i % 4 else ""
+        context = " ".join(words)
+        rows.append(
+            {
+                "question": f"{words[first - 1] if answer else 'w3'} w3",
+                "context": context,
+                "answer": answer,
+                "answer_start": len(" ".join(words[:first])) + 1 if answer else -1,
+            }
+        )
     return rows
 
 

@@ -125,7 +125,25 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "memory: budgets": ["memory=2GB"],
     "memory: the shares": ["engine=auto", 'memory=[{budget="1GB", share=0.4}]'],
     "engine.independent": ["engine.independent=2", "engine.directions=all"],
+    "client.proximal": ["client.proximal=0.1", "client.max_steps=1"],
+    "cohort_min": ["cohort_min=50"],
+    "data.test_on": ["data.test_on=validation", 'partition={kind="sites", names=["a"]}'],
     "faults": ["faults.error=0.6", "faults.crash=0.6"],
+    "engine.shared: an exact": ["strategy=fedavg", "engine.shared=true"],
+    "engine.shared with": ["codec=scalars", "engine.shared=true", "client.optimiser=adamw"],
+    "engine.candidates are compared": ["engine.candidates=4", "engine.law=gauss16"],
+    "engine.candidates: the bias": ["engine.candidates=4", "memo=last_update"],
+    "engine.candidates and engine.pool": [
+        *("engine.candidates=4", "engine.law=gauss16", "memo=last_update", "engine.pool=8")
+    ],
+    "engine.directions = 'all' walks": ["engine.pool=8", "engine.directions=all"],
+    "engine.pool": ["strategy=fedavg", "engine.pool=8"],
+    "memo.kind = 'last_update'": ["memo=last_update"],
+    "memo.kind = 'curvature' is made": ["memo=curvature"],
+    "memo.kind = 'curvature' shapes": ["memo=curvature", "codec=scalars", "engine.directions=all"],
+    "memo.kind = 'curvature' changes": ["memo=curvature", "codec=scalars", "engine.pool=8"],
+    "download.kind = 'scalars'": ["download=scalars"],
+    "download.kind = 'pool'": ["download=pool"],
 }
 
 

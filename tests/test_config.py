@@ -27,16 +27,18 @@ EXTRA: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "forward": {"directions": st.one_of(st.integers(1, 9), st.just("all"))},
     "dirichlet": {"alpha": st.floats(1e-3, 100), "clients": st.integers(10, 1000)},
     "bootstrap": {"alpha": st.none() | st.floats(0.1, 10)},
-    "scalars": {"head_directions": st.one_of(st.integers(1, 99), st.just("all"))},
+    "codec.scalars": {"head_directions": st.one_of(st.integers(1, 99), st.just("all"))},
     "contiguous": {"copies": st.integers(1, 4), "rotate": st.booleans()},
 }
-"""Settings to draw beside the kind."""
+"""Settings to draw beside the kind (with its slot, where another slot has one of that name)."""
 
 
 def table(registry: Registry[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.sampled_from(registry.kinds()).flatmap(
-        lambda kind: st.fixed_dictionaries({"kind": st.just(kind)}, optional=EXTRA.get(kind, {}))
-    )
+    def of(kind: str) -> st.SearchStrategy[dict[str, Any]]:
+        extra = EXTRA.get(kind, EXTRA.get(f"{registry.slot}.{kind}", {}))
+        return st.fixed_dictionaries({"kind": st.just(kind)}, optional=extra)
+
+    return st.sampled_from(registry.kinds()).flatmap(of)
 
 
 OPTIMISER = st.fixed_dictionaries(

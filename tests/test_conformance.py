@@ -23,6 +23,7 @@ from forefed.data.population import Population
 from forefed.data.sources import SOURCES
 from forefed.data.tasks import TASKS, encode_texts
 from forefed.models.load import load_tokenizer
+from forefed.models.objectives import Objective
 from forefed.optimisers import OPTIMISERS
 from forefed.run import Config, Result
 from forefed.run.checkpoint import config_digest
@@ -37,11 +38,19 @@ NEEDS: dict[str, list[str]] = {
     "engine=finite_difference": ["engine.directions=2"],
     "adapter=lora": ["adapter.r=2", "engine.directions=2"],
     "codec=scalars": ["codec.head_directions=8"],
+    "download=scalars": ["codec=scalars", "codec.head_directions=8"],
+    "download=pool": ["strategy=fedkseed", "client.max_steps=2", "engine.pool=64"],
+    "strategy=fedkseed": ["engine.pool=64"],
+    "collect=variance": ["collect.at_most=2"],
+    "memo=last_update": ["engine.directions=2", "engine.candidates=3", "engine.law=gauss16"],
+    "memo=curvature": ["codec=scalars", "codec.head_directions=8"],
+    "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
     "assign=everything": ["strategy=fedfgd"],
     "partition=natural": ["partition.column=site"],
     "partition=bootstrap": ["partition.clients=6", "partition.examples_per_client=9"],
     "data.task=pairs": ["data.source.path='{world.pairs}'"],
     "data.task=causal_lm": ["model.name='{world.llama}'"],
+    "data.task=qa": ["data.source.path='{world.questions}'"],
     "data.source=pydocs": ["data.limit=40"],
 }
 """What an entry needs beside its name. Partitions get six clients unless they stand here."""
@@ -51,14 +60,15 @@ ENTRIES = [
         f"{slot}={kind}"
         for slot, registry in SLOTS.items()
         for kind in registry.kinds()
-        if kind != "auto"  # what it chooses depends on the clock: test_budgets.py
+        # what "auto" chooses depends on the clock: test_budgets.py; "sites": test_deploy_remote.py
+        if kind not in ("auto", "sites")
     ),
     *(f"client.optimiser={kind}" for kind in OPTIMISERS.kinds()),
     *(f"data.task={kind}" for kind in TASKS.kinds()),
     *(f"data.source={kind}" for kind in SOURCES.kinds() if kind != "hub"),  # no network
     *(f'transforms=["{kind}"]' for kind in TRANSFORMS.kinds()),
 ]
-METHODS = [(s, c) for s in STRATEGIES for c in CODECS.kinds()]
+METHODS = [(n, c) for n, s in STRATEGIES.items() for c in s.fixed.get("codec", CODECS.kinds())]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -74,7 +84,8 @@ def test_every_strategy_with_every_codec(
     method: str, codec: str, world: World, tmp_path: Path
 ) -> None:
     fewer = ["codec.head_directions=8"] if codec == "scalars" else []
-    run_twice(world, tmp_path, [f"strategy={method}", f"codec={codec}", *fewer])
+    needs = NEEDS.get(f"strategy={method}", [])
+    run_twice(world, tmp_path, [f"strategy={method}", f"codec={codec}", *fewer, *needs])
 
 
 @pytest.mark.parametrize("method", ["spry", "fedavg"])
@@ -159,9 +170,10 @@ def check_adapter(world: World, result: Result) -> None:
     task, params = _trained(result.folder, config)
     texts = ["w5 w6", "w20 w21 w22 w23", "w40"]
     batch = encode_texts(load_tokenizer(config.model), texts, 12, None).batch(range(3))
-    loaded = peft_model(Path(config.model.name), result.folder, config.model.dtype)
+    loaded = peft_model(task.objective, result.folder, config)
     with torch.no_grad():
-        ours, theirs = task.logits(params, batch), loaded(**batch.inputs).logits
+        ours = task.logits(params, batch)
+        theirs = task.objective.logits(loaded(**batch.inputs))
         if config.model.dtype == "float32":
             assert torch.equal(ours, theirs)
         else:  # PEFT computes the adapter and the head in other dtypes than we do
@@ -171,17 +183,15 @@ def check_adapter(world: World, result: Result) -> None:
     assert config.strategy.name in card and str(world.root) not in card
 
 
-def peft_model(base: Path, folder: Path, dtype: str) -> Any:
+def peft_model(objective: Objective, folder: Path, config: Config) -> Any:
     import transformers
     from peft import PeftModel
 
-    labels = read(folder, "partition.json")["labels"]
-    options: dict[str, Any] = {"num_labels": len(labels)} if labels else {}
-    auto: Any = transformers.AutoModelForCausalLM
-    if labels:
-        auto = transformers.AutoModelForSequenceClassification
+    options = {"num_labels": objective.outputs} if objective.has_head else {}
+    auto: Any = getattr(transformers, objective.auto)
     with torch.random.fork_rng(devices=[]):
-        model = auto.from_pretrained(base, dtype=getattr(torch, dtype), **options)
+        dtype = getattr(torch, config.model.dtype)
+        model = auto.from_pretrained(config.model.name, dtype=dtype, **options)
         return PeftModel.from_pretrained(model, folder / "adapter").eval()
 
 

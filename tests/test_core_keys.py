@@ -130,3 +130,15 @@ def test_directions_of_other_labels_are_uncorrelated(law):
 def test_a_key_is_64_bits(bad):
     with pytest.raises(ValueError, match="64-bit"):
         Key(bad)
+
+
+@pytest.mark.parametrize("law", ["rademacher", "gauss16"])
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (129,), (3, 5), (200, 90)])
+def test_stacked_directions_are_the_single_ones(law, shape):
+    key, ks = Key(2**63 + 5), [0, 5, 2, 2**31]
+    stacked = key.directions(law, shape, 3, ks)
+    for values, k in zip(stacked, ks, strict=True):
+        assert torch.equal(values, key.direction_values(law, shape, 3, k))
+    assert key.directions(law, shape, 3, []).shape == (0, *shape)
+    many = key.directions(law, shape, 1, range(300))  # more than one call of the cipher
+    assert torch.equal(many[299], key.direction_values(law, shape, 1, 299))

@@ -23,6 +23,7 @@ from forefed.data.partition import (
     Partition,
     Pathological,
     Shards,
+    Sites,
 )
 from forefed.data.population import Population
 from forefed.data.prepare import prepare
@@ -90,7 +91,8 @@ def test_another_key_gives_other_shares() -> None:
 def test_no_global_generator_is_touched() -> None:
     before = np.random.get_state()[1].tolist()  # noqa: NPY002 (looked at, not used)
     for entry in PARTITIONS:
-        more = {"clients": 4} | ({"examples_per_client": 9} if entry is Bootstrap else {})
+        more = {"names": ("a", "b")} if entry is Sites else {"clients": 4}
+        more |= {"examples_per_client": 9} if entry is Bootstrap else {}
         entry(**more).split(LABELS, [str(i % 7) for i in range(60)], KEY)
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 

@@ -5,7 +5,7 @@ import torch
 
 from forefed.core.keys import Key
 from forefed.core.settings import parse
-from forefed.optimisers import OPTIMISERS, Adam, AdamW, Sgd, Yogi
+from forefed.optimisers import OPTIMISERS, Adagrad, Adam, AdamW, Sgd, Yogi
 
 DOUBLE = torch.float64
 
@@ -36,6 +36,13 @@ def test_first_adaptive_step_by_hand(delta, ratio):
 def test_adam_table():
     lengths = steps(Adam(), 100)
     assert [lengths[t - 1] for t in (10, 100)] == pytest.approx([4.65, 4.91], abs=5e-3)
+
+
+def test_adagrad_table():
+    # m = delta and v = t delta^2: step t is 0.01 / (sqrt(t) delta + tau) of delta
+    assert steps(Adagrad(), 1)[0] == pytest.approx(0.01 / 2.3e-3, rel=1e-9)
+    lengths = steps(Adagrad(tau=1e-12, lr=1.3e-3), 100)  # tau -> 0: lr / sqrt(t)
+    assert [lengths[t - 1] for t in (1, 4, 9, 100)] == pytest.approx([1, 1 / 2, 1 / 3, 0.1])
 
 
 def test_adamw_equals_torch():

@@ -16,6 +16,7 @@ from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
 from forefed.optimisers import AdamW, Sgd, Yogi
 from forefed.run.inprocess import ClientStore, InProcess
+from forefed.run.server import Server
 from forefed.run.star import RunState, Star, losses_by_reason
 from forefed.transforms import Transform
 from forefed.wire import Dense, Scalars
@@ -33,13 +34,11 @@ def star(engine, assign, *, codec=None, dtype=DOUBLE, server=None, cohort=6, **s
     return Star(
         Key(4),
         toy_units(),
-        HEAD,
         cohort,
         assign,
         transport,
         lambda reply, order: replay(trainer, order, codec.decode(reply.payload, order)),
-        Mean(),
-        server or Sgd(),
+        Server(Key(4), HEAD, Mean(), server or Sgd()),
     )
 
 
@@ -226,7 +225,9 @@ def test_both_halves_of_a_transform_are_called():
     plain, _ = play(loop, 1)
     trainer = replace(loop.transport.client, transforms=(Double(),))
     doubled = replace(
-        loop, transforms=(Double(),), transport=replace(loop.transport, client=trainer)
+        loop,
+        server=replace(loop.server, transforms=(Double(),)),
+        transport=replace(loop.transport, client=trainer),
     )
     moved, _ = play(doubled, 1)
     start = toy_params(DOUBLE)

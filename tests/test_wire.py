@@ -127,11 +127,11 @@ def test_foreign_dtypes_are_refused():
 
 def test_orders_come_back():
     asked = Order(2**63 + 1, 3, 10**9, ("b",), ORDER.params, {"note": torch.ones(1)})
-    params, memo = decode_broadcast(encode_broadcast(asked))
+    params, memo, carried = decode_broadcast(encode_broadcast(asked))
     found = decode_order(encode_order(asked), params, memo)
     assert (found.run, found.round, found.client, found.assigned) == (2**63 + 1, 3, 10**9, ("b",))
     assert trees.digest(found.params) == trees.digest(asked.params)
-    assert trees.digest(found.memo) == trees.digest(asked.memo)
+    assert trees.digest(found.memo) == trees.digest(asked.memo) and carried == {}
     assert found.key == asked.key
 
 

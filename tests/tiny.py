@@ -16,8 +16,10 @@ import torch
 from forefed.core.keys import Key
 from forefed.core.types import Params
 from forefed.data.examples import Examples
+from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.attach import draw_missing
+from forefed.models.objectives import objective_of
 from forefed.models.task import Task, task_from_model
 from tiny_configs import (
     DECODERS,
@@ -51,11 +53,13 @@ def tiny_task(
     n_layers: int = 2,
     key: Key = Key(0),  # noqa: B008 (frozen)
     size: Size | None = None,
+    head: Head | None = None,
 ) -> Task:
     """A Task on a tiny model whose every weight is drawn from the key."""
-    names = None if causal else tuple(f"class {i}" for i in range(n_labels))
-    model = tiny_model(family, causal, dtype, n_labels, n_layers, key, size)
-    return task_from_model(model, adapter, key, label_names=names, base_name=f"tiny/{family}")
+    names = None if causal or head else tuple(f"class {i}" for i in range(n_labels))
+    model = tiny_model(family, causal, dtype, n_labels, n_layers, key, size, head)
+    base = f"tiny/{family}"
+    return task_from_model(model, adapter, key, label_names=names, base_name=base, head=head)
 
 
 def tiny_model(
@@ -66,13 +70,14 @@ def tiny_model(
     n_layers: int = 2,
     key: Key = Key(0),  # noqa: B008 (frozen)
     size: Size | None = None,
+    head: Head | None = None,
 ) -> Any:
     """The tiny base model alone, in eval mode."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
 
     config = tiny_config(family, Size(layers=n_layers) if size is None else size)
-    config.num_labels = n_labels
-    auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
+    config.num_labels = 2 if head == "spans" else n_labels
+    auto: Any = getattr(transformers, objective_of(None if causal else (), head).auto)
     attention = "eager" if family in EAGER else "sdpa"
     with torch.random.fork_rng(devices=[]):
         model = auto.from_config(config, attn_implementation=attention)

@@ -84,6 +84,47 @@ def demo(
 
 
 @app.command()
+def compare(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="One study (.toml with methods), or one configuration per method."),
+    ] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B",
+            help="Compare under each of these values; strategy.name=spry,fedavg names methods.",
+        ),
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=A,B", help="Choose the best for each method, on validation."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds per cell (default: 3).")] = None,
+    sets: Sets = None,
+    name: Annotated[
+        str | None, typer.Option(help="Folder below compare/ (default: study).")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Cells at a time (default: one per GPU, or per core).")
+    ] = None,
+) -> None:
+    """Compare methods over seeds and conditions: one table with intervals, one HTML report.
+
+    Every cell of the grid (method x condition x seed) is a run in a process of its own; with one
+    seed all methods get the same clients, cohorts and batches. The same command again goes on where
+    it stopped, and leaves finished cells as they are.
+
+    forefed compare examples/spry.toml examples/fedavg.toml --seeds 3 --over partition.alpha=0.1,1
+
+    forefed compare examples/study.toml
+    """
+    from forefed.compare.show import compare_from_options
+
+    compare_from_options(out, files or [], over, tune, seeds, sets, name, jobs)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are overlaid.")],
     output: Annotated[
@@ -117,12 +158,18 @@ def export(
 @app.command()
 def predict(
     run: RunFolder,
-    texts: Annotated[list[str], typer.Argument(help="Texts; for text pairs, two per example.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts; two per example for pairs, a question and its context."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A file with the columns that the run was trained on.")
+    ] = None,
 ) -> None:
-    """Label texts with a run's model, or continue them when it is a language model."""
-    from forefed.run.use import predict_texts
+    """Label texts with a run's model, continue them, or answer questions, as it was trained to."""
+    from forefed.run.use import predict_texts, texts_of_file
 
-    for text, answer in predict_texts(run, texts):
+    for text, answer in predict_texts(run, texts_of_file(run, file) if file else texts or []):
         out.print(f"[bold]{answer}[/bold]  [dim]{text[:70]!r}[/dim]", highlight=False)
 
 
@@ -226,6 +273,17 @@ def check(config: ConfigFile = None, sets: Sets = None) -> None:
     out.print("[green]These settings work together.[/green]")
 
 
+def _deployment() -> None:
+    """The commands of a deployment, which are light until one is called."""
+    from forefed.deploy.commands import server, site
+
+    app.add_typer(site, name="site")
+    app.add_typer(server, name="server")
+
+
+_deployment()
+
+
 def _configure(config: Path | None, sets: list[str] | None) -> Config:
     from forefed.run.config import configure
     from forefed.run.record import read_config
@@ -251,7 +309,9 @@ def main() -> None:
         show()
         sys.exit(getattr(error, "exit_code", 2))
     if code == 130:
-        err.print("\nstopped; finished rounds are kept: the same command with --resume goes on")
+        err.print(
+            "\nstopped; finished rounds are kept: the same command goes on ('run' with --resume)"
+        )
     sys.exit(code or 0)
 
 

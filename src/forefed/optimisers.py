@@ -131,7 +131,6 @@ class _ServerAdaptive(Optimiser):
 
     lr: Rate = 1e-2
     beta1: Beta = 0.9
-    beta2: Beta = 0.99
     tau: Annotated[float, Field(gt=0)] = 1e-3
     """Adaptivity: steps of elements far below tau shrink in proportion."""
 
@@ -153,6 +152,7 @@ class Adam(_ServerAdaptive):
     """FedAdam's server rule (no bias correction)."""
 
     kind: Literal["adam"] = "adam"
+    beta2: Beta = 0.99
 
     def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
         return self.beta2 * v + (1 - self.beta2) * squared
@@ -162,9 +162,20 @@ class Yogi(_ServerAdaptive):
     """FedYogi's server rule: the second moment moves by a bounded, signed step."""
 
     kind: Literal["yogi"] = "yogi"
+    beta2: Beta = 0.99
 
     def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
         return v - (1 - self.beta2) * squared * torch.sign(v - squared)
 
 
-OPTIMISERS: Registry[Optimiser] = Registry("optimiser", [Sgd, AdamW, Adam, Yogi])
+class Adagrad(_ServerAdaptive):
+    """FedAdagrad's server rule: the second moment only grows, so steps shrink as 1 / sqrt(t)."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    beta1: Beta = 0.0
+
+    def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
+        return v + squared
+
+
+OPTIMISERS: Registry[Optimiser] = Registry("optimiser", [Sgd, AdamW, Adam, Yogi, Adagrad])

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """``data`` into a temporary file beside ``path``, flushed to disk, then renamed over it."""
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """``data`` into a temporary file beside ``path``, flushed to disk, then renamed over it.
+
+    ``mode``: the file's access rights; 0o600 for what only its owner may read.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -18,7 +21,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

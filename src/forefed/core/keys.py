@@ -34,6 +34,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MASK32 = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_BLOCKS_AT_ONCE = 1 << 10  # 131,072 signs or 8,192 Gaussian values: what a cache holds
 GAUSS16_SCALE = 0.99998985927487  # standard deviation of the 65,536 midpoint quantiles
 
 
@@ -130,6 +131,31 @@ class Key:
         return (
             self.rademacher(shape, step, k) if law == "rademacher" else self.normal(shape, step, k)
         )
+
+    def directions(self, law: Law, shape: Sequence[int], step: int, ks: Sequence[int]) -> Tensor:
+        """Directions ``ks``, stacked: [len(ks), *shape]. The cipher's overhead, which is what small
+        tensors cost, is paid once for many."""
+        size = math.prod(shape)
+        values = np.empty((len(ks), size), dtype=np.float32)
+        blocks = -(-size // (128 if law == "rademacher" else 8))
+        at_once = max(1, _BLOCKS_AT_ONCE // max(1, blocks))
+        for start in range(0, len(ks), at_once):
+            some = np.array(ks[start : start + at_once], dtype=np.uint32)
+            counter = np.empty((len(some), blocks, 4), dtype=np.uint32)
+            counter[:, :, 0] = np.arange(blocks)
+            counter[:, :, 1] = 0  # a tensor has fewer than 2**32 blocks
+            counter[:, :, 2] = step
+            counter[:, :, 3] = some[:, None]
+            words = philox(counter.reshape(-1, 4), (self.value & 0xFFFFFFFF, self.value >> 32))
+            rows = words.astype("<u4").reshape(len(some), 4 * blocks)
+            if law == "rademacher":
+                bits = np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little")
+                signs = values[start : start + at_once]
+                np.multiply(bits[:, :size], np.float32(2), out=signs)
+                signs -= 1
+            else:
+                values[start : start + at_once] = gauss16_table()[rows.view("<u2")[:, :size]]
+        return torch.from_numpy(values).reshape(len(ks), *shape)
 
     def uniform(self, shape: Sequence[int], offset: int = 0) -> Tensor:
         """Values in [0, 1): multiples of 2**-24, exact in float32; elements from ``offset`` on.

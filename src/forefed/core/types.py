@@ -124,7 +124,12 @@ class Order:
 
     ``params`` are all current trainable tensors (the forward pass needs them all), ``assigned``
     the names this client trains. ``run`` is the run's 64-bit key value, ``key`` the client's own
-    key of this round.
+    key of this round. ``memo`` is what the server remembers and broadcasts, by "kind/parameter
+    name".
+
+    Clients may keep the parameters and follow by records (wire/records.py): ``missed`` holds the
+    rounds since this client's last visit. None: it receives the parameters, the memo and
+    ``carried``, what else of the server's state it takes to follow from here on.
     """
 
     run: int
@@ -133,10 +138,16 @@ class Order:
     assigned: tuple[str, ...]
     params: Params
     memo: Params = field(default_factory=dict)
+    carried: Params = field(default_factory=dict)
+    missed: bytes | None = None
 
     @property
     def key(self) -> Key:
         return Key(self.run).fold("client", self.round, self.client)
+
+    def remembered(self, kind: str, names: Iterable[str]) -> Params:
+        """What the memo holds of this kind for these parameters (nothing, before it does)."""
+        return {n: self.memo[f"{kind}/{n}"] for n in names if f"{kind}/{n}" in self.memo}
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,8 @@ class Update:
     ``grad`` and ``slopes`` is filled on the wire, and ``grad`` always is after the server's replay.
     ``metrics`` are plain numbers (loss, steps, skipped, forwards, seconds). ``variance`` is filled
     by the server, from the engine it knows the client to run: E|estimate|^2 / |gradient|^2 by
-    parameter (absent: 1, exact).
+    parameter (absent: 1, exact); ``last`` by its replay: the gradient estimate of the last local
+    step.
     """
 
     client: int
@@ -156,6 +168,7 @@ class Update:
     slopes: dict[str, Tensor] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     variance: Mapping[str, float] = field(default_factory=dict)
+    last: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,8 +202,17 @@ class Transport(Protocol):
     def members(self) -> Sequence[int]:
         """The client ids that exist now; a ``range`` for a declared population of any size."""
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Reply | Lost]:
-        """Exactly one outcome per order, in any order."""
+    def exchange(
+        self,
+        orders: Iterable[Order],
+        deadline_s: float | None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Reply | Lost]:
+        """Exactly one outcome per order, in any order.
+
+        ``enough`` is true once the round has all the answers it wants: whoever has not answered
+        then is lost by the reason "deadline".
+        """
 
 
 ClientState = dict[str, Tensor]

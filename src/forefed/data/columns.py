@@ -83,11 +83,11 @@ def guess(
         UserError: no or several answers; names all columns.
     """
     free = [c for c in rows.column_names if c not in taken]
-    found = _first_named(free, conventional)
+    found = first_named(free, conventional)
     if found is None:
         found = [c for c in free if _is_text(rows, c)]
         if len(found) != len(conventional[0]):
-            raise _cannot_tell(rows, where)
+            raise cannot_tell(rows, where)
     return found
 
 
@@ -99,15 +99,16 @@ def guess_label(rows: datasets.Dataset, where: str, taken: Sequence[str]) -> str
     """
     free = [c for c in rows.column_names if c not in taken]
     typed = [c for c in free if hasattr(rows.features[c], "names")]
-    found = typed if len(typed) == 1 else _first_named(free, LABELS)
+    found = typed if len(typed) == 1 else first_named(free, LABELS)
     if found is None:
-        raise _cannot_tell(rows, where)
+        raise cannot_tell(rows, where)
     return found[0]
 
 
-def _first_named(
+def first_named(
     columns: Sequence[str], conventional: Sequence[tuple[str, ...]]
 ) -> list[str] | None:
+    """The first of these sets of names that are all there, whatever their case."""
     by_name = {c.lower(): c for c in columns}
     for names in conventional:
         if all(name in by_name for name in names):
@@ -115,7 +116,8 @@ def _first_named(
     return None
 
 
-def _cannot_tell(rows: datasets.Dataset, where: str) -> UserError:
+def cannot_tell(rows: datasets.Dataset, where: str) -> UserError:
+    """The error of a column that must be named."""
     columns = ", ".join(rows.column_names)
     return UserError(
         f"{where}: cannot tell which column is meant; name it. Columns here: {columns}"

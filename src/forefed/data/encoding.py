@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,23 @@ from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
 
-_CHUNK = 2048  # texts per call of the tokeniser
-_FORMAT = "forefed-tokens-1"
+CHUNK = 2048  # texts per call of the tokeniser
+_FORMAT = "forefed-tokens-2"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text as tokens: their ids and segment ids, what is learned (see ``Examples.labels``),
+    predicted bytes, was it cut, is its answer cut off, can nothing be learned from it?"""
+
+    ids: list[int]
+    types: list[int] | None
+    label: Any
+    n_bytes: int = 0
+    cut: bool = False
+    out_of_reach: bool = False
+    dropped: bool = False
+    chars: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -29,11 +44,15 @@ class Texts:
 
     Classification: ``first`` and, for pairs, ``second``, with the classes ``labels`` [N]. Language
     modelling (``labels`` None): ``first`` is the prompt ("": none), ``second`` the text to predict.
+    Question answering: ``spans.Questions``.
     """
 
     first: list[str]
     second: list[str] | None
     labels: NDArray[np.int64] | None
+
+    tests_keep_more: ClassVar[bool] = False
+    """Are there rows that a test keeps though nothing can be learned from them?"""
 
     def __len__(self) -> int:
         return len(self.first)
@@ -45,11 +64,21 @@ class Texts:
             None if self.labels is None else self.labels[rows],
         )
 
+    def rows(self, tokenizer: Any, max_length: int) -> Iterator[Row]:
+        """Every text as tokens, in order."""
+        make = _causal_rows if self.labels is None else _class_rows
+        return make(self, tokenizer, max_length)
+
+    def attach(self, found: Tokenised) -> Tokenised:
+        """What was made of these texts, with what a cache of numbers does not hold."""
+        return found
+
 
 @dataclass(frozen=True)
 class Tokenised:
     """``kept`` holds the position of every example among the texts; ``counts`` tells how many texts
-    were blank ("empty"), cut at the maximum length ("truncated") or left out ("dropped")."""
+    were blank ("empty"), cut at the maximum length ("truncated") or left out ("dropped"), and how
+    many questions are there whose answer is cut off ("out_of_reach")."""
 
     examples: Examples
     kept: Indices
@@ -58,7 +87,11 @@ class Tokenised:
 
 
 def tokenise(
-    texts: Texts, tokenizer: Any, max_length: int, cache_dir: Path | None = None
+    texts: Texts,
+    tokenizer: Any,
+    max_length: int,
+    cache_dir: Path | None = None,
+    testing: bool = False,
 ) -> Tokenised:
     """Token arrays of all texts, each cut at ``max_length`` tokens.
 
@@ -68,10 +101,12 @@ def tokenise(
     very first token, which nothing precedes). ``n_bytes`` is the UTF-8 length of the characters
     whose tokens are predicted (a character cut in two counts whole); the end-of-text token costs
     loss and has no bytes. So bits per byte = summed loss / ln 2 / summed bytes. A text of which no
-    byte is predicted is dropped.
+    byte is predicted is dropped. Question answering: only the context is cut; a question whose
+    answer is cut off is dropped, unless it is for ``testing``, where it counts as any other.
 
     Args:
-        cache_dir: where the arrays are kept; None: in memory only.
+        cache_dir: where the arrays are kept; None: in memory only. It holds no text.
+        testing: whether the examples are for tests only.
 
     Raises:
         UserError: ``max_length`` beyond the model's, or a tokeniser without character offsets.
@@ -82,14 +117,14 @@ def tokenise(
             "that the model takes; lower it"
         )
     if cache_dir is None:
-        return _tokenise(texts, tokenizer, max_length)
-    folder = cache_dir / _digest_request(texts, tokenizer, max_length)
+        return texts.attach(_tokenise(texts, tokenizer, max_length, testing))
+    folder = cache_dir / _digest_request(texts, tokenizer, max_length, testing)
     stored = _load(folder)
     if stored is None:
-        _save(_tokenise(texts, tokenizer, max_length), folder)
+        _save(_tokenise(texts, tokenizer, max_length, testing), folder)
         stored = _load(folder)
         assert stored is not None, folder
-    return stored
+    return texts.attach(stored)
 
 
 def encode_texts(
@@ -100,48 +135,43 @@ def encode_texts(
     return tokenise(Texts(texts, second, labels), tokenizer, max_length).examples
 
 
-_Row = tuple[list[int], list[int] | None, int, int, bool]
-"""Token ids, segment ids, first position with loss, predicted bytes, was it cut?"""
-
-
-def _tokenise(texts: Texts, tokenizer: Any, max_length: int) -> Tokenised:
+def _tokenise(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> Tokenised:
     causal = texts.labels is None
-    make = _causal_rows if causal else _class_rows
-    ids, types, first, n_bytes, kept = [], [], [], [], []
-    truncated = 0
-    for i, (row, segments, start, size, cut) in enumerate(make(texts, tokenizer, max_length)):
-        if causal and size == 0:
-            continue
-        kept.append(i)
-        ids.append(row)
-        types.append(segments)
-        first.append(start)
-        n_bytes.append(size)
-        truncated += cut
+    kept, rows = [], []
+    for i, row in enumerate(texts.rows(tokenizer, max_length)):
+        if not row.dropped and (testing or not row.out_of_reach):
+            kept.append(i)
+            rows.append(row)
+    types = [row.types for row in rows if row.types is not None]
+    chars = [row.chars for row in rows if row.chars is not None]
     examples = Examples(
-        tokens=_flat(ids, np.int32),
-        types=None if not types or types[0] is None else _flat(types, np.uint8),
-        offsets=np.cumsum([0, *map(len, ids)], dtype=np.int64),
-        labels=np.array(first, dtype=np.int64) if texts.labels is None else texts.labels,
-        n_bytes=np.array(n_bytes, dtype=np.int64),
+        tokens=_flat([row.ids for row in rows], np.int32),
+        types=_flat(types, np.uint8) if types else None,
+        offsets=np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
+        labels=np.array([row.label for row in rows], dtype=np.int64),
+        n_bytes=np.array([row.n_bytes for row in rows], dtype=np.int64),
         pad_id=tokenizer.pad_token_id,
         causal=causal,
+        chars=np.concatenate(chars).astype(np.int32) if chars else None,
     )
     columns = [c for c in (None if causal else texts.first, texts.second) if c is not None]
     counts = {
         "empty": sum(any(not t.strip() for t in row) for row in zip(*columns, strict=True)),
-        "truncated": truncated,
+        "truncated": sum(row.cut for row in rows),
         "dropped": len(texts) - len(kept),
     }
+    if chars:
+        counts["out_of_reach"] = sum(row.out_of_reach for row in rows)
     return Tokenised(examples, np.array(kept, dtype=np.int64), counts, _digest_arrays(examples))
 
 
-def _class_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[_Row]:
+def _class_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Row]:
+    assert texts.labels is not None
     specials = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
     placeholder = next(i for i in specials if i is not None)
-    for start in range(0, len(texts), _CHUNK):
-        first = texts.first[start : start + _CHUNK]
-        second = texts.second[start : start + _CHUNK] if texts.second is not None else None
+    for start in range(0, len(texts), CHUNK):
+        first = texts.first[start : start + CHUNK]
+        second = texts.second[start : start + CHUNK] if texts.second is not None else None
         encoded = tokenizer(first, second, truncation=True, max_length=max_length)
         rows = encoded["input_ids"]
         full = [i for i, ids in enumerate(rows) if len(ids) == max_length]
@@ -156,10 +186,10 @@ def _class_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[_Row]
             if not ids:  # an empty text and a tokeniser without special tokens
                 ids, segments = [placeholder], None if segments is None else [0]
             size = len(first[i].encode()) + (len(second[i].encode()) if second else 0)
-            yield ids, segments, 0, size, i in cut
+            yield Row(ids, segments, texts.labels[start + i], size, i in cut)
 
 
-def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[_Row]:
+def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Row]:
     assert texts.second is not None
     if not tokenizer.is_fast:
         raise UserError(
@@ -167,14 +197,14 @@ def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[_Row
             "fast form of the model's tokeniser (tokenizer.json); choose a model that has one"
         )
     eos = tokenizer.eos_token_id
-    for start in range(0, len(texts), _CHUNK):
-        unique = sorted(set(texts.first[start : start + _CHUNK]))
+    for start in range(0, len(texts), CHUNK):
+        unique = sorted(set(texts.first[start : start + CHUNK]))
         lists = tokenizer(unique, verbose=False)["input_ids"]
         prompts = {
             text: ids[:-1] if ids and ids[-1] == eos else ids
             for text, ids in zip(unique, lists, strict=True)
         }
-        chunk = texts.second[start : start + _CHUNK]
+        chunk = texts.second[start : start + CHUNK]
         encoded = tokenizer(
             chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -186,14 +216,15 @@ def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[_Row
             last = max(unseen, min(len(ids), max_length - len(prompt)))
             stop = len(text) if last == len(ids) else ends[last]
             size = len(text[ends[unseen] : stop].encode()) if last > unseen else 0
-            yield whole[:max_length], None, len(prompt), size, len(whole) > max_length
+            cut = len(whole) > max_length
+            yield Row(whole[:max_length], None, len(prompt), size, cut, dropped=size == 0)
 
 
 def _flat(rows: list[Any], dtype: type) -> NDArray[Any]:
     return np.fromiter((x for row in rows for x in row), dtype=dtype)
 
 
-def _digest_request(texts: Texts, tokenizer: Any, max_length: int) -> str:
+def _digest_request(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> str:
     import tokenizers
 
     if tokenizer.is_fast:
@@ -210,6 +241,8 @@ def _digest_request(texts: Texts, tokenizer: Any, max_length: int) -> str:
         state,
         max_length,
         texts.labels is None,
+        type(texts).__name__,
+        testing and texts.tests_keep_more,
     ]
     digest = hashlib.sha256(json.dumps(head, default=str).encode())
     for column in (texts.first, texts.second or []):
@@ -223,7 +256,7 @@ def _digest_request(texts: Texts, tokenizer: Any, max_length: int) -> str:
 
 
 def _arrays(examples: Examples) -> dict[str, NDArray[Any]]:
-    names = ("tokens", "types", "offsets", "labels", "n_bytes")
+    names = ("tokens", "types", "offsets", "labels", "n_bytes", "chars")
     return {n: x for n in names if (x := getattr(examples, n)) is not None}
 
 
@@ -249,8 +282,12 @@ def _save(tokenised: Tokenised, folder: Path) -> None:
             "digest": tokenised.digest,
         }
         (building / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
-        os.replace(building, folder)
+        try:
+            os.replace(building, folder)
+        except OSError:  # there is one: of another process, or damaged
+            if _load(folder) is None:
+                shutil.rmtree(folder)
+                os.replace(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -17,13 +17,29 @@ IGNORED_LABEL = -100  # the label value on which Hugging Face models compute no 
 
 
 @dataclass(frozen=True)
+class Passages:
+    """The texts that predicted answers are cut from and compared to, by example.
+
+    ``answers``: all that count as right, none where a question has no answer. ``longest``: tokens
+    that a predicted answer may have.
+    """
+
+    contexts: list[str]
+    answers: list[tuple[str, ...]]
+    longest: int
+
+
+@dataclass(frozen=True)
 class Examples:
     """N tokenised examples: flat, so that a large data set is a few memory-mapped arrays.
 
     ``tokens``/``types`` [total] hold all token ids and segment ids, example i at
     ``offsets[i]:offsets[i + 1]``. Classification: ``labels`` [N] is the class. Language modelling
     (``causal``): ``labels`` [N] is the first position that carries loss (0: all tokens), and
-    ``n_bytes`` [N] the UTF-8 length of the text that is predicted.
+    ``n_bytes`` [N] the UTF-8 length of the text that is predicted. Question answering: ``labels``
+    [N, 2] are the first and the last token of the answer (``IGNORED_LABEL``: it was cut off), and
+    ``chars`` [total, 2] each token's first character in the context and the one after its last (-1
+    outside of it).
     """
 
     tokens: NDArray[np.int32]
@@ -33,6 +49,8 @@ class Examples:
     n_bytes: NDArray[np.int64]
     pad_id: int
     causal: bool = False
+    chars: NDArray[np.int32] | None = None
+    passages: Passages | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -220,8 +220,25 @@ class Bootstrap(Partition):
         return Drawn(self.clients, self.examples_per_client, pools, concentrations, key)
 
 
+class Sites(Partition):
+    """The sites of a deployment hold the training rows; the source has test rows only."""
+
+    kind: Literal["sites"] = "sites"
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Who may take part, as registered; client 0, 1, ... in this order."""
+    join_s: Annotated[float, Field(gt=0)] = 120.0
+    """How long a round waits for sites: the first one for all, later ones for ``cohort_min``."""
+
+    @property
+    def clients(self) -> int:
+        return len(self.names)
+
+    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
+        return Assigned.of([np.arange(0) for _ in self.names], 0)  # these rows are for testing
+
+
 PARTITIONS: Registry[Partition] = Registry(
-    "partition", [Iid, Dirichlet, Pathological, Shards, Natural, Bootstrap]
+    "partition", [Iid, Dirichlet, Pathological, Shards, Natural, Bootstrap, Sites]
 )
 
 

@@ -51,7 +51,7 @@ class Population:
         """Who holds what, for the record: the first ``limit`` clients' sizes and label counts.
 
         Returns:
-            "kind", "clients", "labels" (names; none for a language model), "sizes" [shown],
+            "kind", "clients", "labels" (names; none where no classes are learned), "sizes" [shown],
             "counts" [shown, labels], "shown", "dropped" (examples that nobody holds), and "digest",
             the SHA-256 of the shown clients' examples.
         """

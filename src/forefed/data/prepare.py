@@ -11,9 +11,11 @@ import numpy as np
 from forefed.core.keys import Key
 from forefed.core.types import Json
 from forefed.data.examples import Examples
-from forefed.data.partition import Natural, Partition
+from forefed.data.partition import Natural, Partition, Sites
 from forefed.data.population import Population
 from forefed.data.settings import DataSettings
+from forefed.data.sources import Table
+from forefed.data.tasks import TextTask
 
 if TYPE_CHECKING:
     import datasets
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class Prepared:
     """The clients, the global test set, and what a record states about them.
 
-    ``label_names`` is empty for a language model; ``counts`` is explained at ``tasks.Encoded``.
+    ``label_names`` is empty where no classes are learned; ``counts`` is explained at
+    ``tasks.Encoded``.
     """
 
     population: Population
@@ -40,29 +43,36 @@ def prepare(
 
     Args:
         tokenizer: the model's, from Hugging Face transformers.
-        key: of the limit, the held-out test set, the partition and the clients' own test splits.
+        key: of the partition and the clients' own test splits, and without ``split_seed`` of the
+            limit and the held-out rows too.
         cache_dir: where tokens are kept between runs; None: nowhere.
 
     Raises:
         UserError: anything wrong with the data or the settings, before any training.
     """
+    split = key if settings.split_seed is None else Key(settings.split_seed).fold("data")
     table = settings.source.load(cache_dir)
     if settings.limit is not None:
-        test = table.test and _limited(table.test, settings.limit, key.fold("limit", "test"))
-        rows = _limited(table.rows, settings.limit, key.fold("limit", "train"))
+        test = table.test and _limited(table.test, settings.limit, split.fold("limit", "test"))
+        rows = _limited(table.rows, settings.limit, split.fold("limit", "train"))
         table = replace(table, rows=rows, test=test)
+    if settings.test_on == "validation":
+        table = _without_test(table, settings.task, settings.test_fraction, split)
+        split = split.fold("validation")
+    if isinstance(partition, Sites) and table.test is None:
+        table = replace(table, test=table.rows)
     encoded = settings.task.encode(
         table,
         tokenizer,
         settings.max_length,
         settings.test_fraction,
-        key,
+        split,
         cache_dir,
         partition.column if isinstance(partition, Natural) else None,
     )
     train = encoded.train
-    labels = np.zeros(len(train), dtype=np.int64) if train.causal else np.asarray(train.labels)
-    shares = partition.split(labels, encoded.natural_ids, key.fold("partition"))
+    classes = np.asarray(train.labels) if encoded.label_names else np.zeros(len(train), np.int64)
+    shares = partition.split(classes, encoded.natural_ids, key.fold("partition"))
     population = Population(
         partition.kind,
         train,
@@ -74,6 +84,14 @@ def prepare(
     return Prepared(
         population, encoded.test, encoded.label_names, encoded.counts, encoded.provenance
     )
+
+
+def _without_test(table: Table, task: TextTask, fraction: float, key: Key) -> Table:
+    """The training rows alone: what a run with ``test_on = "test"`` tests on is gone."""
+    if table.test is not None:
+        return replace(table, test=None)
+    rows, _ = task.hold_out(table.rows, fraction, key)
+    return replace(table, rows=table.rows.select(rows))
 
 
 def _limited(rows: datasets.Dataset, limit: int, key: Key) -> datasets.Dataset:

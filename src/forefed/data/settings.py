@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -20,6 +20,12 @@ class DataSettings(Settings):
     """Tokens; longer texts are cut."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Part of the rows held out as the global test set, where the source has no test split."""
+    test_on: Literal["test", "validation"] = "test"
+    """"validation": ``test_fraction`` of the *training* rows is held out and tested on instead, and
+    no test row is used at all, as it must be wherever a setting is chosen by results."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    """Draws ``limit`` and the held-out rows; None: the run's ``seed``. With a fixed one, runs of
+    different seeds are tested on the same rows."""
     client_test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Part of its examples that each client keeps for its own test."""
     limit: Annotated[int, Field(ge=2)] | None = None

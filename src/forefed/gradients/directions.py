@@ -10,7 +10,9 @@ Legend: K directions, D elements of all parameters together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from torch import Tensor
 from forefed.core import trees
 from forefed.core.keys import Key, Law
 from forefed.core.types import DirectionSet, Params
+
+ELEMENTS_AT_ONCE = 1 << 17  # of one parameter's directions; large ones are drawn one by one
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,11 @@ class RandomDirections:
     law: Law = "rademacher"
     tag: str = "C"
     step: int = 0
+    scale: Params = field(default_factory=dict, compare=False)
+    """Elementwise factors by name, where the directions are shaped: E[v v^T] = scale^2 then, and
+    the estimate is the gradient times scale^2 (HiSo: H^-1/2, so H^-1 gradient)."""
 
-    def at(self, step: int) -> RandomDirections:
+    def at(self, step: int) -> Self:
         """The directions of another local step."""
         return replace(self, step=step)
 
@@ -45,9 +52,7 @@ class RandomDirections:
 
     def tangents(self, like: Params, ks: range) -> Params:
         """Directions ``ks`` over ``like``: name -> [len(ks), *shape], of their dtype."""
-        return {
-            name: torch.stack([self._values(name, x, k) for k in ks]) for name, x in like.items()
-        }
+        return {name: self._values(name, x, ks) for name, x in like.items()}
 
     def combine(self, like: Params, slopes_K: Tensor) -> Params | None:
         """mean_k slopes[k] v_k over the finite slopes, summed in float64 in the order of k.
@@ -61,27 +66,39 @@ class RandomDirections:
         estimate: Params = {}
         for name, x in like.items():
             total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
-            for k in finite:
-                total = total + slopes[k] * self._values(name, x, k).double()
+            at_once = max(1, ELEMENTS_AT_ONCE // max(1, x.numel()))
+            for start in range(0, len(finite), at_once):
+                ks = finite[start : start + at_once]
+                for k, v in zip(ks, self._values(name, x, ks), strict=True):
+                    total = total + slopes[k] * v.double()
             estimate[name] = (total / len(finite)).to(x.dtype)
         return estimate
 
     def project(self, grad: Params) -> Tensor:
         """<grad, v_k> for every k: [K] float64."""
-        return torch.tensor(
-            [
-                sum(
-                    float(torch.dot(g.flatten().double(), self._values(n, g, k).flatten().double()))
-                    for n, g in grad.items()
-                )
-                for k in range(self.k)
-            ],
-            dtype=torch.float64,
-        )
+        slopes_K = torch.zeros(self.k, dtype=torch.float64)
+        for name, g in grad.items():
+            at_once = max(1, ELEMENTS_AT_ONCE // max(1, g.numel()))
+            for start in range(0, self.k, at_once):
+                ks = range(start, min(start + at_once, self.k))
+                for k, v in zip(ks, self._values(name, g, ks), strict=True):
+                    slopes_K[k] += torch.dot(g.flatten().double(), v.flatten().double()).cpu()
+        return slopes_K
 
-    def _values(self, name: str, like: Tensor, k: int) -> Tensor:
+    def _values(self, name: str, like: Tensor, ks: Sequence[int]) -> Tensor:
+        """Directions ``ks`` of one parameter: [len(ks), *shape], of its dtype and device."""
+        step, numbers = self.places(ks)
+        return self.drawn(name, like, step, numbers)
+
+    def drawn(self, name: str, like: Tensor, step: int, numbers: Sequence[int]) -> Tensor:
+        """Directions by their places in the parameter's stream."""
         key = Key.direction(self.tag, self.run, self.round, self.stream, name)
-        return key.direction_values(self.law, like.shape, self.step, k).to(like)
+        values = key.directions(self.law, like.shape, step, numbers).to(like)
+        return values * self.scale[name].to(like) if name in self.scale else values
+
+    def places(self, ks: Sequence[int]) -> tuple[int, Sequence[int]]:
+        """Where in the streams directions ``ks`` stand: the step and their numbers in it."""
+        return self.step, ks
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from forefed.core import trees
 from forefed.core.keys import Law
 from forefed.core.settings import Choice
 from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Order, Params
+from forefed.gradients.chosen import pooled, selected
 from forefed.gradients.directions import BasisDirections, Directions, RandomDirections, Window
 
 
@@ -33,6 +34,13 @@ class GradientEngine(Choice):
     ] = "auto"
     """Rows per micro-batch; "auto": about 512 tokens, "all" (or None): the whole batch. The result
     is the same to rounding, so peak memory is a setting."""
+    shared: bool = False
+    """All clients of a round walk along the same directions (and project on the same, under the
+    scalars codec): their slopes can be averaged, which rebuilds the slopes of the mean loss, but
+    more clients then do not lower the variance. False: each client has directions of its own."""
+    pool: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    """All random directions are drawn from a pool of so many that serves the whole run (FedKSeed);
+    None: fresh ones in every step."""
 
     estimates: ClassVar[bool] = False  # slopes instead of a gradient
     recomputes: ClassVar[bool] = False  # wants the loss that recomputes blocks in its backward
@@ -55,9 +63,22 @@ class GradientEngine(Choice):
         """The names that this engine's slopes run over; the others get an exact gradient."""
         return []
 
-    def directions_for(self, order: Order) -> Directions | None:
-        """The directions of the client's first step, as client and server both build them."""
+    def directions_for(self, order: Order, names: Sequence[str] | None = None) -> Directions | None:
+        """The directions of the client's first step, as client and server both build them.
+
+        ``names`` are the parameters that they run over (None: all that are assigned).
+        """
         return None
+
+    def random_directions(
+        self, order: Order, names: Sequence[str], k: int, law: Law
+    ) -> RandomDirections:
+        """``k`` directions: the client's own or shared, shaped where the server says so."""
+        tag, stream = ("G", 0) if self.shared else ("C", order.client)
+        curvature = order.remembered("curvature", names)
+        scale = {n: 1 / h.sqrt() for n, h in curvature.items()}
+        fresh = RandomDirections(order.run, order.round, stream, k, law, tag, scale=scale)
+        return fresh if self.pool is None else pooled(fresh, self.pool)
 
     def sample(
         self, loss: LossFn, batch: Batch, directions: DirectionSet | None, like: Params
@@ -100,17 +121,23 @@ class SlopeEngine(GradientEngine):
     independent: Annotated[int, Field(ge=1)] = 1
     """Parts of the batch that get random directions of their own (the batch size: every example).
     Unbiased at the same cost and a little less noisy; that many times more slopes."""
+    candidates: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Of so many directions the one is walked that points most along the last global update
+    (FwdLLM; needs memo.kind = "last_update"); the estimate is freed of the bias."""
 
     estimates: ClassVar[bool] = True
 
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         return [n for n in names if self.head == "perturbed" or n not in head]
 
-    def directions_for(self, order: Order) -> Directions:
+    def directions_for(self, order: Order, names: Sequence[str] | None = None) -> Directions:
         if self.directions == "all":
             return BasisDirections()
+        names = order.assigned if names is None else names
         count = self.directions * self.independent
-        return RandomDirections(order.run, order.round, order.client, k=count, law=self.law)
+        fresh = self.random_directions(order, names, count, self.law)
+        last = order.remembered("last_update", names) if self.candidates > 1 else {}
+        return selected(fresh, self.candidates, last) if last else fresh
 
     def __call__(
         self,

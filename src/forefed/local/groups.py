@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from forefed.core import trees
-from forefed.core.errors import ProtocolError
 from forefed.core.types import Estimate, Order, Params
 from forefed.gradients import GradientEngine
-from forefed.gradients.directions import BasisDirections, Directions, RandomDirections
+from forefed.gradients.directions import BasisDirections, Directions
 from forefed.wire import Codec, Scalars
 
 Slopes = dict[str, Tensor]
@@ -41,7 +40,7 @@ def groups_of(
     body = engine.perturbed(assigned, head)
     exact = [n for n in assigned if n not in body]
     groups: dict[str, Group] = {}
-    directions = engine.directions_for(order)
+    directions = engine.directions_for(order, body)
     if body and directions is not None:
         groups["body"] = Group(tuple(body), directions)
     if isinstance(codec, Scalars):
@@ -53,9 +52,7 @@ def groups_of(
                 own: Directions = (
                     BasisDirections()
                     if count == "all"
-                    else RandomDirections(
-                        order.run, order.round, order.client, k=count, law=codec.law
-                    )
+                    else engine.random_directions(order, members, count, codec.law)
                 )
                 groups[name] = Group(tuple(members), own)
     return groups
@@ -75,16 +72,10 @@ def project(estimate: Estimate, groups: dict[str, Group], params: Params, step: 
 
 
 def rebuild(slopes: Slopes, groups: dict[str, Group], params: Params, step: int) -> Params:
-    """The gradient that one step's slopes stand for; groups without a finite slope are left out.
-
-    Raises:
-        ProtocolError: a number of slopes that these groups do not have.
-    """
+    """The gradient that one step's slopes stand for; groups without a finite slope are left out."""
     grad: Params = {}
     for name, group in groups.items():
         like = trees.pick(params, group.names)
         directions = group.directions.at(step)
-        if name not in slopes or slopes[name].shape != (directions.count(like),):
-            raise ProtocolError(f"group {name!r} needs {directions.count(like)} slopes a step")
         grad.update(directions.combine(like, slopes[name]) or {})
     return grad

@@ -8,33 +8,59 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
-from forefed.core.types import Order, ServerState, Update
-from forefed.local.groups import groups_of, rebuild
+from forefed.core.types import Order, Params, ServerState, Update
+from forefed.local.groups import Group, groups_of, rebuild
 from forefed.local.training import Trainer, advance
+
+LARGEST = 1e30  # a mean of slopes up to here rebuilds finite parameters
 
 
 def replay(trainer: Trainer, order: Order, update: Update) -> Update:
-    """``update`` with ``grad`` (old - new) rebuilt from its slopes; a dense update as it is.
+    """``update`` with ``grad`` (old - new) and ``last`` rebuilt; a dense update as it is.
 
     Raises:
         ProtocolError: groups or numbers of slopes that the order does not have.
     """
     if update.slopes is None:
         return update
-    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
-    if update.slopes.keys() != groups.keys():
-        raise ProtocolError(
-            f"client {order.client}: slopes for {sorted(update.slopes)}, not {sorted(groups)}"
-        )
+    groups = check_slopes(trainer, order, update)
     start = params = trees.pick(order.params, order.assigned)
     state: ServerState = {}
+    last: Params = {}
     steps = max((len(x) for x in update.slopes.values()), default=0)
     for step in range(steps):
         slopes = {name: x[step] for name, x in update.slopes.items()}
-        grad = rebuild(slopes, groups, params, step)
-        params, state = advance(trainer.settings.optimiser, params, state, grad, trainer.task.head)
+        last = grad = rebuild(slopes, groups, params, step)
+        params, state = advance(trainer.settings, start, params, state, grad, trainer.task.head)
     if not trees.all_finite(params):
         raise ProtocolError(f"client {order.client}: the replayed parameters are not finite")
-    return replace(update, grad=trees.subtract(start, params))
+    return replace(
+        update, grad=trees.subtract(start, params), last=last if trees.all_finite(last) else {}
+    )
+
+
+def check_slopes(trainer: Trainer, order: Order, update: Update) -> dict[str, Group]:
+    """The groups of this order, if the update's slopes are for them.
+
+    Raises:
+        ProtocolError: other groups, another number of slopes a step, or a size that no gradient
+            has.
+    """
+    slopes = update.slopes or {}
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
+    if slopes.keys() != groups.keys():
+        raise ProtocolError(
+            f"client {order.client}: slopes for {sorted(slopes)}, not {sorted(groups)}"
+        )
+    for name, group in groups.items():
+        count = group.directions.count(trees.pick(order.params, group.names))
+        if len(slopes[name]) and slopes[name].shape[1] != count:
+            raise ProtocolError(f"group {name!r} needs {count} slopes a step")
+        finite = torch.nan_to_num(slopes[name], 0.0, 0.0, 0.0)  # not finite is a skipped step
+        if bool((finite.abs() > LARGEST).any()):
+            raise ProtocolError(f"client {order.client}: a slope is larger than {LARGEST:g}")
+    return groups

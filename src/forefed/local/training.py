@@ -57,6 +57,9 @@ class LocalTraining(Choice):
     group_by_length: bool = True
     """Batches of texts of similar length, in random order: less padding to compute."""
     optimiser: Annotated[SerializeAsAny[Optimiser], BeforeValidator(OPTIMISERS.parse)] = AdamW()
+    proximal: Annotated[float, Field(ge=0)] = 0.0
+    """mu of FedProx: every step's gradient gets mu (w - w_start) added, exactly and whatever the
+    engine, which holds a client back from drifting off. The logged loss is without it."""
     keep_optimiser: bool = False
     """Keep the optimiser's moments at the client between its rounds (published: dropped)."""
     prefix_cache: Literal["off", "ram", "disk"] = "ram"
@@ -133,9 +136,7 @@ class Trainer:
             slopes, exact = self.split(estimate, groups, params, step)
             grad = {**exact, **rebuild(slopes, groups, params, step)}
             log.add(estimate, slopes, batch.size, len(grad) == len(params), grad)
-            params, moments = advance(
-                self.settings.optimiser, params, moments, grad, self.task.head
-            )
+            params, moments = advance(self.settings, start, params, moments, grad, self.task.head)
         n_examples = min(len(data.train), log.seen)
         metrics = {**log.metrics(), "clamped": float(clamp.count)}
         kept = moments if self.settings.keep_optimiser else state
@@ -239,16 +240,22 @@ class StepLog:
 
 
 def advance(
-    optimiser: Optimiser,
+    settings: LocalTraining,
+    start: Params,
     params: Params,
     state: ServerState,
     grad: Params,
     head: frozenset[str],
 ) -> tuple[Params, ServerState]:
-    """One local step, at the client and in the server's replay alike; a non-finite one is none."""
+    """One local step, at the client and in the server's replay alike; a non-finite one is none.
+
+    ``start`` are the parameters before the round's first step, which a proximal term pulls to.
+    """
     if not trees.all_finite(grad):
         return params, state
-    state, params = optimiser.step(state, params, grad, head)
+    if settings.proximal:
+        grad = {n: g + settings.proximal * (params[n] - start[n]) for n, g in grad.items()}
+    state, params = settings.optimiser.step(state, params, grad, head)
     return params, state
 
 

@@ -24,13 +24,12 @@ class Targeted(Adapter):
 
     targets: Targets = "attention-qv"
     """``attention-qv`` (query and value projections), ``qv-and-outputs`` (and the outputs of
-    attention and feed-forward), ``all-linear`` (all of the blocks), or a list of module names or of
-    their endings. Where
-    query, key and value are one fused matrix (GPT-2's ``c_attn``), that matrix is meant."""
+    attention and feed-forward), ``kv-and-feed-forward`` (key and value projections and the output
+    of feed-forward), ``all-linear`` (all of the blocks), or a list of module names or of their
+    endings. Where query, key and value are one fused matrix (GPT-2's ``c_attn``), that matrix is
+    meant."""
     layers: Layers = "all"
     """``all``, ``first:N``, ``last:N``, or a list of block numbers from 0."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of the adapter's input during training; the frozen body has no dropout."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -54,7 +53,14 @@ class Targeted(Adapter):
         return value
 
 
-class Lora(Targeted):
+class WithDropout(Targeted):
+    """Base of the adapters with a branch of their own beside the frozen matrix."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the adapter's input during training; the frozen body has no dropout."""
+
+
+class Lora(WithDropout):
     """A low-rank update B A of chosen weight matrices."""
 
     kind: Literal["lora"] = "lora"
@@ -65,7 +71,7 @@ class Lora(Targeted):
     source: ClassVar[str] = "Hu et al., arXiv 2106.09685"
 
 
-class TinyLora(Targeted):
+class TinyLora(WithDropout):
     """A handful of numbers per matrix, between the frozen singular vectors of that matrix."""
 
     kind: Literal["tinylora"] = "tinylora"
@@ -80,10 +86,32 @@ class TinyLora(Targeted):
     source: ClassVar[str] = "arXiv 2602.04118; LoRA-XS, arXiv 2405.17604"
 
 
+class Ia3(Targeted):
+    """A factor per output of chosen matrices, or per input of a feed-forward output."""
+
+    kind: Literal["ia3"] = "ia3"
+    targets: Targets = "kv-and-feed-forward"
+
+    source: ClassVar[str] = "Liu et al., arXiv 2205.05638"
+
+
+class BitFit(Targeted):
+    """The bias terms of chosen linear modules; a module without one gets one of 0.
+
+    What is trained is the change of the bias, from 0. Departure: the biases of LayerNorm stay
+    frozen (published: all biases of the body).
+    """
+
+    kind: Literal["bitfit"] = "bitfit"
+    targets: Targets = "all-linear"
+
+    source: ClassVar[str] = "Ben Zaken et al., arXiv 2106.10199"
+
+
 class HeadOnly(Adapter):
     """Nothing but the classification head."""
 
     kind: Literal["head"] = "head"
 
 
-ADAPTERS: Registry[Adapter] = Registry("adapter", [Lora, TinyLora, HeadOnly])
+ADAPTERS: Registry[Adapter] = Registry("adapter", [Lora, TinyLora, Ia3, BitFit, HeadOnly])

@@ -14,21 +14,23 @@ from torch import Tensor, nn
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.models.adapters import Adapter, HeadOnly, Lora, TinyLora
+from forefed.models.adapters import Adapter, BitFit, HeadOnly, Ia3, Lora, Targeted, TinyLora
 from forefed.models.blocks import Blocks
 from forefed.models.functional import CurrentCall, KeyedDropout
-from forefed.models.targets import resolve
+from forefed.models.objectives import Objective
+from forefed.models.targets import feed_forward_outputs, resolve
 
 ADAPTER_NAME = "default"  # PEFT's own default; part of every parameter name
 
 
-def head_modules(model: Any, causal: bool) -> tuple[str, ...]:
-    """Names of the modules that belong to the classification head: all outside the body.
+def head_modules(model: Any, objective: Objective) -> tuple[str, ...]:
+    """Names of the modules that belong to the head: all outside the body.
 
-    ``classifier`` or ``score`` mostly; DistilBERT's ``pre_classifier`` too. A language model has
-    none. A model's ``pooler`` counts if its checkpoint did not have one (``untrained_pooler``).
+    ``classifier`` or ``score`` mostly; DistilBERT's ``pre_classifier`` too; ``qa_outputs`` where
+    spans are found. A language model has none. A model's ``pooler`` counts if its checkpoint did
+    not have one (``untrained_pooler``).
     """
-    if causal:
+    if not objective.has_head:
         return ()
     names = [
         name
@@ -38,15 +40,18 @@ def head_modules(model: Any, causal: bool) -> tuple[str, ...]:
     return (*getattr(model, "untrained_pooler", ()), *names)
 
 
-def attach(model: Any, adapter: Adapter, key: Key, causal: bool, current: CurrentCall) -> Any:
+def attach(
+    model: Any, adapter: Adapter, key: Key, objective: Objective, current: CurrentCall
+) -> Any:
     """The model with its adapter, as a PEFT model; all parameters frozen, in eval mode.
 
     Args:
         model: a Hugging Face model; it is changed in place.
         adapter: what to train.
         key: of the first values: A of LoRA is uniform in +-1/sqrt(fan-in) (Kaiming with a =
-            sqrt(5)), B and TinyLoRA's vectors are 0; the head keeps the model's values.
-        causal: whether it is a language model (which has no head).
+            sqrt(5)), B, TinyLoRA's vectors and biases are 0, factors 1; the head keeps the model's
+            values.
+        objective: what the model learns.
         current: where the adapter's dropout finds the key of the running call.
 
     Raises:
@@ -55,10 +60,11 @@ def attach(model: Any, adapter: Adapter, key: Key, causal: bool, current: Curren
     from peft import get_peft_model
 
     _switch_caches_off(model)
-    head = head_modules(model, causal)
-    config = peft_config(model, adapter, head, causal)
+    head = head_modules(model, objective)
+    config = peft_config(model, adapter, head, objective)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT's calls of transformers
+        warnings.filterwarnings("ignore", "Detected that the base layer has no bias")  # BitFit
         wrapped = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
     wrapped.eval()
     working = torch.promote_types(next(model.parameters()).dtype, torch.float32)
@@ -73,27 +79,38 @@ def attach(model: Any, adapter: Adapter, key: Key, causal: bool, current: Curren
     return wrapped
 
 
-def peft_config(model: Any, adapter: Adapter, head: tuple[str, ...], causal: bool) -> Any:
+def peft_config(model: Any, adapter: Adapter, head: tuple[str, ...], objective: Objective) -> Any:
     """The PEFT configuration of an adapter on this model."""
-    from peft import LoraConfig, TinyLoraConfig
+    from peft import BeftConfig, IA3Config, LoraConfig, TinyLoraConfig
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
     common: dict[str, Any] = {
-        "task_type": "CAUSAL_LM" if causal else "SEQ_CLS",
+        "task_type": objective.peft_task,
         "modules_to_save": list(head) or None,
     }
     if isinstance(adapter, HeadOnly):
-        if causal:
+        if not objective.has_head:
             raise UserError(
                 'adapter.kind = "head": a language model has no classification head; '
                 'choose "lora" or "tinylora"'
             )
         return LoraConfig(r=1, target_modules=DUMMY_TARGET_MODULES, **common)
-    assert isinstance(adapter, Lora | TinyLora), adapter
+    assert isinstance(adapter, Targeted), adapter
     blocks = Blocks.find(model, head)
     targets = resolve(model, blocks, head, adapter.targets, adapter.layers)
     common["target_modules"] = targets
-    common["fan_in_fan_out"] = not isinstance(model.get_submodule(targets[0]), nn.Linear)
+    transposed = not isinstance(model.get_submodule(targets[0]), nn.Linear)
+    if isinstance(adapter, BitFit):
+        if transposed:
+            raise UserError(
+                "adapter.kind = 'bitfit': PEFT cannot put biases on this model's transposed "
+                f"layers ('{targets[0]}'); choose 'ia3', 'lora' or 'tinylora'"
+            )
+        return BeftConfig(**common)
+    common["fan_in_fan_out"] = transposed
+    if isinstance(adapter, Ia3):
+        at_input = feed_forward_outputs(blocks, targets)
+        return IA3Config(feedforward_modules=at_input, **common)
     if isinstance(adapter, Lora):
         return LoraConfig(
             r=adapter.r,
@@ -101,6 +118,7 @@ def peft_config(model: Any, adapter: Adapter, head: tuple[str, ...], causal: boo
             lora_dropout=adapter.dropout,
             **common,
         )
+    assert isinstance(adapter, TinyLora), adapter
     return TinyLoraConfig(
         r=adapter.r,
         u=adapter.u,

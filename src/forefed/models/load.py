@@ -12,8 +12,10 @@ import torch
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
+from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.attach import draw_missing
+from forefed.models.objectives import AnswerSpans, NextToken, objective_of
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
 
@@ -21,7 +23,11 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def load_task(
-    settings: ModelSettings, adapter: Adapter, key: Key, label_names: Sequence[str] | None
+    settings: ModelSettings,
+    adapter: Adapter,
+    key: Key,
+    label_names: Sequence[str] | None,
+    head: Head | None = None,
 ) -> tuple[Task, Any]:
     """The Task of a pretrained model with an adapter, and its tokeniser.
 
@@ -29,12 +35,13 @@ def load_task(
         settings: which base model.
         adapter: what to train.
         key: of every value that the checkpoint does not hold; one key, one model.
-        label_names: the classes; None for a language model.
+        label_names: the classes; None where there are none.
+        head: what the model ends in; None: classes, or the next token without any.
 
     Raises:
         UserError: the model cannot be had, or does not fit the task or the adapter.
     """
-    model, tokenizer = load_base(settings, key, label_names)
+    model, tokenizer = load_base(settings, key, label_names, head)
     task = task_from_model(
         model,
         adapter,
@@ -42,32 +49,31 @@ def load_task(
         label_names=label_names,
         base_name=portable_name(settings),
         quantise=settings.quantise,
+        head=head,
     )
     return task, tokenizer
 
 
-def load_base(settings: ModelSettings, key: Key, label_names: Sequence[str] | None) -> Any:
+def load_base(
+    settings: ModelSettings,
+    key: Key,
+    label_names: Sequence[str] | None,
+    head: Head | None = None,
+) -> Any:
     """The base model in eval mode on its device, and its tokeniser, as a pair.
 
-    A classification head (and anything else) that the checkpoint lacks, or has for another number
+    A head (and anything else) that the checkpoint lacks, or has for another number
     of classes, is drawn from the key. torch's global generator is left as it was.
     """
     import transformers
 
     device, dtype = choose_device(settings), choose_dtype(settings)
     tokenizer = load_tokenizer(settings)
-    options: dict[str, Any] = {}
-    auto: Any
-    if label_names is None:
-        auto = transformers.AutoModelForCausalLM
-    else:
-        auto = transformers.AutoModelForSequenceClassification
-        options = {
-            "num_labels": len(label_names),
-            "id2label": dict(enumerate(label_names)),
-            "label2id": {name: i for i, name in enumerate(label_names)},
-            "ignore_mismatched_sizes": True,
-        }
+    objective = objective_of(label_names, head)
+    options = objective.options()
+    if objective.has_head:
+        options["ignore_mismatched_sizes"] = True
+    auto: Any = getattr(transformers, objective.auto)
     with quiet(), torch.random.fork_rng(devices=[]), explained(settings):
         model, report = auto.from_pretrained(
             source(settings),
@@ -81,10 +87,16 @@ def load_base(settings: ModelSettings, key: Key, label_names: Sequence[str] | No
             f"model.name: '{settings.name}' is an encoder-decoder model; only encoders "
             "(BERT and its kin) and decoders (Llama, GPT-2, OPT and their kin) are supported"
         )
-    if label_names is None and not _is_causal(model):
+    if isinstance(objective, NextToken) and not _is_causal(model):
         raise UserError(
             f"model.name: '{settings.name}' is an encoder: its tokens see the ones after them; "
             "data.task.kind = 'causal_lm' needs a decoder (Llama, GPT-2, OPT and their kin)"
+        )
+    if isinstance(objective, AnswerSpans) and _is_causal(model):
+        raise UserError(
+            f"model.name: '{settings.name}' is a decoder: its first token, which stands for \"no "
+            "answer\", sees nothing of the text; data.task.kind = 'qa' needs an encoder (BERT and "
+            "its kin)"
         )
     mismatched = {name for name, *_shapes in report["mismatched_keys"]}
     missing = {*report["missing_keys"], *mismatched}
@@ -183,10 +195,10 @@ def choose_dtype(settings: ModelSettings) -> torch.dtype:
 
 
 def _is_causal(model: Any) -> bool:
-    """Do early logits stay when a later token changes?"""
+    """Does what the body makes of the first token stay when a later one changes?"""
     ids = torch.tensor([[5, 6, 7], [5, 6, 8]]) % model.config.get_text_config().vocab_size
     with torch.no_grad():
-        one, other = model.eval()(input_ids=ids).logits[:, 0]
+        one, other = model.eval().base_model(input_ids=ids)[0][:, 0]
     return bool(torch.allclose(one, other))
 
 

@@ -13,8 +13,10 @@ import torch
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
+from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.load import choose_device, choose_dtype, explained, quiet, source
+from forefed.models.objectives import Objective, objective_of
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
 
@@ -66,10 +68,12 @@ def random_task(
     key: Key,
     label_names: Sequence[str] | None,
     layers: int,
+    head: Head | None = None,
 ) -> Task:
     """A Task of the model's shape with ``layers`` blocks and random weights."""
-    config = shortened(load_config(settings, len(label_names or ())), layers)
-    model = _build(config, label_names is None)
+    objective = objective_of(label_names, head)
+    config = shortened(load_config(settings, objective.outputs), layers)
+    model = _build(config, objective)
     for parameter in model.parameters():
         parameter.data.uniform_(-0.03, 0.03)  # no zeros, no denormals: both would be fast or slow
     model = model.to(choose_device(settings), choose_dtype(settings))
@@ -80,16 +84,8 @@ def random_task(
         label_names=label_names,
         base_name=settings.name,
         quantise=settings.quantise,
+        head=head,
     )
-
-
-def weight_bytes(settings: ModelSettings, labels: int, layers: int) -> int:
-    """Bytes of the base model's tensors at this depth in the settings' dtype; nothing is built."""
-    config = shortened(load_config(settings, labels), layers)
-    with torch.device("meta"):
-        model = _build(config, labels == 0)
-    size = torch.empty(0, dtype=choose_dtype(settings)).element_size()
-    return size * sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
 
 
 def shortened(config: Any, layers: int) -> Any:
@@ -101,13 +97,9 @@ def shortened(config: Any, layers: int) -> Any:
     return config
 
 
-def _build(config: Any, causal: bool) -> Any:
+def _build(config: Any, objective: Objective) -> Any:
     import transformers
 
-    auto = (
-        transformers.AutoModelForCausalLM
-        if causal
-        else transformers.AutoModelForSequenceClassification
-    )
+    auto: Any = getattr(transformers, objective.auto)
     with quiet(), torch.random.fork_rng(devices=[]):
         return auto.from_config(config).eval()

@@ -1,17 +1,17 @@
 """From a symbolic target ("attention-qv") to the linear modules of one model.
 
 The same roles have other names in every family, so a role is a pattern on the module's name below
-its block:
+its block (key and value are named like query):
 
 | role | BERT, RoBERTa, ELECTRA | DistilBERT | Llama-like | OPT | GPT-2 |
 |---|---|---|---|---|---|
-| query (value: v...) | attention.self.query | attention.q_lin | q_proj | q_proj | c_attn (fused) |
+| query | attention.self.query | attention.q_lin | q_proj | q_proj | c_attn (fused) |
 | attention output | attention.output.dense | attention.out_lin | o_proj | out_proj | attn.c_proj |
 | feed-forward output | output.dense | ffn.lin2 | mlp.down_proj | fc2 | mlp.c_proj |
 
 | role | ALBERT | DeBERTa-v2 | ModernBERT | Phi | T5 |
 |---|---|---|---|---|---|
-| query (value: v...) | attention.query | query_proj | Wqkv (fused) | q_proj | SelfAttention.q |
+| query | attention.query | query_proj | Wqkv (fused) | q_proj | SelfAttention.q |
 | attention output | attention.dense | output.dense | attn.Wo | self_attn.dense | SelfAttention.o |
 | feed-forward output | ffn_output | output.dense | mlp.Wo | mlp.fc2 | DenseReluDense.wo |
 """
@@ -29,6 +29,7 @@ from forefed.models.blocks import Blocks, linear_modules
 _FUSED = "c_attn|qkv_proj|query_key_value|Wqkv|in_proj"
 _ROLES = {
     "query": rf"(.*\.)?(query|query_proj|q_proj|q_lin|q|wq|{_FUSED})",
+    "key": rf"(.*\.)?(key|key_proj|k_proj|k_lin|k|wk|{_FUSED})",
     "value": rf"(.*\.)?(value|value_proj|v_proj|v_lin|v|wv|{_FUSED})",
     "attention output": r"(.*\.)?\w*(attn|[aA]ttention)\.(.*\.)?"
     r"(output\.dense|dense|o_proj|out_proj|out_lin|c_proj|o|wo|Wo)",
@@ -39,6 +40,7 @@ _ROLES = {
 SYMBOLS = {
     "attention-qv": ("query", "value"),
     "qv-and-outputs": ("query", "value", "attention output", "feed-forward output"),
+    "kv-and-feed-forward": ("key", "value", "feed-forward output"),
     "all-linear": ("linear",),
 }
 
@@ -89,6 +91,12 @@ def resolve(
                 raise _nothing(f"'{target}'", candidates)
             chosen.update(hits)
     return [n for n in candidates if n in chosen]
+
+
+def feed_forward_outputs(blocks: Blocks, modules: Iterable[str]) -> list[str]:
+    """Those of these modules that are the output of a block's feed-forward part."""
+    pattern = re.compile(_ROLES["feed-forward output"])
+    return [n for n in modules if pattern.fullmatch(blocks.relative(n))]
 
 
 def _layer_numbers(layers: str | tuple[int, ...], count: int) -> set[int]:

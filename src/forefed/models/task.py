@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,15 +11,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Params, Unit
-from forefed.data.examples import IGNORED_LABEL, Examples, Indices
+from forefed.data.examples import Examples, Indices
+from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.attach import attach, head_modules
 from forefed.models.blocks import Blocks
 from forefed.models.functional import Call, CurrentCall, Functional
+from forefed.models.objectives import NextToken, Objective, objective_of
 from forefed.models.quantised import quantise_blocks
 from forefed.models.recompute import checkpointed, recomputing
 from forefed.models.tail import Tail, Wrap, find_tail
@@ -34,9 +36,10 @@ class Logits:
     names: frozenset[str]
     device: torch.device
     uses_types: bool
+    objective: Objective
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
-        """[B, labels], or [B, S, vocabulary]; every trainable tensor must be given."""
+        """[B, ...], as the objective has them; every trainable tensor must be given."""
         return self.functional.run(self.call_of(params, batch), self.of_call, batch)
 
     def call_of(self, params: Params, batch: Batch) -> Call:
@@ -46,8 +49,7 @@ class Logits:
 
     def of_call(self, batch: Batch) -> Tensor:
         """Logits of the tensors that ``functional`` has swapped in."""
-        logits: Tensor = self.model(**self.inputs(batch)).logits
-        return logits
+        return self.objective.logits(self.model(**self.inputs(batch)))
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The model's keyword arguments, on its device."""
@@ -63,7 +65,6 @@ class ModelLoss:
     """Mean cross-entropy of a batch, computed in float32 or wider (a ``core.types.LossFn``)."""
 
     forward: Logits
-    causal: bool
     blocks: tuple[nn.Module, ...] = ()
     """The blocks that run again in the backward pass; none: plain backprop."""
     tail: Tail | None = None
@@ -78,9 +79,7 @@ class ModelLoss:
 
     def weight(self, batch: Batch) -> int:
         """Terms of the mean: examples, or predicted tokens."""
-        if not self.causal:
-            return batch.size
-        return int((batch.labels[:, 1:] != IGNORED_LABEL).sum())
+        return self.forward.objective.weight(batch)
 
     def sum(self, params: Params, batch: Batch) -> Tensor:
         """Summed cross-entropy in nats."""
@@ -93,7 +92,7 @@ class ModelLoss:
 
     def _sum(self, batch: Batch, wrap: Wrap = lambda f: f) -> Tensor:
         if self.tail is None:
-            return loss_sum(self.forward.of_call(batch), batch.labels, self.causal)
+            return self.forward.objective.loss_sum(self.forward.of_call(batch), batch)
         hidden_BSH = self.tail.hidden(**self.forward.inputs(batch))
         return self.tail.loss_sum(hidden_BSH, batch.labels, wrap)
 
@@ -110,8 +109,6 @@ class Task:
     """The trainable tensors' first values by their PEFT names, in the order of ``units``."""
     units: tuple[Unit, ...]
     head: frozenset[str]
-    causal: bool
-    label_names: tuple[str, ...]
     base_name: str
     """Name of the base model that other people can load: a hub id, or a folder's own name."""
     adapter: Adapter
@@ -122,8 +119,21 @@ class Task:
     """The PEFT model; its stored tensors are the first values and stay so."""
 
     @property
+    def objective(self) -> Objective:
+        return self.logits.objective
+
+    @property
+    def causal(self) -> bool:
+        """Is it a language model?"""
+        return isinstance(self.objective, NextToken)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.objective.label_names
+
+    @property
     def n_labels(self) -> int:
-        """Classes; 0 for a language model."""
+        """Classes; 0 where none are learned."""
         return len(self.label_names)
 
     @property
@@ -137,34 +147,26 @@ class Task:
 
         Returns:
             Classification: ``loss_sum``, ``weight`` (examples), ``correct``, ``n``. Language
-            modelling: ``nll_sum`` (nats), ``weight`` (predicted tokens), ``bytes``, ``n``.
+            modelling: ``nll_sum`` (nats), ``weight`` (predicted tokens), ``bytes``, ``n``. Question
+            answering: ``loss_sum``, ``weight`` (examples with a loss), ``exact``, ``f1``, ``n``.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         by_length = chosen[np.argsort(examples.lengths()[chosen], kind="stable")]
-        loss_total, weight, correct = 0.0, 0, 0
+        sums: defaultdict[str, float] = defaultdict(float)
         with torch.no_grad():
             for start in range(0, len(by_length), batch_size):
-                batch = examples.batch(by_length[start : start + batch_size])
-                weight += self.loss.weight(batch)
+                rows = by_length[start : start + batch_size]
+                batch = examples.batch(rows)
+                sums["weight"] += self.loss.weight(batch)
                 if self.causal:
-                    loss_total += float(self.loss.sum(params, batch))
-                else:
-                    logits = self.logits(params, batch)
-                    loss_total += float(loss_sum(logits, batch.labels, self.causal))
-                    correct += int((logits.argmax(-1).cpu() == batch.labels).sum())
-        sums = {"weight": float(weight), "n": float(len(chosen))}
-        if self.causal:
-            return {"nll_sum": loss_total, "bytes": float(examples.n_bytes[chosen].sum()), **sums}
-        return {"loss_sum": loss_total, "correct": float(correct), **sums}
-
-
-def loss_sum(logits: Tensor, labels: Tensor, causal: bool) -> Tensor:
-    """Summed cross-entropy in nats; a language model's logits at S predict the token at S + 1."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    there = labels.to(wide.device)
-    if causal:
-        wide, there = wide[:, :-1].flatten(0, 1), there[:, 1:].flatten()
-    return cross_entropy(wide, there, ignore_index=IGNORED_LABEL, reduction="sum")
+                    sums["nll_sum"] += float(self.loss.sum(params, batch))
+                    sums["bytes"] += float(examples.n_bytes[rows].sum())
+                    continue
+                logits = self.logits(params, batch)
+                sums["loss_sum"] += float(self.objective.loss_sum(logits, batch))
+                for name, worth in self.objective.right(logits, examples, rows).items():
+                    sums[name] += worth
+        return {**sums, "n": float(len(chosen))}
 
 
 def task_from_model(
@@ -175,52 +177,51 @@ def task_from_model(
     label_names: Sequence[str] | None,
     base_name: str,
     quantise: Literal["none", "int8", "int4"] = "none",
+    head: Head | None = None,
 ) -> Task:
     """A Task from a Hugging Face model that is already built; the model is changed in place.
 
     Args:
-        model: for sequence classification or causal language modelling, on its device.
+        model: of the class of transformers that the objective names, on its device.
         adapter: what to train.
         key: of the adapter's first values.
-        label_names: the classes in the order of the logits; None for a language model.
+        label_names: the classes in the order of the logits; None where there are none.
         base_name: what an exported adapter calls the base model.
         quantise: how the blocks' frozen matrices are stored.
+        head: what the model ends in; None: classes, or the next token without any.
     """
-    causal = label_names is None
+    objective = objective_of(label_names, head)
     current = CurrentCall()
     model.eval()
     model.config.use_cache = False
-    head = head_modules(model, causal)
-    blocks = Blocks.find(model, head)
+    modules_of_head = head_modules(model, objective)
+    blocks = Blocks.find(model, modules_of_head)
     before = {id(p) for p in model.parameters()}
-    wrapped = attach(model, adapter, key, causal, current)
+    wrapped = attach(model, adapter, key, objective, current)
     trainable = {
         name: p.detach().clone()
         for name, p in wrapped.named_parameters()
         if id(p) not in before or ".modules_to_save." in name
     }
-    units = make_units(wrapped, trainable, head)
+    units = make_units(wrapped, trainable, modules_of_head)
     names = [n for unit in units for n in unit.params]
     assert sorted(names) == sorted(trainable), "a trainable tensor without a unit"
     functional = Functional(wrapped, current)
     uses_types = getattr(model.config, "type_vocab_size", 0) > 1
     device = next(model.parameters()).device
-    forward = Logits(wrapped, functional, frozenset(names), device, uses_types)
+    forward = Logits(wrapped, functional, frozenset(names), device, uses_types, objective)
     modules = tuple(model.get_submodule(name) for name in blocks.names)
     if quantise != "none":
         quantise_blocks(modules, quantise)
-    tail = find_tail(wrapped.get_base_model()) if causal else None
-    loss = ModelLoss(forward, causal, tail=tail)
+    tail = find_tail(wrapped.get_base_model()) if isinstance(objective, NextToken) else None
     return Task(
         params={n: trainable[n] for n in names},
         units=units,
         head=frozenset(n for unit in units if unit.is_head for n in unit.params),
-        causal=causal,
-        label_names=tuple(label_names or ()),
         base_name=base_name,
         adapter=adapter,
         logits=forward,
-        loss=loss,
-        loss_recomputed=ModelLoss(forward, causal, modules, tail),
+        loss=ModelLoss(forward, tail=tail),
+        loss_recomputed=ModelLoss(forward, modules, tail),
         model=wrapped,
     )

@@ -1,10 +1,11 @@
 """The trainable tensors as units: what SPRY splits among clients (its section 4).
 
-An adapted module is one unit: its A and B, or its vector. The whole head is one more.
+An adapted module is one unit: its A and B, its vector, factors or bias. The whole head is one more.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from forefed.core.types import Params, Unit
@@ -12,6 +13,7 @@ from forefed.models.attach import ADAPTER_NAME
 from forefed.models.blocks import Blocks
 
 PREFIX = "base_model.model."  # what PEFT puts before the names of the base model
+_ADAPTERS = re.compile(r"\.(?:lora_|ia3_l\.|beft_bias\.)")  # what it puts behind a module's name
 
 
 def make_units(wrapped: Any, trainable: Params, head: tuple[str, ...]) -> tuple[Unit, ...]:
@@ -28,7 +30,8 @@ def make_units(wrapped: Any, trainable: Params, head: tuple[str, ...]) -> tuple[
     members: dict[str, list[str]] = {}
     for name in trainable:
         if not _is_head(name, head) and ".tinylora_v." not in name:
-            members.setdefault(name.removeprefix(PREFIX).split(".lora_")[0], []).append(name)
+            module_name = _ADAPTERS.split(name.removeprefix(PREFIX))[0]
+            members.setdefault(module_name, []).append(name)
     # All TinyLoRA vectors are registered below the first adapted module; each belongs to the module
     # that looks it up.
     by_key = {n.rsplit(".", 1)[1]: n for n in trainable if ".tinylora_v." in n}

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from forefed.core.errors import UserError
+from forefed.models.objectives import objective_of
 from forefed.models.shell import check_length, depth_of, load_config
 from forefed.plan.scene import Job, Measured, Scene, Step, units_of, with_precision
 
@@ -62,7 +63,7 @@ def run_probe(job: Job) -> Measured:
 
 def measure(scene: Scene, precisions: Sequence[str], say: Say, probe: Prober) -> list[Figures]:
     """All candidates in every precision; the first one is compared thoroughly."""
-    config = load_config(scene.model, scene.labels)
+    config = load_config(scene.model, objective_of(scene.label_names, scene.head).outputs)
     check_length(config, scene.seq, "seq")
     depth = depth_of(config)
     figures = []

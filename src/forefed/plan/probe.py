@@ -73,10 +73,10 @@ def measure(job: Job) -> Measured:
 
 
 def build(scene: Scene, layers: int | None) -> Task:
-    labels = tuple(f"class {i}" for i in range(scene.labels)) or None
+    labels, head = scene.label_names, scene.head
     if layers is None:
-        return load_task(scene.model, scene.adapter, Key(0), labels)[0]
-    return random_task(scene.model, scene.adapter, Key(0), labels, layers)
+        return load_task(scene.model, scene.adapter, Key(0), labels, head)[0]
+    return random_task(scene.model, scene.adapter, Key(0), labels, layers, head)
 
 
 def assigned(task: Task, scene: Scene) -> tuple[str, ...]:
@@ -107,7 +107,11 @@ def batch_of(scene: Scene, task: Task) -> Batch:
     vocabulary = task.model.config.get_text_config().vocab_size
     tokens = 3 + Key(1).integers(int(offsets[-1]), max(vocabulary - 3, 1)).astype(np.int32)
     zeros = np.zeros(n, dtype=np.int64)
-    labels = zeros if task.causal else Key(2).integers(n, scene.labels)
+    labels = zeros
+    if scene.labels == "spans":
+        labels = np.zeros((n, 2), dtype=np.int64)
+    elif scene.labels:
+        labels = Key(2).integers(n, scene.labels)
     examples = Examples(
         tokens % vocabulary, None, offsets, labels, zeros, pad_id=1, causal=task.causal
     )

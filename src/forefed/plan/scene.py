@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from forefed.core.settings import Settings
+from forefed.data.tasks import Head
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.engine import AUTO_TOKENS, Rows
@@ -24,8 +25,8 @@ class Scene(Settings):
 
     model: ModelSettings = ModelSettings()
     adapter: Annotated[SerializeAsAny[Adapter], BeforeValidator(ADAPTERS.parse)] = TinyLora()
-    labels: Annotated[int, Field(ge=0)] = 2
-    """Classes; 0 for a language model."""
+    labels: Annotated[int, Field(ge=0)] | Literal["spans"] = 2
+    """Classes; 0 for a language model, "spans" for answers to questions."""
     batch: Annotated[int, Field(ge=1)] = 8
     seq: Annotated[int, Field(ge=2)] = 128
     """Tokens per text; plan for the longest."""
@@ -35,6 +36,18 @@ class Scene(Settings):
     """Instead of ``units``: clients who share all units out among them (1: each trains all)."""
     place: Literal["early", "late"] = "early"
     """"early": the client whose units come first, the dearest place for every engine."""
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """Names for the classes, where there are any."""
+        if self.labels == "spans" or self.labels == 0:
+            return None
+        return tuple(f"class {i}" for i in range(self.labels))
+
+    @property
+    def head(self) -> Head | None:
+        """What the model ends in, where the classes do not say it."""
+        return "spans" if self.labels == "spans" else None
 
 
 Engines = tuple[Annotated[SerializeAsAny[GradientEngine], BeforeValidator(ENGINES.parse)], ...]

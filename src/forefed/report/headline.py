@@ -28,7 +28,7 @@ def _one(run: Run) -> str:
         return f"{start}. The last evaluation is not a number: training diverged."
     if run.metric == "bits_per_byte":
         return f"{start}. {_language(run, value)}{_since_best(run, value)}"
-    return f"{start}. {_accuracy(run, final, value)}{_since_best(run, value)}"
+    return f"{start}. {_share(run, final, value)}{_since_best(run, value)}"
 
 
 def _state(run: Run) -> str:
@@ -38,24 +38,34 @@ def _state(run: Run) -> str:
     return f"Not finished: {run.done:,}{planned} rounds are recorded"
 
 
-def _accuracy(run: Run, final: Json, value: float) -> str:
+def _share(run: Run, final: Json, value: float) -> str:
     n = int(finite(final.get("n")) or 0)
     spread = words.margin(value, n) if n else 0.0
-    text = (
-        f"The model labels {100 * value:.1f} % (± {100 * spread:.1f}) of {n:,} test texts "
-        f"correctly{_at(run, final)}"
-    )
+    share = f"{100 * value:.1f} % (± {100 * spread:.1f})"
+    if run.metric == "f1":
+        exact = 100 * (finite(final.get("exact_match")) or 0.0)
+        text = (
+            f"The model's answers to {n:,} test questions have an F1 of {share}, and {exact:.1f} % "
+            f"are exactly right{_at(run, final)}"
+        )
+    else:
+        text = f"The model labels {share} of {n:,} test texts correctly{_at(run, final)}"
     if run.untrained is not None:
-        text += f"; before training it was {100 * run.untrained:.1f} %"
+        what = "the F1" if run.metric == "f1" else "it"
+        text += f"; before training {what} was {100 * run.untrained:.1f} %"
     if run.majority is None:
         return f"{text}."
-    always = f"always naming the most frequent class, {100 * run.majority:.1f} %"
+    always = f"{_always(run)}, {100 * run.majority:.1f} %"
     gain = value - run.majority
     if gain > spread:
         return f"{text}. That is {100 * gain:.1f} points above {always}."
     if gain >= -spread:
         return f"{text}. That is no better than {always}."
     return f"{text}. That is worse than {always}."
+
+
+def _always(run: Run) -> str:
+    return "never answering" if run.metric == "f1" else "always naming the most frequent class"
 
 
 def _language(run: Run, value: float) -> str:
@@ -81,7 +91,8 @@ def _since_best(run: Run, value: float) -> str:
     if best is None or run.best is None:
         return ""
     n = int(finite(run.best.get("n")) or 0)
-    slack = words.margin(best, n) if run.metric == "accuracy" and n else 0.01 * best
+    share = run.metric != "bits_per_byte"
+    slack = words.margin(best, n) if share and n else 0.01 * best
     if abs(best - value) <= slack:
         return ""
     reached = words.quality(run.metric, best)
@@ -98,13 +109,14 @@ def _several(runs: Sequence[Run]) -> str:
     if len(scored) < 2:
         return f"{len(runs)} runs; fewer than two have a result so far, so nothing is compared."
     metric = scored[0][1].metric
-    scored.sort(key=lambda item: item[0], reverse=metric == "accuracy")
+    share = metric != "bits_per_byte"
+    scored.sort(key=lambda item: item[0], reverse=share)
     (first, run, label), (second, other, next_label) = scored[:2]
     text = (
         f"Of {len(runs)} runs, {label} ends with the best result, {words.quality(metric, first)}; "
         f"{next_label} follows with {words.quality(metric, second)}."
     )
-    if metric == "accuracy":
+    if share:
         counts = [int(finite((r.final or {}).get("n")) or 0) for r in (run, other)]
         if all(counts):
             noise = math.hypot(words.margin(first, counts[0]), words.margin(second, counts[1]))
@@ -120,10 +132,10 @@ def _several(runs: Sequence[Run]) -> str:
     beaten = [
         f"{name} ({words.quality(metric, value)} against {words.quality(metric, r.majority)})"
         for value, r, name in scored
-        if metric == "accuracy" and r.majority is not None and value <= r.majority
+        if share and r.majority is not None and value <= r.majority
     ]
     if beaten:
-        text += f" No better than always naming the most frequent class: {', '.join(beaten)}."
+        text += f" No better than {_always(run)}: {', '.join(beaten)}."
     open_runs = [name for r, name in zip(runs, labels, strict=True) if not r.finished]
     if open_runs:
         text += f" Not finished: {', '.join(open_runs)}."

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.types import Json
 from forefed.report import blocks, palette, plots, tables, words
+from forefed.report.document import document
 from forefed.report.headline import headline
 from forefed.report.notes import NOTES
 from forefed.report.read import Run, run_labels
@@ -55,26 +55,11 @@ def report_page(runs: Sequence[Run]) -> str:
         )
         if part
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)} – Forefed</title>
-<style>
-{_style()}
-</style>
-</head>
-<body>
-<main>
-{body}
-<footer>Made by Forefed from the record files of {words.plural(len(runs), "run")}:
-{escape(", ".join(str(run.folder) for run in runs))}.</footer>
-</main>
-</body>
-</html>
-"""
+    source = (
+        f"Made by Forefed from the record files of {words.plural(len(runs), 'run')}:\n"
+        f"{escape(', '.join(str(run.folder) for run in runs))}."
+    )
+    return document(title, body, source)
 
 
 def _check(runs: Sequence[Run]) -> None:
@@ -88,16 +73,6 @@ def _check(runs: Sequence[Run]) -> None:
             if metric
         )
         raise UserError(f"{facts}; runs of different tasks need a report each")
-
-
-def _style() -> str:
-    sheet = files("forefed.report").joinpath("style.css").read_text(encoding="utf-8")
-    return (
-        f":root {{ color-scheme: light dark; {palette.variables()} }}\n"
-        "@media screen and (prefers-color-scheme: dark) "
-        f"{{ :root {{ {palette.variables(dark=True)} }} svg image {{ filter: brightness(1.7); }} }}"
-        f"\n{sheet}"
-    )
 
 
 def _head(runs: Sequence[Run], title: str) -> str:
@@ -128,16 +103,17 @@ def _head(runs: Sequence[Run], title: str) -> str:
 
 
 def _ruler(run: Run) -> str:
-    """The accuracy on a scale from 0 to 1, between what costs nothing and what is perfect."""
+    """A share on a scale from 0 to 1, between what costs nothing and what is perfect."""
     value = run.quality(run.final)
-    if run.metric != "accuracy" or value is None or run.majority is None:
+    if value is None or run.majority is None:
         return ""
     at = 100 * run.majority
+    always = f"{words.always(run.metric)} {at:.1f} %"
     side = "left" if at < 15 else "right" if at > 85 else ""
     return (
-        f'<div class="ruler" role="img" aria-label="accuracy {100 * value:.1f} %, most frequent '
-        f'class {at:.1f} %"><i style="width:{100 * value:.2f}%"></i>'
-        f'<span class="{side}" style="left:{at:.2f}%"><em>most frequent class {at:.1f} %</em>'
+        f'<div class="ruler" role="img" aria-label="{words.title(run.metric)} {100 * value:.1f} %, '
+        f'{always}"><i style="width:{100 * value:.2f}%"></i>'
+        f'<span class="{side}" style="left:{at:.2f}%"><em>{always}</em>'
         "</span></div>\n"
     )
 
@@ -150,7 +126,7 @@ def _cards(run: Run) -> str:
     best = words.quality(run.metric, run.quality(run.best), unit=False)
     cards = [
         (
-            "Test accuracy" if run.metric != "bits_per_byte" else "Bits per byte",
+            f"Test {words.title(run.metric)}" if run.metric != "bits_per_byte" else "Bits per byte",
             quality,
             f"untrained {untrained}, best {best}",
         ),

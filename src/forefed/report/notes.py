@@ -8,6 +8,12 @@ NOTES: tuple[tuple[str, str], ...] = (
         "it. One run is one seed.",
     ),
     (
+        "F1, exact match",
+        "Of answers to questions: the words that an answer shares with the right one, and the "
+        "share of answers with the same words; case, punctuation and articles do not count "
+        "(SQuAD). Where there is no answer, only none is right.",
+    ),
+    (
         "Best",
         "The best of all evaluations, chosen by looking at the test set, and therefore too good. "
         "The final value is the one to quote.",
@@ -15,7 +21,8 @@ NOTES: tuple[tuple[str, str], ...] = (
     (
         "Most frequent class",
         "The accuracy of always answering the label that is most frequent in the test set. A "
-        "result that is not clearly above it has learnt nothing that shows.",
+        "result that is not clearly above it has learnt nothing that shows. For answers to "
+        "questions: the F1 of never giving one, where some questions have none.",
     ),
     (
         "Untrained",

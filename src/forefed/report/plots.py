@@ -1,30 +1,23 @@
-"""Plots as SVG text that stands inside a page: no script, no font, no reference to the outside.
-
-Text stays text (the page's font, searchable) and colours are CSS variables. Runs are numbered as in
-the page's legend; the legends themselves are HTML, so that long names wrap.
+"""The plots of runs. Runs are numbered as in the page's legend; the legends themselves are HTML, so
+that long names wrap.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from forefed.core.types import Json
 from forefed.report import words
-from forefed.report.palette import INK, PHASE_COLOURS, PHASES, colour, dash, marker, themed
+from forefed.report.drawing import draw_line, drawn, label_axis, ticks, whole_rounds
+from forefed.report.palette import INK, PHASE_COLOURS, PHASES, colour
 from forefed.report.read import Run, finite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
 
 Against = Literal["round", "bytes", "forwards"]
 AXES: dict[Against, str] = {
@@ -35,34 +28,6 @@ AXES: dict[Against, str] = {
 MOST_BARS = 40  # clients drawn as bars; more become a map
 MOST_COLOURS = 8  # labels told apart by colour; more become a map
 SMOOTH_FROM = 40  # rounds from which a running mean is drawn over the losses
-
-# Sizes are CSS pixels at the width the page gives the plot (72 units per inch).
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a label such as "$5 or $10" is no formula
-    "font.size": 12,
-    "axes.edgecolor": INK["quiet"],
-    "axes.labelcolor": INK["quiet"],
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": INK["grid"],
-    "grid.linewidth": 0.8,
-    "text.color": INK["ink"],
-    "xtick.color": INK["quiet"],
-    "ytick.color": INK["quiet"],
-    "xtick.labelsize": 11.5,
-    "ytick.labelsize": 11.5,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "lines.linewidth": 2.0,
-    "lines.markersize": 5.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 def quality_plot(runs: Sequence[Run], against: Against, wide: bool = False) -> str | None:
@@ -76,13 +41,13 @@ def quality_plot(runs: Sequence[Run], against: Against, wide: bool = False) -> s
         return None
     logarithmic = against != "round" and max(positive) > 100 * min(positive)
     metric = next(run.metric for run in runs if run.metric)
-    with _figure(f"quality-{against}", wide) as drawing:
+    with drawn(f"quality-{against}", wide) as drawing:
         ax = drawing.axes()
         if logarithmic:
             ax.set_xscale("log")
         for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
             xs, ys = _visible(curve, logarithmic)
-            _line(ax, index, xs, ys, marks=len(xs) <= 40)
+            draw_line(ax, index, xs, ys, marks=len(xs) <= 40)
             own_xs, own_ys = _visible(_curve(run, against, "clients"), logarithmic)
             ax.plot(
                 own_xs,
@@ -97,7 +62,7 @@ def quality_plot(runs: Sequence[Run], against: Against, wide: bool = False) -> s
         for value in sorted({round(run.majority, 4) for run in runs if run.majority is not None}):
             ax.axhline(value, color=INK["quiet"], lw=1, ls=(0, (5, 3)))
             ax.annotate(
-                f"most frequent class {words.quality(metric, value)}",
+                f"{words.always(metric)} {words.quality(metric, value)}",
                 (1, value),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 4),
@@ -107,18 +72,18 @@ def quality_plot(runs: Sequence[Run], against: Against, wide: bool = False) -> s
                 color=INK["quiet"],
             )
         ax.set_xlabel(AXES[against])
-        ax.yaxis.set_major_locator(_ticks())
-        if metric == "accuracy":
-            ax.set_ylabel("accuracy")
-            _format(ax.yaxis, lambda y: f"{100 * y:.3g} %")
+        ax.yaxis.set_major_locator(ticks())
+        if metric != "bits_per_byte":
+            ax.set_ylabel(words.title(metric))
+            label_axis(ax.yaxis, lambda y: f"{100 * y:.3g} %")
         else:
             ax.set_ylabel("bits per byte (lower is better)")
         if against == "round":
-            _whole_rounds(ax)
+            whole_rounds(ax)
         else:
-            _format(ax.xaxis, words.size if against == "bytes" else words.short)
+            label_axis(ax.xaxis, words.size if against == "bytes" else words.short)
             if not logarithmic:
-                ax.xaxis.set_major_locator(_ticks())
+                ax.xaxis.set_major_locator(ticks())
                 ax.set_xlim(left=0)
     return drawing.svg
 
@@ -127,19 +92,19 @@ def loss_plot(runs: Sequence[Run]) -> str | None:
     """The clients' mean training loss per round; long runs get a running mean on top."""
     if not any(finite(line.get("loss")) is not None for run in runs for line in run.rounds):
         return None
-    with _figure("loss") as drawing:
+    with drawn("loss") as drawing:
         ax = drawing.axes()
         for index, run in enumerate(runs):
             xs = [line["round"] for line in run.rounds]
             ys = np.array([_nan(finite(line.get("loss"))) for line in run.rounds])
             if len(xs) <= SMOOTH_FROM:
-                _line(ax, index, xs, ys, marks=len(xs) <= 12)
+                draw_line(ax, index, xs, ys, marks=len(xs) <= 12)
             else:
                 ax.plot(xs, ys, color=colour(index), lw=0.8, alpha=0.35)
-                _line(ax, index, xs, _running_mean(ys, smoothing(len(xs))), marks=False)
+                draw_line(ax, index, xs, _running_mean(ys, smoothing(len(xs))), marks=False)
         ax.set_xlabel("round")
         ax.set_ylabel("training loss (nats)")
-        _whole_rounds(ax)
+        whole_rounds(ax)
     return drawing.svg
 
 
@@ -152,7 +117,7 @@ def seconds_plot(runs: Sequence[Run], names: Sequence[str]) -> str | None:
     """Where a round's time goes: every round of one run, or the mean round of several."""
     if not any(run.seconds for run in runs):
         return None
-    with _figure("seconds", height=3.5 + 0.3 * max(0, min(len(runs), 20) - 4)) as drawing:
+    with drawn("seconds", height=3.5 + 0.3 * max(0, min(len(runs), 20) - 4)) as drawing:
         ax = drawing.axes()
         if len(runs) == 1:
             rounds = [line["round"] for line in runs[0].rounds]
@@ -170,7 +135,7 @@ def seconds_plot(runs: Sequence[Run], names: Sequence[str]) -> str | None:
                 base = base + values
             ax.set_xlabel("round")
             ax.set_ylabel("seconds")
-            _whole_rounds(ax)
+            whole_rounds(ax)
         else:
             rows = np.arange(len(runs))
             left = np.zeros(len(runs))
@@ -210,7 +175,7 @@ def partition_plot(partition: Json, key: str = "partition") -> str | None:
     sizes, counts = sizes[order], counts[order]
     mapped = is_map(partition)
     height = 3.6 + (min(0.2 * len(names), 5) if mapped else 0)
-    with _figure(key, wide=True, height=height) as drawing:
+    with drawn(key, wide=True, height=height) as drawing:
         if mapped:
             top, ax = drawing.stacked(1.5, max(0.2 * len(names), 1.6))
             _size_steps(top, sizes)
@@ -262,64 +227,6 @@ def is_map(partition: Json) -> bool:
     return labels > 0 and (many or labels > MOST_COLOURS)
 
 
-class _Drawing:
-    """A figure, and its SVG text after it is closed."""
-
-    def __init__(self, figure: Figure, key: str):
-        self.figure = figure
-        self.key = key
-        self.svg = ""
-
-    def axes(self) -> Axes:
-        return self.figure.add_subplot()
-
-    def stacked(self, top: float, bottom: float) -> tuple[Axes, Axes]:
-        """Two axes over each other with a common x axis, of these relative heights."""
-        grid = self.figure.add_gridspec(2, 1, height_ratios=(top, bottom))
-        below = self.figure.add_subplot(grid[1])
-        above = self.figure.add_subplot(grid[0], sharex=below)
-        above.tick_params(labelbottom=False)
-        return above, below
-
-    def close(self) -> str:
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        with warnings.catch_warnings():
-            # The reader's browser has glyphs that the plotting library's own font lacks.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            self.figure.savefig(buffer, format="svg", metadata=nothing, dpi=144)
-        self.svg = _inline(buffer.getvalue(), self.key)
-        return self.svg
-
-
-@contextmanager
-def _figure(key: str, wide: bool = False, height: float = 3.9) -> Iterator[_Drawing]:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    style: Any = {**_STYLE, "svg.hashsalt": key}
-    with matplotlib.rc_context(style):
-        width = 15.2 if wide else 7.4
-        drawing = _Drawing(Figure(figsize=(width, height), layout="constrained"), key)
-        yield drawing
-        if not drawing.svg:
-            drawing.close()
-
-
-def _inline(svg: str, key: str) -> str:
-    """The bare <svg> element: ids of its own, no namespaces, sized by the page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{key}-', svg)
-    svg = re.sub(r'href="#', f'href="#{key}-', svg).replace("url(#", f"url(#{key}-")
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"(font: [\d.]+px) [^;\"]*", r"\1 inherit", svg)
-    return themed(svg.strip())
-
-
 def _curve(run: Run, against: Against, split: str) -> tuple[list[float], list[float]]:
     """Points of one run: cost (or round) and quality, where both are known."""
     cost = {} if against == "round" else run.spent(against)
@@ -340,18 +247,6 @@ def _visible(
     return [x for x, _ in kept], [y for _, y in kept]
 
 
-def _line(ax: Axes, index: int, xs: Sequence[float], ys: Any, marks: bool) -> None:
-    style: Any = (0, dash(index)) if dash(index) else "-"
-    ax.plot(
-        xs,
-        ys,
-        color=colour(index),
-        ls=style,
-        marker=marker(index) if marks else "",
-        markeredgewidth=0,
-    )
-
-
 def _running_mean(ys: Any, span: int) -> Any:
     """Mean of the last ``span`` values, losses that are no number left out."""
     known = np.isfinite(ys)
@@ -366,20 +261,6 @@ def _size_steps(ax: Axes, sizes: Any) -> None:
     ax.stairs(sizes, np.arange(len(sizes) + 1), fill=True, color=colour(0), linewidth=0)
     ax.set_ylabel("examples")
     ax.set_xlim(0, len(sizes))
-
-
-def _whole_rounds(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(_ticks(integer=True))
-
-
-def _ticks(integer: bool = False) -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(nbins=9, integer=integer, steps=[1, 2, 5, 10])
-
-
-def _format(axis: Axis, text: Callable[[float], str]) -> None:
-    axis.set_major_formatter(lambda value, _: text(value))
 
 
 def _nan(value: float | None) -> float:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from forefed.core.errors import UserError
 from forefed.core.types import LOSS_REASONS, Json
 
-Metric = Literal["accuracy", "bits_per_byte"]
+Metric = Literal["accuracy", "f1", "bits_per_byte"]
 Cost = Literal["bytes", "forwards"]
 
 
@@ -57,12 +57,8 @@ class Run:
     @property
     def metric(self) -> Metric | None:
         """What the test set measures; None before the first evaluation."""
-        for line in self.tests:
-            if "accuracy" in line:
-                return "accuracy"
-            if "bits_per_byte" in line:
-                return "bits_per_byte"
-        return None
+        metrics: tuple[Metric, ...] = get_args(Metric)
+        return next((m for line in self.tests for m in metrics if m in line), None)
 
     @property
     def tests(self) -> tuple[Json, ...]:
@@ -78,11 +74,11 @@ class Run:
     def best(self) -> Json | None:
         """The best evaluation on the test set, the earliest of equals."""
         scored = [line for line in self.tests if self.quality(line) is not None]
-        sign = -1 if self.metric == "accuracy" else 1
+        sign = 1 if self.metric == "bits_per_byte" else -1
         return min(scored, key=lambda line: sign * (self.quality(line) or 0.0), default=None)
 
     def quality(self, line: Json | None) -> float | None:
-        """Accuracy (0..1) or bits per byte of one evaluation; None where it is no number."""
+        """Accuracy or F1 (0..1) or bits per byte of one evaluation; None where it is no number."""
         return None if line is None or self.metric is None else finite(line.get(self.metric))
 
     @property
@@ -93,7 +89,8 @@ class Run:
 
     @property
     def majority(self) -> float | None:
-        """Accuracy of always naming the most frequent class; None for a language model."""
+        """Quality of always naming the most frequent class, or of never giving an answer; None
+        where neither means anything."""
         return finite(self.environment.get("majority"))
 
     def total(self, key: str) -> float:

@@ -37,11 +37,13 @@ def result_rows(runs: Sequence[Run]) -> list[Row]:
     def row(name: str, values: list[str]) -> Row:
         return Row(name, tuple(values))
 
+    always = words.always(runs[0].metric)
     rows = [
         row("rounds", [progress(run) for run in runs]),
         row(f"final {quality_name(runs)}", [_scored(run, run.final) for run in runs]),
         row(f"best {quality_name(runs)}", [_best(run) for run in runs]),
-        row("most frequent class", [_majority(run) for run in runs]),
+        row("final exact match", [_exact(run) for run in runs]),
+        row(always, [_majority(run) for run in runs]),
         row("untrained", [_quality(run, run.untrained) for run in runs]),
         row("bytes up per answer", [words.size(up_per_answer(run)) for run in runs]),
         row("bytes down per order", [words.size(down_per_order(run)) for run in runs]),
@@ -59,14 +61,15 @@ def result_rows(runs: Sequence[Run]) -> list[Row]:
         row("clients asked at least once", [_asked(run) for run in runs]),
         row("local steps skipped", [_skipped(run) for run in runs]),
     ]
-    if all(run.metric == "bits_per_byte" for run in runs):
-        rows = [entry for entry in rows if entry.name != "most frequent class"]
-    return rows
+    absent = {"final exact match"} if all(run.metric != "f1" for run in runs) else set()
+    if all(run.majority is None for run in runs):
+        absent.add(always)
+    return [entry for entry in rows if entry.name not in absent]
 
 
 def quality_name(runs: Sequence[Run]) -> str:
     metrics = {run.metric for run in runs} - {None}
-    return "bits per byte" if metrics == {"bits_per_byte"} else "accuracy"
+    return words.title(metrics.pop()) if len(metrics) == 1 else "accuracy"
 
 
 def progress(run: Run) -> str:
@@ -252,11 +255,15 @@ def _majority(run: Run) -> str:
     return _quality(run, run.majority)
 
 
+def _exact(run: Run) -> str:
+    return words.quality(run.metric, finite((run.final or {}).get("exact_match")))
+
+
 def _scored(run: Run, line: Json | None) -> str:
     """Quality with the 95 % interval that the size of the test set gives."""
     value = run.quality(line)
     n = finite((line or {}).get("n"))
-    if value is None or run.metric != "accuracy" or not n:
+    if value is None or run.metric == "bits_per_byte" or not n:
         return _quality(run, value)
     return f"{100 * value:.1f} ± {100 * words.margin(value, int(n)):.1f} %"
 

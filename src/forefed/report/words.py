@@ -54,9 +54,19 @@ def quality(metric: Metric | None, value: float | None, unit: bool = True) -> st
     """61.2 % or 2.661 bits per byte."""
     if value is None:
         return ABSENT
-    if metric == "accuracy":
-        return f"{100 * value:.1f} %"
-    return f"{value:.3f} bits per byte" if unit else f"{value:.3f}"
+    if metric == "bits_per_byte":
+        return f"{value:.3f} bits per byte" if unit else f"{value:.3f}"
+    return f"{100 * value:.1f} %"
+
+
+def title(metric: Metric | None) -> str:
+    """What quality is called."""
+    return {"f1": "F1", "bits_per_byte": "bits per byte"}.get(metric or "", "accuracy")
+
+
+def always(metric: Metric | None) -> str:
+    """What costs nothing and is compared with."""
+    return "never an answer" if metric == "f1" else "most frequent class"
 
 
 def setting(value: object) -> str:
@@ -87,6 +97,7 @@ def margin(accuracy: float, n: int) -> float:
 
     Source: Agresti and Coull 1998 ("add two successes and two failures"), which stays above zero
     at accuracies of 0 and 1. It covers the choice of test examples only, not the run's own luck.
+    For an F1 it is wide enough: no numbers from 0 to 1 spread more than noughts and ones.
     """
     middle = (accuracy * n + 2) / (n + 4)
     return 1.96 * math.sqrt(middle * (1 - middle) / (n + 4))

@@ -114,7 +114,10 @@ def resolve(
         write_json(path, kept)
     for group in kept["groups"]:
         say(f"{group['memory']}: {group['engine']['kind']}; {group['reason']}")
-    engines = tuple((g["share"], ENGINES.parse(g["engine"])) for g in kept["groups"])
+    shared = {"shared": config.engine.shared}
+    engines = tuple(
+        (g["share"], ENGINES.parse(g["engine"]).model_copy(update=shared)) for g in kept["groups"]
+    )
     for _, engine in engines:
         check(config.model_copy(update={"engine": engine, "memory": ()}))
     spare = [g["spare"] for g in kept["groups"] if g["spare"] is not None]
@@ -144,7 +147,7 @@ def scene_of(config: Config, units: tuple[Unit, ...], data: Prepared) -> Scene:
     return Scene(
         model=config.model,
         adapter=config.adapter,
-        labels=len(data.label_names) if config.data.task.head != "causal_lm" else 0,
+        labels="spans" if config.data.task.head == "spans" else len(data.label_names),
         batch=max(len(data.population.client(i).train) for i in shown) if size == "all" else size,
         seq=int(train.lengths().max()),
         units=most or None,

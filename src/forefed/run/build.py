@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from typing import Any, Protocol
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.core.types import LOSS_REASONS, ClientState, Order, Reply, Update
+from forefed.core.types import LOSS_REASONS, ClientState, Order, Reply, Transport, Update
 from forefed.data.examples import ClientData
 from forefed.data.prepare import Prepared, prepare
 from forefed.gradients import GradientEngine
-from forefed.local import TaskView, Trainer, replay
+from forefed.local import TaskView, Trainer, check_slopes, replay
 from forefed.models.load import load_task, load_tokenizer
 from forefed.models.prefix import FrozenPrefix, PrefixCache
 from forefed.models.shell import check_length
@@ -22,7 +21,24 @@ from forefed.run.budgets import Engines, Planner, measure_now, resolve, variance
 from forefed.run.compat import check
 from forefed.run.config import Config
 from forefed.run.inprocess import ClientStore, InProcess
+from forefed.run.pool import PooledServer, pooled_groups, sums_of
+from forefed.run.replica import Replica
+from forefed.run.server import Server
 from forefed.run.star import RunState, Star
+
+
+class Carrier(Transport, Protocol):
+    """A transport, and what of its clients a checkpoint keeps (of real sites nothing)."""
+
+    @property
+    def store(self) -> ClientStore: ...
+
+    @property
+    def replica(self) -> Replica | None: ...
+
+
+Connect = Callable[[Config, Task], Carrier]
+"""Makes the transport of a run between machines."""
 
 
 @dataclass(frozen=True)
@@ -34,33 +50,34 @@ class Federation:
     data: Prepared
     star: Star
     trainer: Trainer
-    transport: InProcess
+    transport: Carrier
     engines: Engines
 
     def start(self) -> RunState:
         return RunState(0, self.task.params)
 
     def majority(self) -> float | None:
-        """Accuracy of always answering the test set's most frequent class."""
-        if self.task.causal:
-            return None
-        labels = self.data.test.labels
-        return float(np.bincount(labels).max() / len(labels))
+        """Quality of always answering the same: the most frequent class, or nothing."""
+        return self.task.objective.baseline(self.data.test)
 
 
 def build(
-    config: Config, say: Callable[[str], None] = lambda _: None, planner: Planner = measure_now
+    config: Config,
+    say: Callable[[str], None] = lambda _: None,
+    planner: Planner = measure_now,
+    connect: Connect | None = None,
 ) -> Federation:
     """Load and connect everything.
 
     Args:
         say: told what is being loaded, for progress.
         planner: what chooses engines for ``engine.kind = "auto"``.
+        connect: what leads to the clients of a deployment; None: all clients are in this process.
 
     Raises:
         UserError: anything that cannot work, before any training.
     """
-    check(config)
+    check(config, deployed=connect is not None)
     key = Key(config.seed)
     say("reading and tokenising texts")
     tokenizer = load_tokenizer(config.model)
@@ -78,36 +95,78 @@ def build(
     longest = int(data.population.examples.lengths().max())
     check_length(task.model.config, longest, "data.max_length")
     engines = resolve(config, task.units, data, planner, say)
-    prefix = _prefix(config, task, engines.spare)
-    view = TaskView(task.loss, task.loss_recomputed, task.head, prefix)
-    trainer = Trainer(config.client, engines.of(0), config.codec, view, tuple(config.transforms))
+    trainer = make_trainer(config, task, engines.of(0), engines.spare)
 
     def trainer_of(client: int) -> Trainer:
         return replace(trainer, engine=engines.of(client))
 
-    transport = InProcess(
-        population.size,
-        population.client,
-        _measured(trainer_of),
-        config.codec.encode,
-        ClientStore(),
-        {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
-    )
+    server = make_server(config, task, trainer_of)
+    transport: Carrier
+    if connect is not None:
+        transport = connect(config, task)
+    else:
+        transport = InProcess(
+            population.size,
+            population.client,
+            measured(trainer_of),
+            config.codec.encode,
+            ClientStore(),
+            {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
+            _replica(config, task, server),
+        )
     star = Star(
         key,
         task.units,
-        task.head,
         config.cohort,
         config.assign,
         transport,
-        lambda reply, order: receive(trainer_of(order.client), reply, order),
-        config.rule,
-        config.server,
-        config.transforms,
+        lambda reply, order: receive(trainer_of(order.client), reply, order, server),
+        server,
         config.deadline_s,
-        _server_rate(config),
+        config.download.by_records,
+        config.cohort_min,
+        config.over_select,
     )
     return Federation(config, task, data, star, trainer, transport, engines)
+
+
+def make_trainer(config: Config, task: Task, engine: GradientEngine, spare: int | None) -> Trainer:
+    """A client's half of the run. ``spare``: bytes that its budget leaves (None: no budget)."""
+    view = TaskView(task.loss, task.loss_recomputed, task.head, _prefix(config, task, spare))
+    return Trainer(config.client, engine, config.codec, view, tuple(config.transforms))
+
+
+def make_server(config: Config, task: Task, trainer_of: Callable[[int], Trainer]) -> Server:
+    """The server's half of the run, which a client that follows by records has, too."""
+    slots: dict[str, Any] = {
+        "key": Key(config.seed),
+        "head": task.head,
+        "rule": config.rule,
+        "optimiser": config.server,
+        "transforms": config.transforms,
+        "rate": _server_rate(config),
+        "memo": config.memo,
+        "collect": config.collect,
+        "averages_slopes": config.codec.sends_slopes and config.engine.shared,
+    }
+    if not config.download.by_sums:
+        return Server(
+            **slots, rebuild=lambda order, update: rebuild(trainer_of(order.client), order, update)
+        )
+    return PooledServer(
+        **slots,
+        rebuild=lambda order, update: sums_of(trainer_of(order.client), order, update),
+        first=task.params,
+        groups=pooled_groups(trainer_of(0), config.seed, task.params),
+        steps=config.client.optimiser,
+    )
+
+
+def _replica(config: Config, task: Task, server: Server) -> Replica | None:
+    """What the clients keep; with a pool of directions they begin with the run's first values."""
+    if not config.download.by_records:
+        return None
+    return Replica(server.replay, RunState(0, task.params) if config.download.by_sums else None)
 
 
 def _prefix(config: Config, task: Task, spare: int | None) -> FrozenPrefix | None:
@@ -128,20 +187,33 @@ def _server_rate(config: Config) -> Callable[[int], float]:
 
 def load_model(config: Config, label_names: Sequence[str]) -> Task:
     """The run's model with its adapter, at its first values."""
-    causal = config.data.task.head == "causal_lm"
     key = Key(config.seed).fold("model")
-    return load_task(config.model, config.adapter, key, None if causal else label_names)[0]
+    return load_task(config.model, config.adapter, key, label_names, config.data.task.head)[0]
 
 
-def receive(trainer: Trainer, reply: Reply, order: Order) -> Update:
-    """The server's half of a reply: decode, replay what came as slopes, and say how noisy it is."""
-    update = replay(trainer, order, trainer.codec.decode(reply.payload, order))
+def receive(trainer: Trainer, reply: Reply, order: Order, server: Server) -> Update:
+    """The server's half of a reply: decode it and replay what came as slopes, unless the server
+    averages slopes first; then they are only checked.
+
+    Raises:
+        ProtocolError: damaged, or unfitting.
+    """
+    update = trainer.codec.decode(reply.payload, order)
+    if not server.averages_slopes:
+        return server.rebuild(order, update)
+    check_slopes(trainer, order, update)
+    return update
+
+
+def rebuild(trainer: Trainer, order: Order, update: Update) -> Update:
+    """The update with what its slopes stand for, and how noisy that is."""
+    update = replay(trainer, order, update)
     return replace(
         update, variance=variance_of(trainer.engine, trainer.codec, order, trainer.task.head)
     )
 
 
-def _measured(
+def measured(
     trainer_of: Callable[[int], Trainer],
 ) -> Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]:
     """The trainer, with the first step's peak memory measured once per round and engine."""

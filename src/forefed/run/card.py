@@ -7,26 +7,22 @@ import json
 from forefed.core.types import Json
 from forefed.data.prepare import Prepared
 from forefed.models.load import portable_name
+from forefed.models.objectives import objective_of
 from forefed.run.config import Config
+from forefed.run.evaluate import always, score
 
 
 def model_card(config: Config, data: Prepared, summary: Json) -> str:
     """What the adapter is, how it was trained, how well it does, and how to load it."""
     base = portable_name(config.model)
     final, baseline = summary["final"], summary["baseline"]
-    if "accuracy" in final:
-        score = (
-            f"accuracy {final['accuracy']:.3f} on {final['n']} test examples "
-            f"(majority class {baseline['majority']:.3f}, untrained {baseline['untrained']:.3f})"
-        )
-        auto = "AutoModelForSequenceClassification"
-        arguments = f"base, num_labels={len(data.label_names)}"
-    else:
-        score = (
-            f"{final['bits_per_byte']:.3f} bits per byte on the test texts "
-            f"(untrained {baseline['untrained']:.3f})"
-        )
-        auto, arguments = "AutoModelForCausalLM", "base"
+    untrained = f"untrained {baseline['untrained']:.3f}"
+    if baseline["majority"] is not None:
+        untrained = f"{always(final)} {baseline['majority']:.3f}, {untrained}"
+    what = "tokens" if "bits_per_byte" in final else "examples"
+    result = f"{score(final)} on {final['n']} test {what} ({untrained})"
+    objective = objective_of(data.label_names, config.data.task.head)
+    arguments = f"base, num_labels={objective.outputs}" if objective.has_head else "base"
     totals = summary["totals"]
     labels = (
         "\n## Labels\n\n" + "\n".join(f"{i}. {n}" for i, n in enumerate(data.label_names)) + "\n"
@@ -44,7 +40,7 @@ A PEFT adapter ({config.adapter.kind}) for `{base}`, trained by Forefed with
 `{config.strategy.name}` over {data.population.size} simulated clients, {config.cohort} per round,
 {summary["rounds"]} rounds.
 
-Result: {score}. One seed ({config.seed}); no interval is known.
+Result: {result}. One seed ({config.seed}); no interval is known.
 
 Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in all,
 {totals["forwards"]:,.0f} forward-equivalents (forward passes over one example).
@@ -53,10 +49,10 @@ Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in
 
 ```python
 from peft import PeftModel
-from transformers import {auto}, AutoTokenizer
+from transformers import {objective.auto}, AutoTokenizer
 
 base = "..."  # {base}: a local folder or a hub id
-model = {auto}.from_pretrained({arguments})
+model = {objective.auto}.from_pretrained({arguments})
 model = PeftModel.from_pretrained(model, "adapter")
 ```
 

@@ -1,15 +1,16 @@
 """The checkpoint: one safetensors file with everything a run needs to go on bit for bit.
 
-Tensors: "params/...", "server/...", "rule/...", "client/<id>/..."; the header's metadata holds, as
-one JSON text (several entries would be written in any order), the format version, the finished
-rounds, the digest of the configuration and a digest of the tensors.
+Tensors: those of the state (run/state.py: "params/...", "server/..." and so on), "log/..." for what
+clients need to catch up, "client/<id>/..."; the header's metadata holds, as one JSON text (several
+entries would be written in any order), the format version, the finished rounds, the digest of the
+configuration and a digest of the tensors.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
@@ -22,9 +23,10 @@ from forefed.core.files import write_atomic
 from forefed.core.types import Params
 from forefed.run.config import Config
 from forefed.run.inprocess import ClientStore
-from forefed.run.star import RunState
+from forefed.run.state import RunState, below
+from forefed.wire.records import RecordLog
 
-FORMAT = "1"
+FORMAT = "2"
 FILE = "checkpoint.safetensors"
 
 
@@ -44,12 +46,11 @@ def save_checkpoint(folder: Path, config: Config, state: RunState, clients: Clie
     """Write the checkpoint of a run, replacing the former one atomically."""
     tensors: Params = {}
     for prefix, tree in (
-        ("params", state.params),
-        ("server", state.server),
-        ("rule", state.rule),
-        ("client", clients.flat()),
+        ("", state.flat()),
+        ("log/", state.log.tensors()),
+        ("client/", clients.flat()),
     ):
-        tensors |= {f"{prefix}/{name}": x.contiguous().clone() for name, x in tree.items()}
+        tensors |= {prefix + name: x.contiguous().clone() for name, x in tree.items()}
     about = {
         "format": FORMAT,
         "round": state.round,
@@ -80,7 +81,8 @@ def load_checkpoint(folder: Path, config: Config, device: torch.device) -> Check
     if about.get("format") != FORMAT:
         raise UserError(
             f"{path}: checkpoint format {about.get('format', 'unknown')!r}; this version reads "
-            f"format {FORMAT!r}"
+            f"format {FORMAT!r}. Use the version that wrote it, or start anew under another "
+            "name"
         )
     if about.get("digest") != trees.digest(tensors):
         raise UserError(
@@ -92,14 +94,7 @@ def load_checkpoint(folder: Path, config: Config, device: torch.device) -> Check
             f"{folder}: the run was started with other settings (see {folder / 'config.json'}); "
             "resume with the same ones, or give this run another name"
         )
-    trees_by_prefix: dict[str, Params] = {p: {} for p in ("params", "server", "rule", "client")}
-    for key, x in tensors.items():
-        prefix, _, name = key.partition("/")
-        trees_by_prefix[prefix][name] = x if prefix == "client" else x.to(device)
-    state = RunState(
-        about["round"],
-        trees_by_prefix["params"],
-        trees_by_prefix["server"],
-        trees_by_prefix["rule"],
-    )
-    return Checkpoint(state, ClientStore.unflat(trees_by_prefix["client"]))
+    clients = ClientStore.unflat(below(tensors, "client"))
+    log = RecordLog.of_tensors(below(tensors, "log"))
+    moved = {n: x.to(device) for n, x in tensors.items() if not n.startswith(("client/", "log/"))}
+    return Checkpoint(replace(RunState.of_flat(about["round"], moved), log=log), clients)

@@ -22,6 +22,9 @@ _REGISTRIES: dict[str, Registry[Any]] = {
     "adapters": SLOTS["adapter"],
     "assigns": SLOTS["assign"],
     "codecs": SLOTS["codec"],
+    "downloads": SLOTS["download"],
+    "collects": SLOTS["collect"],
+    "memos": SLOTS["memo"],
     "optimisers": SLOTS["server"],
     "rules": SLOTS["rule"],
     "transforms": TRANSFORMS,
@@ -50,13 +53,13 @@ def choices_table(what: str) -> Table:
         for name, text in _MODELS:
             table.add_row(name, text)
         return table
-    table.add_column("settings" if what != "strategies" else "sets", style="dim")
-    table.add_column("source", style="dim")
     if what == "strategies":
+        table.add_column("source", style="dim")
         for s in STRATEGIES.values():
-            slots = ", ".join(f"{k}={v['kind']}" for k, v in s.sections.items() if "kind" in v)
-            table.add_row(s.name, s.summary, slots, s.source)
+            table.add_row(s.name, s.summary, s.source)
         return table
+    table.add_column("settings", style="dim")
+    table.add_column("source", style="dim")
     for entry in _REGISTRIES[what]:
         table.add_row(entry.kind_name(), entry.summary(), _settings(entry), entry.source)
     return table

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from forefed.aggregate import RULES, Mean, Rule
 from forefed.assign import ASSIGNS, Assign, Contiguous
+from forefed.collect import COLLECTS, Collect, EveryRound
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import Registry, Settings, parse
 from forefed.core.sizes import parse_bytes
@@ -24,12 +25,13 @@ from forefed.data.settings import DataSettings
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.forward import Forward
 from forefed.local import CLIENTS, LocalTraining
+from forefed.memo import MEMOS, Memo, Nothing
 from forefed.models.adapters import ADAPTERS, Adapter, TinyLora
 from forefed.models.settings import ModelSettings
 from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
 from forefed.strategies import strategy
 from forefed.transforms import TRANSFORMS, Transform
-from forefed.wire import CODECS, Codec, Dense
+from forefed.wire import CODECS, DOWNLOADS, Codec, Dense, DenseDownload, Download
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -78,7 +80,12 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     rounds: Annotated[int, Field(ge=1)] = 20
     cohort: Annotated[int, Field(ge=1)] = 10
-    """Clients sampled per round, without replacement."""
+    """Clients sampled per round, without replacement; the answers that a round wants."""
+    cohort_min: Annotated[int, Field(ge=1)] = 1
+    """A round with fewer answers is abandoned: it changes nothing."""
+    over_select: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Clients sampled beyond the cohort, as a share of it (0.3: 13 for 10), against slow and lost
+    ones. The round ends with the cohort's last answer; later ones are dropped and counted."""
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     """Answers that take longer are lost; makes a run depend on the machine's speed."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
@@ -96,8 +103,13 @@ class Config(Settings):
         Annotated[SerializeAsAny[Transform], BeforeValidator(TRANSFORMS.parse)], ...
     ] = ()
     codec: Annotated[SerializeAsAny[Codec], BeforeValidator(CODECS.parse)] = Dense()
+    download: Annotated[SerializeAsAny[Download], BeforeValidator(DOWNLOADS.parse)] = (
+        DenseDownload()
+    )
+    collect: Annotated[SerializeAsAny[Collect], BeforeValidator(COLLECTS.parse)] = EveryRound()
     rule: Annotated[SerializeAsAny[Rule], BeforeValidator(RULES.parse)] = Mean()
     server: Annotated[SerializeAsAny[Optimiser], BeforeValidator(OPTIMISERS.parse)] = Sgd()
+    memo: Annotated[SerializeAsAny[Memo], BeforeValidator(MEMOS.parse)] = Nothing()
     server_schedule: Literal["constant", "linear"] = "constant"
     """"linear": the server's learning rates fall from their values in round 1 towards 0 at the end
     (averages out the noise of the last cohorts)."""
@@ -129,8 +141,11 @@ SLOTS: dict[str, Registry[Any]] = {
     "engine": ENGINES,
     "client": CLIENTS,
     "codec": CODECS,
+    "download": DOWNLOADS,
+    "collect": COLLECTS,
     "rule": RULES,
     "server": OPTIMISERS,
+    "memo": MEMOS,
 }
 
 
@@ -146,7 +161,7 @@ def configure(
         UserError: an unreadable file, an unknown key or kind, a value that does not fit, or a
             setting that contradicts the strategy; one line per mistake.
     """
-    raw = merge(base or {}, _read(file) if file else {})
+    raw = merge(base or {}, read_toml(file) if file else {})
     for item in sets:
         raw = merge(raw, assignment(item))
     unknown = [key for key in raw if key not in Config.model_fields]
@@ -203,7 +218,8 @@ def _with_kinds(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return merge(merge(kinds, {"client": optimiser, "data": data}), dict(sections))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
+    """The tables of a TOML file; raises UserError if it cannot be read."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

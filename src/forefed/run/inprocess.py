@@ -23,7 +23,10 @@ from forefed.core.types import (
     Update,
 )
 from forefed.data.examples import ClientData
+from forefed.run.replica import Replica
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
+
+SURPLUS = "the round had all the answers it wanted"
 
 ClientFn = Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]
 
@@ -57,28 +60,44 @@ class InProcess:
     encode: Callable[[Update, int], bytes]
     store: ClientStore = field(default_factory=ClientStore)
     faults: dict[LossReason, float] = field(default_factory=dict)
+    replica: Replica | None = None
+    """Stands for the clients that keep the parameters and follow by records, if they do."""
 
     def members(self) -> Sequence[int]:
         return range(self.population_size)
 
-    def exchange(self, orders: Iterable[Order], deadline_s: float | None) -> Iterator[Reply | Lost]:
+    def exchange(
+        self,
+        orders: Iterable[Order],
+        deadline_s: float | None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Reply | Lost]:
+        orders = list(orders)
         broadcast = b""
-        shared: tuple[Params, Params] | None = None
+        received: tuple[Params, Params] | None = None
+        kept = self.kept(orders)
         for order in orders:
-            if shared is None:  # one broadcast a round: encoded once, counted for every client
+            if order.missed is None and received is None:
+                # one broadcast a round: encoded once, counted for every client
                 broadcast = encode_broadcast(order)
-                shared = decode_broadcast(broadcast)
+                received = decode_broadcast(broadcast)[:2]
+            held = received if order.missed is None else kept
+            assert held is not None, "records are sent to clients that a replica stands for"
             message = encode_order(order)
-            bytes_down = len(broadcast) + len(message)
+            bytes_down = len(message) + len(broadcast if order.missed is None else order.missed)
             reason = self.fault(order)
             if reason is not None:
                 sent = 0 if reason == "offline" else bytes_down
                 yield Lost(order.round, order.client, reason, "simulated", sent)
                 continue
-            received = decode_order(message, *shared)
+            if enough():
+                yield Lost(order.round, order.client, "deadline", SURPLUS, bytes_down)
+                continue
             started = time.perf_counter()
             update, state = self.client(
-                received, self.lookup(order.client), self.store.states.get(order.client, {})
+                decode_order(message, *held),
+                self.lookup(order.client),
+                self.store.states.get(order.client, {}),
             )
             if state:
                 self.store.states[order.client] = state
@@ -89,6 +108,18 @@ class InProcess:
                 yield Lost(order.round, order.client, "deadline", late, bytes_down)
             else:
                 yield Reply(order.round, order.client, payload, bytes_down)
+
+    def kept(self, orders: Sequence[Order]) -> tuple[Params, Params] | None:
+        """Parameters and memo that clients hold once they have followed their records."""
+        if self.replica is None or not orders:
+            return None
+        missed = next((o.missed for o in orders if o.missed is not None), None)
+        if missed is not None:
+            self.replica.catch_up(missed)
+        else:
+            self.replica.receive(orders[0].round, *decode_broadcast(encode_broadcast(orders[0])))
+        assert self.replica.state is not None
+        return self.replica.state.params, self.replica.state.memo
 
     def fault(self, order: Order) -> LossReason | None:
         """The kind of loss that strikes this order, if any."""

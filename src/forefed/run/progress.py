@@ -11,6 +11,7 @@ from rich.progress import Progress as Bars
 from forefed.core.types import Json, Lost, Reply
 from forefed.run.build import Federation
 from forefed.run.config import Config
+from forefed.run.evaluate import always, score
 from forefed.run.run import Result, Watcher
 
 
@@ -60,8 +61,9 @@ class Progress(Watcher):
             highlight=False,
         )
         for name, count in federation.data.counts.items():
-            if count and name in ("empty", "truncated", "dropped"):
-                self.console.print(f"[dim]texts {name}: {count}[/dim]", highlight=False)
+            if count and name in ("empty", "truncated", "dropped", "out_of_reach"):
+                what = name.replace("_", " ")
+                self.console.print(f"[dim]texts {what}: {count}[/dim]", highlight=False)
         if start_round:
             self.console.print(f"going on after round {start_round}", highlight=False)
         self.bars.update(self.rounds, completed=start_round, facts="")
@@ -101,21 +103,12 @@ class Progress(Watcher):
             self.console.print("This run is finished already; nothing was done.")
         final, baseline = summary["final"], summary["baseline"]
         self.console.print(f"\n[bold]{score(final)}[/bold] on {final['n']:,} test examples")
-        if baseline["majority"] is not None:
-            self.console.print(
-                f"majority class {baseline['majority']:.3f}, untrained head "
-                f"{baseline['untrained']:.3f}"
-            )
-        else:
-            self.console.print(f"untrained: {baseline['untrained']:.3f} bits per byte")
+        same = (
+            "" if baseline["majority"] is None else f"{always(final)} {baseline['majority']:.3f}, "
+        )
+        unit = " bits per byte" if "bits_per_byte" in final else ""
+        self.console.print(f"{same}untrained {baseline['untrained']:.3f}{unit}")
         self.console.print(f"adapter: {result.folder / 'adapter'}   record: {result.folder}")
-
-
-def score(line: Json) -> str:
-    """The quality of one evaluation in words."""
-    if "accuracy" in line:
-        return f"accuracy {line['accuracy']:.3f}"
-    return f"{line.get('bits_per_byte', float('nan')):.3f} bits per byte"
 
 
 def size(count: float) -> str:

@@ -17,12 +17,12 @@ from forefed.models.export import save_adapter
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
 from forefed.run.budgets import Engines
-from forefed.run.build import Federation, build
+from forefed.run.build import Connect, Federation, build
 from forefed.run.card import model_card
 from forefed.run.checkpoint import config_digest, load_checkpoint, save_checkpoint
 from forefed.run.compat import check
 from forefed.run.config import Config, configure
-from forefed.run.evaluate import better, evaluate_clients, evaluate_global
+from forefed.run.evaluate import better, evaluate_clients, evaluate_global, quality
 from forefed.run.star import RoundReport, RunState, losses_by_reason
 
 
@@ -52,13 +52,19 @@ class Result:
     summary: Json
 
 
-def run(config: Config, resume: bool = False, watcher: Watcher | None = None) -> Result:
+def run(
+    config: Config,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    connect: Connect | None = None,
+) -> Result:
     """Run a federation, or go on with one.
 
     Args:
         config: what to run (``forefed.configure`` makes one from a file and settings).
         resume: go on from the checkpoint in the run's folder, bit for bit as if never stopped.
         watcher: told of progress.
+        connect: what leads to the clients of a deployment; None: all clients are in this process.
 
     Raises:
         UserError: a configuration that cannot work, a folder that holds another run, a damaged
@@ -66,7 +72,7 @@ def run(config: Config, resume: bool = False, watcher: Watcher | None = None) ->
     """
     watcher = watcher or Watcher()
     folder = config.folder
-    check(config)
+    check(config, deployed=connect is not None)
     if (folder / "config.json").exists():
         finished = record.summary(folder)
         if finished is not None and _same_run(folder, config):
@@ -80,16 +86,18 @@ def run(config: Config, resume: bool = False, watcher: Watcher | None = None) ->
     elif resume:
         raise UserError(f"{folder}: there is no run to resume here")
     with record.locked(folder):
-        return _run(config, folder, watcher)
+        return _run(config, folder, watcher, connect)
 
 
-def _run(config: Config, folder: Path, watcher: Watcher) -> Result:
-    federation = build(config, watcher.loading)
+def _run(config: Config, folder: Path, watcher: Watcher, connect: Connect | None) -> Result:
+    federation = build(config, watcher.loading, connect=connect)
     saved = load_checkpoint(folder, config, federation.task.device)
     state = federation.start()
     if saved is not None:
         state = saved.state
         federation.transport.store.states.update(saved.clients.states)
+        if federation.transport.replica is not None:
+            federation.transport.replica.state = state  # what the clients kept on their own disks
         record.truncate(folder, state.round)
     else:
         record.truncate(folder, -1)
@@ -218,6 +226,8 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
         "steps": int(total("steps")),
         "skipped": int(total("skipped")),
         "clamped": int(total("clamped")),
+        "pending": report.pending,
+        "abandoned": report.abandoned,
         "fallbacks": {n.removeprefix(FALLBACK): int(total(n)) for n in sorted(fallbacks)},
     }
 
@@ -244,7 +254,7 @@ def _finish(federation: Federation, folder: Path, state: RunState) -> Result:
         "digest": trees.digest(state.params),
         "baseline": {
             "majority": federation.majority(),
-            "untrained": tests[0].get("accuracy", tests[0].get("bits_per_byte")),
+            "untrained": quality(tests[0]),
         },
         "final": tests[-1],
         "best": best,

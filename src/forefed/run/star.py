@@ -2,7 +2,7 @@
 
     plan      cohort, assignment -> one Order per client
     exchange  orders -> clients -> bytes -> Updates (replayed from slopes where they are slopes)
-    apply     rule per parameter over its holders -> server optimiser -> new parameters
+    finish    rule per parameter over its holders -> server optimiser -> new state (run/server.py)
 
 State is an argument and a result; a round is a function of (run key, round number, state), so a
 run resumes at any round.
@@ -10,38 +10,22 @@ run resumes at any round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from forefed.aggregate import Rule, aggregate
 from forefed.assign import Assign
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
-from forefed.core.types import (
-    Lost,
-    Order,
-    Params,
-    Reply,
-    ServerState,
-    Transport,
-    Unit,
-    Update,
-)
-from forefed.optimisers import Optimiser
-from forefed.transforms import Transform
+from forefed.core.types import Lost, Order, Reply, Transport, Unit, Update
+from forefed.run.server import Server
+from forefed.run.state import RunState
+from forefed.wire.records import encode_record
 
-
-@dataclass(frozen=True)
-class RunState:
-    """Everything the server carries from round to round. ``round`` counts finished rounds."""
-
-    round: int
-    params: Params
-    server: ServerState = field(default_factory=dict)
-    rule: ServerState = field(default_factory=dict)
+__all__ = ["RoundReport", "RunState", "Star", "losses_by_reason"]
 
 
 @dataclass(frozen=True)
@@ -55,36 +39,55 @@ class RoundReport:
     bytes_up: int
     bytes_down: int
     seconds: dict[str, float]
+    pending: int = 0
+    """Updates that wait for more before the server moves."""
+    abandoned: int = 0
+    """Answers that were dropped because they were fewer than the round needs."""
 
 
 @dataclass(frozen=True)
 class Star:
-    """The slots of one federation. ``receive`` turns a reply into an update with its ``grad``."""
+    """The slots of one federation. ``receive`` turns a reply into an update, with its ``grad``
+    unless the server rebuilds many at once."""
 
     key: Key
     units: Sequence[Unit]
-    head: frozenset[str]
     cohort: int
     assign: Assign
     transport: Transport
     receive: Callable[[Reply, Order], Update]
-    rule: Rule
-    server: Optimiser
-    transforms: Sequence[Transform] = ()
+    server: Server
     deadline_s: float | None = None
-    server_rate: Callable[[int], float] = lambda _: 1.0
-    """Factor on the server's learning rates in round r (r counts from 1)."""
+    by_records: bool = False
+    """Clients keep the parameters and receive what was done since their last visit."""
+    cohort_min: int = 1
+    """With fewer answers a round changes nothing."""
+    over_select: float = 0.0
+    """Clients asked beyond the cohort, as a share of it; the first answers count."""
 
     def plan(self, state: RunState) -> dict[int, Order]:
         """The orders of the next round, by client."""
         number = state.round + 1
         key = self.key.fold("round", number)
         members = self.transport.members()
-        chosen = key.fold("cohort").choice(len(members), min(self.cohort, len(members)))
+        asked = math.ceil(self.cohort * (1 + self.over_select))
+        chosen = key.fold("cohort").choice(len(members), min(asked, len(members)))
+        if self.over_select:  # in a rehearsal the first ones answer first
+            chosen = [chosen[i] for i in key.fold("arrival").permutation(len(chosen))]
         cohort = [members[i] for i in chosen]
-        names = self.assign.names(self.units, len(cohort), key.fold("assign"))
+        names = self.assign.names(self.units, len(cohort), key.fold("assign")) if cohort else []
+        carried = state.carried() if self.by_records else {}
         return {
-            client: Order(self.key.value, number, client, assigned, state.params)
+            client: Order(
+                self.key.value,
+                number,
+                client,
+                assigned,
+                state.params,
+                state.memo,
+                carried,
+                self.server.missed(state, client) if self.by_records else None,
+            )
             for client, assigned in zip(cohort, names, strict=True)
         }
 
@@ -99,7 +102,9 @@ class Star:
         lost: list[Lost] = []
         bytes_up = bytes_down = 0
         receiving = 0.0
-        for outcome in self.transport.exchange(orders.values(), self.deadline_s):
+        for outcome in self.transport.exchange(
+            orders.values(), self.deadline_s, lambda: len(updates) >= self.cohort
+        ):
             bytes_down += outcome.bytes_down
             if isinstance(outcome, Reply):
                 bytes_up += outcome.bytes_up
@@ -114,29 +119,36 @@ class Star:
             if on_outcome:
                 on_outcome(outcome)
         clock.append(time.perf_counter())
-        new_state = self.apply(state, updates)
+        abandoned = 0
+        if len(updates) < self.cohort_min:
+            abandoned, updates = len(updates), []
+        new_state = self.finish(state, orders, updates)
         clock.append(time.perf_counter())
         plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
         report = RoundReport(
             new_state.round,
             tuple(orders),
-            tuple(updates),
+            tuple(sorted(updates, key=lambda u: u.client)),  # sums do not tell who came first
             tuple(lost),
             bytes_up,
             bytes_down,
             {"plan": plan_s, "clients": clients_s - receiving, "aggregate": apply_s + receiving},
+            len(new_state.pending),
+            abandoned,
         )
         return new_state, report
 
-    def apply(self, state: RunState, updates: Sequence[Update]) -> RunState:
-        """The server's step: nothing moves that nobody trained."""
-        rule_state, grad = aggregate(self.rule, state.rule, updates)
-        for transform in reversed(self.transforms):
-            grad = transform.server(grad)
-        number = state.round + 1
-        server = self.server.scaled(self.server_rate(number))
-        server_state, params = server.step(state.server, state.params, grad, self.head)
-        return RunState(number, params, server_state, rule_state)
+    def finish(
+        self, state: RunState, orders: dict[int, Order], updates: Sequence[Update]
+    ) -> RunState:
+        """The server's step, and its record for those who will have missed it."""
+        new_state, record = self.server.finish(state, orders, updates)
+        if not self.by_records:
+            return new_state
+        written = encode_record(record, state.params)
+        whole = sum(x.nbytes for x in new_state.flat().values())
+        heard = [u.client for u in updates]
+        return replace(new_state, log=state.log.after(record.round, written, heard, whole))
 
 
 def losses_by_reason(report: RoundReport) -> dict[str, int]:

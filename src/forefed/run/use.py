@@ -11,7 +11,9 @@ import torch
 from forefed.core.errors import UserError
 from forefed.core.settings import parse
 from forefed.core.types import Batch, Params
-from forefed.data.tasks import encode_texts
+from forefed.data.columns import named
+from forefed.data.columns import texts as texts_of
+from forefed.data.sources import Files
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
@@ -20,6 +22,7 @@ from forefed.run.checkpoint import load_checkpoint
 from forefed.run.config import Config
 
 CONTINUATION_TOKENS = 40
+BATCH = 16
 
 
 def export_adapter(run: Path, folder: Path) -> None:
@@ -47,27 +50,52 @@ def predict_texts(run: Path, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(text, answer) for every text, with the parameters of the run's last checkpoint.
 
     Raises:
-        UserError: no run there, nothing trained yet, or an odd number of texts for pairs.
+        UserError: no run there, nothing trained yet, or texts missing where an example has two.
     """
     config = parse(Config, record.read_config(run))
+    columns = asked_columns(run, config)
+    if not texts:
+        raise UserError("predict: give texts, or a file of them (--file)")
+    if len(texts) % len(columns):
+        names = " and ".join("/".join(names) for names in columns)
+        raise UserError(
+            f"predict: this run needs two texts per example ({names}), so {len(texts)} is odd"
+        )
+    by_column = [list(texts[i :: len(columns)]) for i in range(len(columns))]
     task, params = _trained(run, config)
     tokenizer = load_tokenizer(config.model)
-    first, second = list(texts), None
-    if config.data.task.kind == "pairs":
-        if len(texts) % 2:
-            raise UserError("predict: this run judges pairs of texts; give two texts per example")
-        first, second = list(texts[::2]), list(texts[1::2])
     if task.causal:
-        for text in first:
+        for text in by_column[0]:
             yield text, _continue(task, params, tokenizer, text)
         return
-    examples = encode_texts(tokenizer, first, config.data.max_length, second)
-    batch = examples.batch(range(len(examples)))
-    with torch.no_grad():
-        chances = torch.softmax(task.logits(params, batch).float(), dim=-1)
-    for text, row in zip(first, chances, strict=True):
-        best = int(row.argmax())
-        yield text, f"{task.label_names[best]} ({float(row[best]):.2f})"
+    examples = config.data.task.unlabelled(tokenizer, by_column, config.data.max_length)
+    for start in range(0, len(examples), BATCH):
+        rows = range(start, min(start + BATCH, len(examples)))
+        with torch.no_grad():
+            logits = task.logits(params, examples.batch(rows))
+        answers = task.objective.answers(logits, examples, rows)
+        yield from zip(by_column[0][start:], answers, strict=False)
+
+
+def asked_columns(run: Path, config: Config) -> list[list[str]]:
+    """The columns, as they were called in training, of every text that an example consists of."""
+    columns = record.read_json(run / "environment.json")["data"]["columns"]
+    return config.data.task.asked(columns)
+
+
+def texts_of_file(run: Path, path: Path) -> list[str]:
+    """What ``predict_texts`` wants, from a file with the columns that the run was trained on.
+
+    Raises:
+        UserError: no such file or columns.
+    """
+    config = parse(Config, record.read_config(run))
+    rows = Files(path=path).load().rows
+    columns = asked_columns(run, config)
+    for column in (c for names in columns for c in names):
+        named(rows, column, f"predict, {path}")
+    by_column = [texts_of(rows, names) for names in columns]
+    return [text for row in zip(*by_column, strict=True) for text in row]
 
 
 def _trained(run: Path, config: Config) -> tuple[Task, Params]:

@@ -1,12 +1,45 @@
 """The strategies: one file each, one line here."""
 
 from forefed.core.errors import UserError, nearest
+from forefed.strategies.baffle import BAFFLE
+from forefed.strategies.decomfl import DECOMFL
+from forefed.strategies.fedadagrad import FEDADAGRAD
+from forefed.strategies.fedadam import FEDADAM
 from forefed.strategies.fedavg import FEDAVG
+from forefed.strategies.fedavg_checkpointed import FEDAVG_CHECKPOINTED
+from forefed.strategies.fedavg_split import FEDAVG_SPLIT
 from forefed.strategies.fedfgd import FEDFGD
+from forefed.strategies.fedkseed import FEDKSEED
+from forefed.strategies.fedmezo import FEDMEZO
+from forefed.strategies.fedprox import FEDPROX
+from forefed.strategies.fedsgd import FEDSGD
+from forefed.strategies.fedyogi import FEDYOGI
+from forefed.strategies.fedyogi_split import FEDYOGI_SPLIT
+from forefed.strategies.fwdllm import FWDLLM
+from forefed.strategies.hiso import HISO
 from forefed.strategies.spry import SPRY
 from forefed.strategies.strategy import Strategy
 
-STRATEGIES: dict[str, Strategy] = {s.name: s for s in (FEDAVG, SPRY, FEDFGD)}
+_ALL = (
+    FEDAVG,
+    FEDAVG_CHECKPOINTED,
+    FEDPROX,
+    FEDSGD,
+    FEDADAM,
+    FEDYOGI,
+    FEDADAGRAD,
+    FEDAVG_SPLIT,
+    FEDYOGI_SPLIT,
+    SPRY,
+    FEDFGD,
+    FEDMEZO,
+    BAFFLE,
+    FWDLLM,
+    DECOMFL,
+    HISO,
+    FEDKSEED,
+)
+STRATEGIES: dict[str, Strategy] = {s.name: s for s in _ALL}
 
 
 def strategy(name: str) -> Strategy:

@@ -3,7 +3,8 @@
 from forefed.core.settings import Registry
 from forefed.wire.codec import Codec
 from forefed.wire.dense import Dense
+from forefed.wire.download import DOWNLOADS, DenseDownload, Download
 from forefed.wire.scalars import Scalars
 
 CODECS: Registry[Codec] = Registry("codec", [Dense, Scalars])
-__all__ = ["CODECS", "Codec", "Dense", "Scalars"]
+__all__ = ["CODECS", "DOWNLOADS", "Codec", "Dense", "DenseDownload", "Download", "Scalars"]

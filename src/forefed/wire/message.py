@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from forefed.core.types import Params
 MAGIC = b"FFED"
 VERSION = 1
 _HEAD = struct.Struct("<4sHHIQ8s")
-KINDS = {"order": 1, "dense": 2, "scalars": 3, "state": 4}
+KINDS = {"order": 1, "dense": 2, "scalars": 3, "state": 4, "record": 5}
 
 ALLOWED_DTYPES = (np.dtype("float32"), np.dtype("float64"), np.dtype("int64"))
 
@@ -116,6 +117,21 @@ def unpack(
     if not isinstance(meta, dict):
         raise ProtocolError("the message's meta data is no table")
     return meta, view[meta_length:]
+
+
+def frames(data: bytes) -> Iterator[bytes]:
+    """The messages of which ``data`` is the concatenation.
+
+    Raises:
+        ProtocolError: the last one is cut, or something else stands between them.
+    """
+    while data:
+        if len(data) < _HEAD.size or data[:4] != MAGIC:
+            raise ProtocolError("a log holds something that is no whole Forefed message")
+        *_, meta_length, body_length, _ = _HEAD.unpack_from(data)
+        length = _HEAD.size + meta_length + body_length
+        yield data[:length]
+        data = data[length:]
 
 
 def short(value: float) -> float | int | None:

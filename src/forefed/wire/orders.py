@@ -9,22 +9,31 @@ from forefed.core.errors import ProtocolError
 from forefed.core.types import Order, Params
 from forefed.wire.message import pack, pack_tensors, unpack, unpack_tensors
 
-_MEMO = "memo/"  # prefix of what the server broadcasts beside the parameters
+_MEMO = "memo/"  # prefixes of what the server broadcasts beside the parameters
+_CARRIED = "carried/"
 
 
 def encode_broadcast(order: Order) -> bytes:
     """The tensors that every client of the round receives."""
-    memo = {_MEMO + name: x for name, x in order.memo.items()}
-    return pack("state", {"r": order.round}, pack_tensors({**order.params, **memo}))
+    beside = {_MEMO + name: x for name, x in order.memo.items()}
+    beside |= {_CARRIED + name: x for name, x in order.carried.items()}
+    return pack("state", {"r": order.round}, pack_tensors({**order.params, **beside}))
 
 
-def decode_broadcast(data: bytes) -> tuple[Params, Params]:
-    """Parameters and memo."""
+def decode_broadcast(data: bytes) -> tuple[Params, Params, Params]:
+    """Parameters, memo, and what else of the server's state is carried."""
     _, body = unpack(data, "state")
-    tensors = unpack_tensors(body)
-    params = {n: x for n, x in tensors.items() if not n.startswith(_MEMO)}
-    memo = {n.removeprefix(_MEMO): x for n, x in tensors.items() if n.startswith(_MEMO)}
-    return params, memo
+    params: Params = {}
+    memo: Params = {}
+    carried: Params = {}
+    for name, x in unpack_tensors(body).items():
+        if name.startswith(_MEMO):
+            memo[name.removeprefix(_MEMO)] = x
+        elif name.startswith(_CARRIED):
+            carried[name.removeprefix(_CARRIED)] = x
+        else:
+            params[name] = x
+    return params, memo, carried
 
 
 def encode_order(order: Order) -> bytes:

@@ -1,0 +1,78 @@
+"""When the server has collected enough answers to move.
+
+Every round (FedAvg), or, at unchanged parameters, over as many rounds as the noise of the answers
+asks for (FwdLLM: the number of perturbations grows as the gradient shrinks).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from forefed.core.settings import Choice, Registry
+from forefed.core.types import Update
+
+
+class Collect(Choice):
+    """Base of the criteria."""
+
+    @abstractmethod
+    def enough(self, updates: Sequence[Update]) -> bool:
+        """May the server move on these updates (with their ``grad``), all of them since it moved
+        last?"""
+
+
+class EveryRound(Collect):
+    """The server moves in every round."""
+
+    kind: Literal["round"] = "round"
+
+    def enough(self, updates: Sequence[Update]) -> bool:
+        return True
+
+
+class UntilQuiet(Collect):
+    """The server waits until the variance of the mean is small against its square."""
+
+    kind: Literal["variance"] = "variance"
+    ratio: Annotated[float, Field(gt=0)] = 4.0
+    """theta: variance of the mean over the squared norm of the true gradient (as estimated)."""
+    at_most: Annotated[int, Field(ge=2)] = 100
+    """Answers after which the server moves in any case."""
+
+    source: ClassVar[str] = "FwdLLM, arXiv 2308.13894"
+
+    def enough(self, updates: Sequence[Update]) -> bool:
+        if len(updates) >= self.at_most:
+            return True
+        variance, square = spread(updates)
+        # |mean|^2 is too large by the mean's variance
+        return variance <= self.ratio * (square - variance)
+
+
+def spread(updates: Sequence[Update]) -> tuple[float, float]:
+    """V and |mean|^2 of the whole vector: V = sum_m |x_m - mean|^2 / (n (n - 1)).
+
+    Each parameter over the n clients that trained it; infinite V where that is one alone (or none
+    at all trained).
+    """
+    held: dict[str, list[torch.Tensor]] = {}
+    for update in updates:
+        for name, x in (update.grad or {}).items():
+            held.setdefault(name, []).append(x.flatten())
+    if not held or min(len(xs) for xs in held.values()) < 2:
+        return float("inf"), 0.0
+    variance = square = 0.0
+    for xs in held.values():
+        x_ND = torch.stack(xs).double()
+        n, mean_D = len(xs), x_ND.mean(0)
+        variance += float((x_ND - mean_D).square().sum()) / (n * (n - 1))
+        square += float(mean_D.square().sum())
+    return variance, square
+
+
+COLLECTS: Registry[Collect] = Registry("collect", [EveryRound, UntilQuiet])

@@ -1,0 +1,136 @@
+"""``forefed site`` and ``forefed server``: every command is a few lines around a function."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+site = typer.Typer(no_args_is_help=True, help="Take part in a federation with your own rows.")
+server = typer.Typer(no_args_is_help=True, help="Lead a federation of sites.")
+out = Console()
+
+Folder = Annotated[Path, typer.Argument(help="Folder with everything local to it.")]
+ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder.")]
+
+
+@site.command("init")
+def site_init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="As the server's operator shall register it.")],
+    data: Annotated[Path, typer.Option(help="File or folder with this site's rows.")],
+    server_address: Annotated[str, typer.Option("--server", help="host:port of the server.")],
+    ca: Annotated[Path, typer.Option(help="The server's ca.crt.")],
+    port: Annotated[int, typer.Option(help="Local port of this site's node.")] = 9094,
+) -> None:
+    """Make a site: its settings, its key pair, and a look at its data."""
+    from forefed.deploy.site_folder import init_site
+
+    made, about = init_site(folder, name, data, server_address, ca, port)
+    out.print(about)
+    out.print(
+        f"settings: {made.root / 'site.toml'}\n"
+        f"send this public key to the server's operator: {made.public}"
+    )
+
+
+@site.command("check")
+def site_check(folder: Folder) -> None:
+    """Read the settings and the data, as the site will."""
+    from forefed.deploy.settings import read_site
+    from forefed.deploy.site_folder import describe
+
+    out.print(describe(read_site(folder)))
+
+
+@site.command("start")
+def site_start(folder: Folder) -> None:
+    """Take part until stopped (Ctrl-C); whatever ends is started again."""
+    from forefed.deploy.site_folder import start_site
+
+    start_site(folder, out.print)
+
+
+@server.command("init")
+def server_init(
+    folder: Folder,
+    host: Annotated[str, typer.Option(help="Interface to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option()] = 8443,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="A name or address by which sites reach the server."),
+    ] = None,
+) -> None:
+    """Make a server: its own certificates, a secret, and files for systemd and nginx."""
+    from forefed.deploy.server_folder import ServerSettings, init_server
+
+    settings = ServerSettings(host=host, port=port, names=tuple(names or ("localhost",)))
+    made = init_server(folder, settings)
+    out.print(f"give this file to every site: {made.authority}")
+
+
+@server.command("start")
+def server_start(folder: Folder) -> None:
+    """Serve until stopped (Ctrl-C); whatever ends is started again."""
+    from forefed.deploy.server_folder import start_server
+
+    start_server(folder, out.print)
+
+
+@server.command("admit")
+def server_admit(
+    folder: Folder,
+    name: Annotated[str, typer.Argument(help="The site's name.")],
+    key: Annotated[Path, typer.Argument(help="Its public key (node.pub).")],
+) -> None:
+    """Let a site in: its key may connect, and speaks for this name only."""
+    from forefed.deploy.server_folder import admit, read_server
+
+    admit(read_server(folder)[0], name, key)
+    out.print(f"{name} may connect")
+
+
+@server.command("run")
+def server_run(
+    config: Annotated[
+        Path | None, typer.Argument(help="TOML file with partition.kind = 'sites'.")
+    ] = None,
+    folder: ServerDir = Path("server"),
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="One setting.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint, bit for bit.")
+    ] = False,
+) -> None:
+    """Run a federation with the sites, and follow it. Ctrl-C leaves it running."""
+    from forefed.deploy.runs import follow, start_run
+    from forefed.deploy.server_folder import read_server
+    from forefed.run.config import configure
+
+    place, _ = read_server(folder)
+    chosen = configure(config, sets or (), {"out": str(place.runs)})
+    number = start_run(place, chosen, resume)
+    out.print(f"run {number}: {chosen.folder}")
+    follow(place, chosen, number, out.print)
+
+
+@server.command("stop")
+def server_stop(
+    folder: Folder, number: Annotated[str, typer.Argument(help="As 'status' shows it.")]
+) -> None:
+    """End a run; its finished rounds are kept, and --resume goes on from there."""
+    from forefed.deploy.server_folder import CONNECTION, flwr, read_server
+
+    flwr(read_server(folder)[0], "stop", number, CONNECTION)
+    out.print(f"run {number} stopped")
+
+
+@server.command("status")
+def server_status(folder: Folder) -> None:
+    """Who is connected, and what runs."""
+    from forefed.deploy.server_folder import read_server, status_table
+
+    out.print(status_table(read_server(folder)[0]))

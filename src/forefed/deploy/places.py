@@ -1,0 +1,166 @@
+"""The folders of a server and of a site: everything local to one of them, and what runs there."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from forefed.core.errors import UserError
+from forefed.core.settings import Settings, parse
+from forefed.deploy.supervise import Pause, Program, tool
+
+SITE = "site.toml"
+BAD_KEYS = frozenset({302, 303, 304, 602, 603, 604, 605, 606})
+"""Exit codes of Flower that a new start does not mend: keys, certificates, paths, versions."""
+REFUSED = {305: Pause(5.0, "the server does not let it in; after a crash it may take a minute")}
+"""A node that was killed counts as connected until it has missed its heartbeats."""
+
+
+@dataclass(frozen=True)
+class ServerFolder:
+    """What ``forefed server init`` makes."""
+
+    root: Path
+
+    authority = property(lambda self: self.root / "ca.crt")
+    authority_key = property(lambda self: self.root / "ca.key")
+    certificate = property(lambda self: self.root / "server.crt")
+    key = property(lambda self: self.root / "server.key")
+    secret = property(lambda self: self.root / "superexec.secret")
+    settings = property(lambda self: self.root / "server.toml")
+    logs = property(lambda self: self.root / "logs")
+    runs = property(lambda self: self.root / "runs")
+    apps = property(lambda self: self.root / "apps")
+    sites = property(lambda self: self.root / "sites.json")
+
+    def environment(self) -> dict[str, str]:
+        return environment(self.root)
+
+    def programs(self, host: str, port: int) -> list[Program]:
+        """The SuperLink, and the SuperExec that starts a run's process; both on this machine."""
+        link = [
+            *(tool("flower-superlink"), "--isolation", "process", "--enable-supernode-auth"),
+            *("--host", host, "--port", str(port)),
+            *("--ssl-ca-certfile", str(self.authority), "--ssl-certfile", str(self.certificate)),
+            *("--ssl-keyfile", str(self.key), "--database", str(self.root / "state.db")),
+            *("--superexec-auth-secret-file", str(self.secret)),
+            "--disable-runtime-dependency-installation",
+        ]
+        executor = [
+            *(tool("flower-superexec"), "--runtime-api-address", f"{_reachable(host)}:{port}"),
+            *("--root-certificates", str(self.authority)),
+            *("--superexec-auth-secret-file", str(self.secret)),
+        ]
+        return [
+            Program("superlink", link, BAD_KEYS),
+            Program("superexec", executor, BAD_KEYS),
+        ]
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """What ``forefed site init`` makes."""
+
+    root: Path
+
+    authority = property(lambda self: self.root / "ca.crt")
+    key = property(lambda self: self.root / "node.key")
+    public = property(lambda self: self.root / "node.pub")
+    secret = property(lambda self: self.root / "superexec.secret")
+    socket = property(lambda self: self.root / "worker.sock")
+    logs = property(lambda self: self.root / "logs")
+
+    def environment(self) -> dict[str, str]:
+        return environment(self.root)
+
+    def programs(self, server: str, port: int) -> list[Program]:
+        """The warm worker; the SuperNode; and the SuperExec that starts a shim per message.
+
+        Process isolation here too: in the other mode Flower asks no secret of whoever fetches
+        tasks from the node's port.
+        """
+        worker = [sys.executable, "-m", "forefed.deploy.start_worker", str(self.root)]
+        node = [
+            *(tool("flower-supernode"), "--superlink", server, "--isolation", "process"),
+            *("--root-certificates", str(self.authority)),
+            *("--auth-supernode-private-key", str(self.key)),
+            *("--superexec-auth-secret-file", str(self.secret)),
+            *("--host", "127.0.0.1", "--port", str(port)),
+            *("--node-config", f'socket="{self.socket}"'),
+        ]
+        executor = [
+            *(tool("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{port}"),
+            *("--insecure", "--superexec-auth-secret-file", str(self.secret)),
+        ]
+        return [
+            Program("worker", worker, frozenset({2})),
+            Program("supernode", node, BAD_KEYS, REFUSED),
+            Program("superexec", executor, BAD_KEYS),
+        ]
+
+
+class NodeSettings(Settings):
+    """The part of site.toml that it takes to start a node."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    """As the server's operator registers it."""
+    server: str
+    """host:port of the server."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 9094
+    """Of the node's own interface, on loopback only; another one for every site of a machine."""
+
+
+def read_node(root: Path) -> NodeSettings:
+    """What of a site's settings it takes to start it; the worker reads them all.
+
+    Raises:
+        UserError: no site there, or mistakes in these settings.
+    """
+    raw = read_toml(root / SITE, "site")
+    known = {k: v for k, v in raw.items() if k in NodeSettings.model_fields}
+    return parse(NodeSettings, known, str(root / SITE))
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The settings of a server or a site.
+
+    Raises:
+        UserError: no such file, or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no {what} here; 'forefed {what} init' makes one") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def need_flower() -> None:
+    """Raises UserError where Flower is not installed."""
+    if find_spec("flwr") is None:
+        raise UserError("runs between machines need Flower: pip install 'forefed[flower]'")
+
+
+def environment(root: Path) -> dict[str, str]:
+    """For Flower's programs: nothing reported to anybody, nothing installed, all files in one
+    folder, and a task fetched soon."""
+    return {
+        "FLWR_HOME": str(root / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "PYTHONUNBUFFERED": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
+    }
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host

@@ -1,0 +1,218 @@
+"""The transport between machines: orders to sites through a ``Post``, and one outcome for each.
+
+What happens to an order follows from facts of the post: an answer is recognised by the question
+that it answers, never by who claims to have sent it; a question and its answer live no longer than
+the round's deadline; a node may come and go between two rounds, so members are asked anew each
+time. Sites have numbers by their place in ``partition.names``; nodes of the post are only where
+they happen to live.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Json, LossReason, Lost, Order, Reply
+from forefed.deploy.envelope import Envelope
+from forefed.run.inprocess import SURPLUS, ClientStore
+from forefed.run.replica import Replica
+from forefed.wire.orders import encode_broadcast, encode_order
+
+LONGEST_REASON = 300  # characters of a site's own words that are kept
+ROOM = 1 << 26  # bytes that an answer may have beyond four times the parameters
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What the post says of a question that no site answered."""
+
+    reason: LossReason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What came for the question with this id."""
+
+    question: str
+    content: Envelope | Failure
+
+
+class Post(Protocol):
+    """Carries envelopes to nodes and back."""
+
+    def nodes(self) -> Mapping[int, str]:
+        """The nodes that are reachable now, with the names under which the operator has registered
+        their keys ("": no name)."""
+
+    def push(self, letters: Sequence[tuple[int, Envelope]], ttl_s: float) -> Sequence[str | None]:
+        """An id for every (node, question); None where it could not be sent."""
+
+    def pull(self, questions: Sequence[str]) -> Iterable[Delivery]:
+        """What has come for these questions, each at most once."""
+
+
+@dataclass
+class RemoteClients:
+    """A ``Transport`` to sites. Who lives where changes in place, as the world does.
+
+    ``run`` is the id of the run's first start, ``settings`` what sites need of its configuration.
+    """
+
+    post: Post
+    run: str
+    settings: str
+    names: Sequence[str]
+    weights: Mapping[str, str]
+    """Digest and number format of the frozen model, which every site must have."""
+    least: int = 1
+    """A round begins when so many sites are there, or ``join_s`` later."""
+    join_s: float = 120.0
+    say: Callable[[str], None] = lambda _: None
+    poll_s: float = 0.2
+    store: ClientStore = field(default_factory=ClientStore)  # stays empty: sites keep their own
+    replica: Replica | None = None
+    homes: dict[int, int] = field(default_factory=dict)
+    """Client -> node."""
+    joining: dict[str, int] = field(default_factory=dict)
+    """Open questions "join" -> node."""
+    turned_away: set[int] = field(default_factory=set)
+    """Nodes that do not take part; asked again in the next round."""
+    begun: bool = False
+    said: set[str] = field(default_factory=set)
+
+    def members(self) -> Sequence[int]:
+        """The clients that are there; the first time all named sites are waited for."""
+        wanted = self.least if self.begun else len(self.names)
+        self.begun = True
+        self.turned_away.clear()
+        last = time.monotonic() + self.join_s
+        while True:
+            self.look_around()
+            if len(self.homes) >= wanted or time.monotonic() >= last:
+                return sorted(self.homes)
+            time.sleep(self.poll_s)
+
+    def look_around(self) -> None:
+        """Forget who has left, ask who is new, and hear who has answered."""
+        nodes = self.post.nodes()
+        self.homes = {client: node for client, node in self.homes.items() if node in nodes}
+        self.joining = {q: node for q, node in self.joining.items() if node in nodes}
+        known = {*self.homes.values(), *self.joining.values(), *self.turned_away}
+        new = [node for node in nodes if node not in known]
+        letter = Envelope("join", self.run, text=self.settings)
+        asked = self.post.push([(node, letter) for node in new], self.join_s) if new else []
+        self.joining |= {q: node for q, node in zip(asked, new, strict=True) if q is not None}
+        for delivery in self.post.pull(list(self.joining)) if self.joining else []:
+            node = self.joining.pop(delivery.question, None)
+            if node is not None:
+                self.welcome(node, nodes[node], delivery.content)
+
+    def welcome(self, node: int, registered: str, answer: Envelope | Failure) -> None:
+        """Take a site in that has answered "joined", or say why not."""
+        try:
+            about = _introduction(answer)
+            name = str(about.get("site"))
+            if registered and name != registered:
+                raise ProtocolError(
+                    f"it calls itself '{name}', but its key is registered as '{registered}'"
+                )
+            if name not in self.names:
+                raise ProtocolError(f"'{name}' is not among partition.names")
+            client = list(self.names).index(name)
+            if self.homes.get(client, node) != node:
+                raise ProtocolError(f"'{name}' has joined from another node already")
+            if about.get("dtype") == self.weights["dtype"]:
+                if about.get("weights") != self.weights["weights"]:
+                    raise ProtocolError(f"'{name}' has other model weights under the same name")
+            else:
+                self.once(f"{name} computes in {about.get('dtype')}")
+        except ProtocolError as error:
+            self.turned_away.add(node)
+            self.once(f"{registered or 'a site'} does not take part: {error}")
+            return
+        self.homes[client] = node
+        self.once(f"{name} takes part")
+
+    def once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self.say(text)
+
+    def exchange(
+        self,
+        orders: Iterable[Order],
+        deadline_s: float | None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Reply | Lost]:
+        """As ``Transport.exchange``; the deadline is the life of every message, too."""
+        assert deadline_s is not None, "run/compat.py wants one"
+        last = time.monotonic() + deadline_s
+        letters = list(self.letters(orders))
+        ids = self.post.push([(self.homes[o.client], e) for o, e in letters], deadline_s)
+        open_: dict[str, tuple[Order, int]] = {}
+        for question, (order, letter) in zip(ids, letters, strict=True):
+            if question is None:
+                yield Lost(order.round, order.client, "transport", "could not be sent")
+            else:
+                open_[question] = order, letter.size
+        while open_:
+            for delivery in self.post.pull(list(open_)):
+                if delivery.question not in open_:
+                    continue  # delivered twice, or nobody asked
+                order, sent = open_.pop(delivery.question)
+                if enough():
+                    yield Lost(order.round, order.client, "deadline", SURPLUS, sent)
+                else:
+                    yield self.outcome(order, sent, delivery.content)
+            over = SURPLUS if enough() else f"no answer within {deadline_s:g} s"
+            if open_ and (enough() or time.monotonic() >= last):
+                for order, sent in open_.values():
+                    yield Lost(order.round, order.client, "deadline", over, sent)
+                return
+            if open_:
+                time.sleep(self.poll_s)
+
+    def letters(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Envelope]]:
+        """Every order as it travels; the broadcast is encoded once."""
+        broadcast: bytes | None = None
+        for order in orders:
+            broadcast = encode_broadcast(order) if broadcast is None else broadcast
+            blobs = {"state": broadcast, "order": encode_order(order)}
+            yield (
+                order,
+                Envelope("train", self.run, order.round, order.client, self.settings, blobs),
+            )
+
+    def outcome(self, order: Order, sent: int, content: Envelope | Failure) -> Reply | Lost:
+        """What an answer means; one that is not for this order, or too large, is a loss."""
+
+        def lost(reason: LossReason, detail: str) -> Lost:
+            return Lost(order.round, order.client, reason, detail[:LONGEST_REASON], sent)
+
+        if isinstance(content, Failure):
+            return lost(content.reason, content.detail)
+        if content.kind in ("refused", "failed"):
+            return lost("error", f"{content.kind}: {content.text}")
+        place = (content.run, content.round, content.client)
+        if content.kind != "trained" or place != (self.run, order.round, order.client):
+            return lost("transport", "the answer is not for this order")
+        largest = 4 * sum(x.nbytes for x in order.params.values()) + ROOM
+        if content.blobs.keys() != {"update"} or len(content.blobs["update"]) > largest:
+            return lost("transport", f"the answer has {content.size} bytes; at most {largest}")
+        return Reply(order.round, order.client, content.blobs["update"], sent)
+
+
+def _introduction(answer: Envelope | Failure) -> Json:
+    if isinstance(answer, Failure):
+        raise ProtocolError(answer.detail)
+    if answer.kind != "joined":
+        raise ProtocolError(f"{answer.kind}: {answer.text[:LONGEST_REASON]}")
+    try:
+        return dict(json.loads(answer.text))
+    except (ValueError, TypeError):
+        raise ProtocolError("its introduction cannot be read") from None

@@ -1,0 +1,132 @@
+"""A site's own configuration (site.toml), and what its owner allows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from forefed.core.errors import UserError
+from forefed.core.settings import Settings, parse
+from forefed.data.sources import SOURCES, Files, Source
+from forefed.deploy.places import SITE, NodeSettings, read_toml
+from forefed.run.config import Config, configure
+
+METRICS = ("loss", "steps", "skipped", "clamped", "forwards", "seconds", "peak_bytes", "fallback")
+"""Plain numbers that local training reports; the last one with the name of an operator."""
+
+
+class Refusal(Exception):
+    """An order that this site's policy does not allow. The reason goes to the server: it is made of
+    settings, never of data."""
+
+
+class Policy(Settings):
+    """What a site does for a server, and what it tells."""
+
+    strategies: tuple[str, ...] = ()
+    """Allowed strategies; none named: all."""
+    max_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Local epochs of one round."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Local steps of one round: an order without client.max_steps is refused, too."""
+    max_rounds: Annotated[int, Field(ge=1)] | None = None
+    """Rounds of one run that this site takes part in."""
+    min_examples: Annotated[int, Field(ge=1)] = 1
+    """With fewer training examples the site takes no part."""
+    metrics: tuple[str, ...] = METRICS
+    """Numbers that an update may carry besides the count of examples; others are left out."""
+
+    def check(self, config: Config) -> None:
+        """Raises Refusal, with the reason."""
+        name, client = config.strategy.name, config.client
+        if self.strategies and name not in self.strategies:
+            raise Refusal(f"strategy '{name}' is not allowed here")
+        if self.max_epochs is not None and client.epochs > self.max_epochs:
+            raise Refusal(f"client.epochs = {client.epochs}, at most {self.max_epochs} here")
+        if self.max_steps is not None and (client.max_steps or 2**62) > self.max_steps:
+            raise Refusal(f"client.max_steps = {client.max_steps}, at most {self.max_steps} here")
+
+    def allowed(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Of these metrics those that may leave."""
+        return {n: x for n, x in metrics.items() if n.split("/")[0] in self.metrics}
+
+
+class SiteData(Settings):
+    """Where this site's rows are. The server never learns it."""
+
+    source: Annotated[SerializeAsAny[Source], BeforeValidator(SOURCES.parse)]
+    columns: Mapping[str, str | list[str]] = Field(default_factory=dict)
+    """This site's names of the task's columns (text, text1, text2, label, prompt)."""
+
+
+class SiteSettings(NodeSettings):
+    """site.toml: everything that a site decides by itself."""
+
+    data: SiteData
+    models: Mapping[str, str] = Field(default_factory=lambda: {"minilm": "minilm"})
+    """Models that may be trained: the name in the server's configuration, and what is loaded for
+    it here (the same, or a folder)."""
+    device: str = "cpu"
+    """Where to compute: auto, cpu, cuda or mps."""
+    policy: Policy = Policy()
+
+
+def read_site(folder: Path) -> SiteSettings:
+    """A site's settings; a relative data path is meant from the site's folder.
+
+    Raises:
+        UserError: no site there, or mistakes in its settings.
+    """
+    site = parse(SiteSettings, read_toml(folder / SITE, "site"), str(folder / SITE))
+    source = site.data.source
+    if isinstance(source, Files):
+        source = source.model_copy(update={"path": folder / source.path.expanduser()})
+        data = site.data.model_copy(update={"source": source})
+        site = site.model_copy(update={"data": data})
+    return site
+
+
+_FOR_SITES: dict[str, Any] = {
+    **dict.fromkeys(
+        ("seed", "rounds", "checkpoint_every", "strategy", "model", "adapter", "engine", "client"),
+        True,
+    ),
+    **dict.fromkeys(("transforms", "codec", "download", "memo"), True),
+    "data": {"task", "max_length", "client_test_fraction"},
+}
+
+
+def for_sites(config: Config) -> str:
+    """What sites need of a run's configuration, as JSON: the task schema, but no place of data."""
+    return json.dumps(config.model_dump(mode="json", include=_FOR_SITES), separators=(",", ":"))
+
+
+def at_site(settings: str, site: SiteSettings, folder: Path) -> Config:
+    """The run's configuration as this site runs it: with its own data, model place and folder.
+
+    Raises:
+        Refusal: settings that this version does not know, or that the site does not allow.
+    """
+    try:
+        config = configure(base=dict(json.loads(settings)))
+    except (UserError, ValueError, TypeError):
+        raise Refusal("the run's settings are not known here; are the versions equal?") from None
+    if config.model.name not in site.models:
+        raise Refusal(f"model '{config.model.name}' is not allowed here")
+    site.policy.check(config)
+    place = {"name": site.models[config.model.name], "device": site.device}
+    task = parse(
+        type(config.data.task), {**config.data.task.model_dump(), **site.data.columns}, "columns"
+    )
+    data = config.data.model_copy(update={"source": site.data.source, "task": task})
+    return config.model_copy(
+        update={
+            "model": parse(type(config.model), {**config.model.model_dump(), **place}, "models"),
+            "data": data,
+            "out": folder,
+        }
+    )

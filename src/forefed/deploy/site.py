@@ -1,0 +1,196 @@
+"""What a site answers: it looks after its model, its data and its memory of what it has done.
+
+What leaves it, and nothing else (``trained``): the tensors that the order assigned, or slopes in
+their place; the number of training examples; the metrics that its policy allows. A refusal carries
+the reason of the policy; every other fault its kind only, because its text may quote the data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from forefed.core.errors import ProtocolError
+from forefed.core.keys import Key
+from forefed.core.types import ClientState, Order, Update
+from forefed.data.examples import ClientData
+from forefed.data.population import Population
+from forefed.data.shares import Assigned
+from forefed.data.tasks import Encoded
+from forefed.deploy.envelope import Envelope
+from forefed.deploy.ledger import Ledger, task_digest
+from forefed.deploy.settings import Refusal, SiteSettings, at_site
+from forefed.deploy.weights import weights_of
+from forefed.local import Trainer
+from forefed.models.load import load_tokenizer
+from forefed.models.shell import check_length
+from forefed.models.task import Task
+from forefed.run.build import load_model, make_trainer, measured
+from forefed.run.config import Config
+from forefed.wire.message import check_shapes
+from forefed.wire.orders import decode_broadcast, decode_order
+
+log = logging.getLogger("forefed.site")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's settings, with this site's model and data loaded for them."""
+
+    config: Config
+    task: Task
+    trainer: Trainer
+    rows: Encoded
+    work: Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        return weights_of(self.task.model)
+
+    def data(self, client: int) -> ClientData:
+        """All rows of this site, as those of this client: the same test split as a rehearsal's."""
+        examples = self.rows.train
+        everything, nothing = np.arange(len(examples)), np.arange(0)
+        shares = [everything if c == client else nothing for c in range(client + 1)]
+        return Population(
+            "sites",
+            examples,
+            Assigned.of(shares, len(examples)),
+            Key(self.config.seed).fold("data").fold("population"),
+            self.config.data.client_test_fraction,
+            self.rows.label_names,
+        ).client(client)
+
+
+def prepare(config: Config) -> Prepared:
+    """Load this site's data and the model.
+
+    Raises:
+        UserError: what cannot be loaded, or does not fit.
+    """
+    tokenizer = load_tokenizer(config.model)
+    rows = read_rows(config, tokenizer)
+    task = load_model(config, rows.label_names)
+    longest = int(rows.train.lengths().max())
+    check_length(task.model.config, longest, "data.max_length")
+    trainer = make_trainer(config, task, config.engine, None)
+    return Prepared(config, task, trainer, rows, measured(lambda _: trainer))
+
+
+def read_rows(config: Config, tokenizer: object) -> Encoded:
+    """All rows of this site; the global test set is at the server, so none is held out here."""
+    table = config.data.source.load(None)
+    return config.data.task.encode(
+        replace(table, test=table.rows),
+        tokenizer,
+        config.data.max_length,
+        config.data.test_fraction,
+        Key(config.seed).fold("data"),
+    )
+
+
+@dataclass
+class Site:
+    """Answers envelopes; keeps the model and the data of the last run in memory."""
+
+    settings: SiteSettings
+    folder: Path
+    warm: tuple[str, Prepared] | None = None
+    """The settings that were prepared last, as they came, and what was made of them."""
+
+    def __call__(self, asked: Envelope) -> Envelope:
+        answered = replace(asked, text="", blobs={})
+        try:
+            prepared = self.prepared(asked.text)
+            if asked.kind == "join":
+                return replace(answered, kind="joined", text=self.introduction(prepared))
+            if asked.kind == "train":
+                update = self.train(prepared, asked)
+                return replace(answered, kind="trained", blobs={"update": update})
+            raise ProtocolError(f"a site is not asked '{asked.kind}'")
+        except Refusal as refusal:
+            log.warning("refused: %s", refusal)
+            return replace(answered, kind="refused", text=str(refusal))
+        except Exception as error:
+            log.exception("%s of round %d failed", asked.kind, asked.round)
+            text = f"{type(error).__name__}; the site's log has the details"
+            return replace(answered, kind="failed", text=text)
+
+    def prepared(self, settings: str) -> Prepared:
+        """What this run needs, loaded once. The policy is asked every time."""
+        config = at_site(settings, self.settings, self.folder)
+        if self.warm is None or self.warm[0] != settings:
+            self.warm = None  # the former model's memory, before the next one is loaded
+            log.info("loading %s", config.model.name)
+            self.warm = settings, prepare(config)
+        return self.warm[1]
+
+    def introduction(self, prepared: Prepared) -> str:
+        """Who this is, and on which weights it computes."""
+        least = self.settings.policy.min_examples
+        if len(prepared.rows.train) < least:
+            raise Refusal(f"fewer than {least} examples")
+        return json.dumps({"site": self.settings.name, **prepared.weights})
+
+    def train(self, prepared: Prepared, asked: Envelope) -> bytes:
+        """The update of one order; the same bytes when it is asked for again."""
+        most = self.settings.policy.max_rounds
+        if most is not None and asked.round > most:
+            raise Refusal(f"round {asked.round} of a run, at most {most} here")
+        order = read_order(prepared, asked)
+        ledger = Ledger(self.folder / "done")
+        digest = task_digest(asked.text.encode(), *(asked.blobs[n] for n in sorted(asked.blobs)))
+        known = ledger.find(asked.run, asked.round, digest)
+        if known is not None:
+            log.info("round %d was done already", asked.round)
+            return known
+        data = prepared.data(order.client)
+        if len(data.train) < self.settings.policy.min_examples:
+            raise Refusal(f"fewer than {self.settings.policy.min_examples} training examples")
+        update, state = prepared.work(order, data, ledger.state(asked.run, asked.round))
+        update = replace(update, metrics=self.settings.policy.allowed(update.metrics))
+        payload = prepared.config.codec.encode(update, order.round)
+        check_leaving(prepared, order, payload, self.settings)
+        back = prepared.config.checkpoint_every
+        ledger.keep(asked.run, asked.round, digest, payload, state, back)
+        log.info("round %d: %d examples, %d bytes", order.round, update.n_examples, len(payload))
+        return payload
+
+
+def read_order(prepared: Prepared, asked: Envelope) -> Order:
+    """The order in an envelope, for the model that is here.
+
+    Raises:
+        ProtocolError: damaged, for another task than the header says, or of other shapes.
+    """
+    if asked.blobs.keys() != {"state", "order"}:
+        raise ProtocolError(f"an order has a state and a header, not {sorted(asked.blobs)}")
+    if not asked.run or not asked.run.isalnum():
+        raise ProtocolError("the run's id is no word")  # it names a folder here
+    params, memo, _ = decode_broadcast(asked.blobs["state"])
+    order = decode_order(asked.blobs["order"], params, memo)
+    if (order.round, order.client) != (asked.round, asked.client) or order.client < 0:
+        raise ProtocolError("the order is not the one that its header announces")
+    check_shapes(params, prepared.task.params, "the order's parameters")
+    return order
+
+
+def check_leaving(prepared: Prepared, order: Order, payload: bytes, site: SiteSettings) -> None:
+    """Read what is about to leave as the server will, and compare it with what may.
+
+    Raises:
+        ProtocolError: tensors that were not assigned, or a metric that the policy does not allow.
+    """
+    update = prepared.config.codec.decode(payload, order)
+    held = update.grad if update.grad is not None else update.slopes or {}
+    named = set(order.assigned) if update.grad is not None else {"body", "head"}
+    metrics = update.metrics.keys() - site.policy.allowed(update.metrics).keys()
+    if not held.keys() <= named or metrics:
+        extra = sorted(held.keys() - named) + sorted(metrics)
+        raise ProtocolError(f"this may not leave the site: {extra}")

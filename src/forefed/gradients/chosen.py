@@ -1,0 +1,136 @@
+"""Random directions that are not simply the next ones: picked from candidates, or out of a pool.
+
+Sources: FwdLLM (arXiv 2308.13894) for the candidates, FedKSeed (arXiv 2312.06353) for the pool.
+Client and server choose alike, from keys and from what the server broadcasts, so nothing more
+travels than with plain directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forefed.core import trees
+from forefed.core.keys import Key
+from forefed.core.types import Params
+from forefed.gradients.directions import RandomDirections
+
+
+@dataclass(frozen=True)
+class SelectedDirections(RandomDirections):
+    """For every k the one of ``candidates`` directions that points most along ``anchor``.
+
+    ``anchor`` is r, the unit vector of the last global update over the group's parameters. Chosen
+    is the largest <v, r>: the cosine up to the length of v, which varies by 1 / sqrt(2 d), and
+    which left out makes E[v v^T] = I + (kappa - 1) r r^T exact for Gaussian values, with
+    kappa = E[<v, r>^2]. ``combine`` takes the share along r that was seen too often out again, so
+    the estimate is unbiased. (The published code keeps the bias.)
+    """
+
+    candidates: int = field(kw_only=True)
+    anchor: Params = field(kw_only=True, compare=False)
+
+    @cached_property
+    def picks(self) -> list[int]:
+        """The chosen numbers, direction k out of k * candidates to (k + 1) * candidates - 1.
+
+        The index of a candidate would be log2(candidates) bits of a message; it is rebuilt here.
+        """
+        every = RandomDirections(**{**_fields(self), "k": self.k * self.candidates})
+        along_KC = every.project(self.anchor).reshape(self.k, self.candidates)
+        return [k * self.candidates + int(c) for k, c in enumerate(along_KC.argmax(1))]
+
+    def places(self, ks: Sequence[int]) -> tuple[int, Sequence[int]]:
+        return self.step, [self.picks[k] for k in ks]
+
+    def combine(self, like: Params, slopes_K: Tensor) -> Params | None:
+        """mean_k slopes[k] v_k, less (1 - 1/kappa) of its part along the anchor."""
+        biased = super().combine(like, slopes_K)
+        if biased is None:
+            return None
+        too_much = (1 - 1 / largest_square(self.candidates)) * trees.dot(self.anchor, biased)
+        return biased | {
+            n: (biased[n].double() - too_much * r.double()).to(biased[n].dtype)
+            for n, r in self.anchor.items()
+        }
+
+
+@dataclass(frozen=True)
+class PooledDirections(RandomDirections):
+    """Directions out of a pool of ``pool`` that serves the whole run (``round`` and ``stream`` 0).
+
+    Which ones a step walks along is drawn uniformly by ``draw``, the key of the client's round. All
+    movement stays in the ``pool`` dimensions that the pool spans: sums of slopes, one for each
+    member, say where the parameters have come to.
+    """
+
+    pool: int = field(kw_only=True)
+    draw: Key = field(kw_only=True)
+
+    @cached_property
+    def members(self) -> list[int]:
+        """Which of the pool this step walks along: [k]."""
+        return [int(j) for j in self.draw.fold(self.step).integers(self.k, self.pool)]
+
+    def places(self, ks: Sequence[int]) -> tuple[int, Sequence[int]]:
+        return 0, [self.members[k] for k in ks]
+
+    def sums(self, slopes_TK: Tensor) -> Tensor:
+        """What T local steps add to each member: [pool] float64, so that the steps' estimates sum
+        to sum_j sums[j] v_j. Slopes that are not finite are left out, as ``combine`` does."""
+        sums = torch.zeros(self.pool, dtype=torch.float64)
+        for step, slopes_K in enumerate(slopes_TK.double()):
+            finite = torch.isfinite(slopes_K)
+            members = torch.tensor(self.at(step).members)[finite]
+            # in the order of k: a member may be drawn twice
+            for j, slope in zip(members.tolist(), slopes_K[finite].tolist(), strict=True):
+                sums[j] += slope / len(members)
+        return sums
+
+    def moved(self, like: Params, sums: Tensor) -> Params:
+        """sum_j sums[j] v_j over ``like``, in the order of j."""
+        whole = RandomDirections(**{**_fields(self), "k": self.pool, "step": 0})
+        mean = whole.combine({n: x.double() for n, x in like.items()}, sums)
+        assert mean is not None, "sums are finite"
+        return {n: self.pool * x for n, x in mean.items()}
+
+
+def selected(fresh: RandomDirections, candidates: int, last: Params) -> RandomDirections:
+    """``fresh`` with the best of so many candidates in every place, by the last global update
+    (``last``); as they are where that update is still zero."""
+    norm = trees.norm(last)
+    if not norm:
+        return fresh
+    anchor = {n: x / norm for n, x in last.items()}
+    return SelectedDirections(**_fields(fresh), candidates=candidates, anchor=anchor)
+
+
+def pooled(fresh: RandomDirections, pool: int) -> PooledDirections:
+    """As many directions as ``fresh`` has, drawn from the run's pool."""
+    draw = Key(fresh.run).fold("pool", fresh.tag, fresh.round, fresh.stream)
+    whole_run = replace(fresh, round=0, stream=0, tag="G")
+    return PooledDirections(**_fields(whole_run), pool=pool, draw=draw)
+
+
+def _fields(directions: RandomDirections) -> dict[str, Any]:
+    return {f.name: getattr(directions, f.name) for f in fields(RandomDirections)}
+
+
+@cache
+def largest_square(count: int) -> float:
+    """kappa: E[x^2] of the largest x of ``count`` standard normal values (1, 1, 1.28, ...).
+
+    The integral of x^2 count pdf(x) cdf(x)^(count - 1), by the trapezoidal rule (which converges
+    faster than any power here), rounded so that every mathematical library gives the same bits.
+    """
+    law, step = NormalDist(), 1 / 64
+    points = [i * step for i in range(-12 * 64, 12 * 64 + 1)]
+    terms = (x * x * count * law.pdf(x) * law.cdf(x) ** (count - 1) for x in points)
+    return round(step * math.fsum(terms), 9)

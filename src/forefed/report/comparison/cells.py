@@ -1,0 +1,134 @@
+"""Reading a comparison: ``study.json`` and the record of every cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forefed.core.errors import UserError
+from forefed.core.types import Json
+from forefed.report.read import Metric, Run, read_run
+
+STUDY = "study.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison; ``run`` is None where it has no result, ``error`` says why."""
+
+    name: str
+    method: str
+    dataset: str
+    condition: tuple[tuple[str, Any], ...]
+    tuned: tuple[tuple[str, Any], ...]
+    seed: int
+    run: Run | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where methods are compared: one data set under one condition."""
+
+    dataset: str
+    condition: tuple[tuple[str, Any], ...]
+
+    @property
+    def label(self) -> str:
+        """As in "sst2, partition.alpha = 0.1"; empty where there is one place only."""
+        settings = [f"{key} = {value}" for key, value in self.condition]
+        return ", ".join([*([self.dataset] if self.dataset else []), *settings])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells, and what ``study.json`` says of them."""
+
+    folder: Path
+    study: Json
+    cells: tuple[Cell, ...]
+
+    @property
+    def methods(self) -> list[str]:
+        return list(self.study["methods"])
+
+    @property
+    def reference(self) -> str:
+        return str(self.study["reference"])
+
+    @property
+    def over(self) -> dict[str, list[Any]]:
+        return dict(self.study["over"])
+
+    @property
+    def places(self) -> list[Place]:
+        """In the order of the grid."""
+        return list(dict.fromkeys(Place(c.dataset, c.condition) for c in self.cells))
+
+    def runs(self, place: Place, method: str) -> dict[int, Run]:
+        """The finished runs of a method at a place, by seed."""
+        return {
+            c.seed: c.run
+            for c in self.cells
+            if c.run and (c.dataset, c.condition, c.method) == (*_key(place), method)
+        }
+
+    @property
+    def metric(self) -> Metric:
+        """What all runs are measured by."""
+        return next(c.run.metric for c in self.cells if c.run and c.run.metric)
+
+    @property
+    def shares(self) -> bool:
+        """Is quality a share, shown in percent (else bits per byte, of which fewer are better)?"""
+        return self.metric != "bits_per_byte"
+
+    def better(self, a: float, b: float) -> bool:
+        return a > b if self.shares else a < b
+
+
+def _key(place: Place) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    return place.dataset, place.condition
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """The comparison in ``folder``.
+
+    Raises:
+        UserError: there is none, it is damaged, or its runs are measured in different ways.
+    """
+    path = folder / STUDY
+    try:
+        study = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); 'forefed compare' writes it") from None
+    cells = []
+    for line in study["cells"]:
+        run = None
+        if (folder / line["folder"] / "summary.json").exists():
+            run = read_run(folder / line["folder"])
+        cells.append(
+            Cell(
+                line["name"],
+                line["method"],
+                line["dataset"],
+                tuple((key, _hashable(v)) for key, v in line["condition"].items()),
+                tuple(line["tuned"].items()),
+                line["seed"],
+                run,
+                line["error"],
+            )
+        )
+    measured = {c.run.metric for c in cells if c.run}
+    if len(measured) != 1:
+        raise UserError(
+            f"{folder}: the runs must all be measured by accuracy, or F1, or bits per byte; "
+            "compare different tasks in studies of their own"
+        )
+    return Comparison(folder, study, tuple(cells))
+
+
+def _hashable(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value

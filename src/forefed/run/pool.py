@@ -1,0 +1,104 @@
+"""A server whose parameters are sums of slopes: FedKSeed (arXiv 2312.06353).
+
+All directions of the run come from a pool of P. With plain gradient steps the parameters are then
+
+    w = w0 - lr sum_j a_j v_j,    a_j: the sum of all slopes along member j so far
+
+so P numbers are the whole state, however long the run: a client needs w0, which it draws from the
+run's key, and never receives a parameter. They are rebuilt from w0 in every round, at the server
+and at a client that follows, so that both have the same rounding; that costs P directions.
+
+Departures: averages of the clients' sums (published: the same), in float64; members are drawn
+uniformly (the -Pro variant draws those with larger slopes more often).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from forefed.core import trees
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Order, Params, ServerState, Update
+from forefed.gradients.chosen import PooledDirections
+from forefed.local import Trainer, check_slopes
+from forefed.local.groups import Group, groups_of
+from forefed.optimisers import Optimiser
+from forefed.run.server import Server
+from forefed.run.state import RunState, below
+from forefed.wire.records import RoundRecord, encode_record
+
+SUMS = "sums"  # where the server's state keeps them: "sums/group" -> [P] float64
+
+
+def sums_of(trainer: Trainer, order: Order, update: Update) -> Update:
+    """``update`` with, as its ``grad``, what its slopes add to the members of the pool, by group.
+
+    Raises:
+        ProtocolError: slopes that do not fit the order.
+    """
+    groups = check_slopes(trainer, order, update)
+    slopes = update.slopes or {}
+    return replace(update, grad={g: _pooled(group).sums(slopes[g]) for g, group in groups.items()})
+
+
+@dataclass(frozen=True)
+class PooledServer(Server):
+    """``Server`` with ``sums_of`` for ``rebuild``. ``first`` is w0; ``groups`` and ``steps`` are
+    the clients' (they train everything, by plain gradient steps)."""
+
+    first: Params = field(kw_only=True)
+    groups: Mapping[str, Group] = field(kw_only=True)
+    steps: Optimiser = field(kw_only=True)
+
+    def move(self, state: RunState, change: Params) -> tuple[ServerState, Params]:
+        former = below(state.server, SUMS)
+        sums = {g: former[g] + x if g in former else x for g, x in change.items()}
+        return self.at({**former, **sums})
+
+    def at(self, sums: Params) -> tuple[ServerState, Params]:
+        """State and parameters of these sums."""
+        params = dict(self.first)
+        for group, a in sums.items():
+            if group not in self.groups or not bool(torch.isfinite(a).all()):
+                raise ProtocolError(f"sums of group {group!r} that this run does not have")
+            members = self.groups[group]
+            like = trees.pick(self.first, members.names)
+            for name, moved in _pooled(members).moved(like, a).items():
+                head_lr = self.steps.head_lr if name in self.head else None
+                rate = self.steps.lr if head_lr is None else head_lr
+                params[name] = (self.first[name].double() - rate * moved).to(self.first[name])
+        return {f"{SUMS}/{g}": a for g, a in sums.items()}, params
+
+    def missed(self, state: RunState, client: int) -> bytes | None:
+        """The sums, or the rounds that the client missed where those are fewer bytes; whoever was
+        never there needs the sums."""
+        if state.round == 0:
+            return b""
+        none = {
+            g: torch.zeros(_pooled(x).pool, dtype=torch.float64) for g, x in self.groups.items()
+        }
+        sums = {**none, **below(state.server, SUMS)}
+        whole = encode_record(RoundRecord(state.round, (), sums), self.first)
+        missed = state.log.missed(client)
+        return whole if missed is None or len(missed) >= len(whole) else missed
+
+    def replay(self, state: RunState, record: RoundRecord) -> RunState:
+        """As for every server; from sums at once, whatever was missed."""
+        if not record.sums:
+            return super().replay(state, record)
+        server, params = self.at(record.sums)
+        return replace(state, round=record.round, server=server, params=params)
+
+
+def pooled_groups(trainer: Trainer, run: int, params: Params) -> dict[str, Group]:
+    """The groups of a client that trains everything."""
+    order = Order(run, 0, 0, tuple(params), params)
+    return groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
+
+
+def _pooled(group: Group) -> PooledDirections:
+    assert isinstance(group.directions, PooledDirections), "run/compat.py wants a pool"
+    return group.directions

@@ -1,0 +1,39 @@
+"""A client's copy of the server's state, kept up to date by records.
+
+In a rehearsal all clients that are up to date hold the same bits, so one replica stands for all of
+them; what each of them would have received to get there is counted for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from forefed.core.types import Params
+from forefed.run.state import RunState
+from forefed.wire.records import RoundRecord, decode_records
+
+
+@dataclass
+class Replica:
+    """``follow`` is ``Server.replay``. ``state`` changes in place; None before the first visit."""
+
+    follow: Callable[[RunState, RoundRecord], RunState]
+    state: RunState | None = None
+
+    def receive(self, round: int, params: Params, memo: Params, carried: Params) -> None:
+        """Start from what the server broadcast at the beginning of this round."""
+        flat = {f"params/{n}": x for n, x in params.items()}
+        flat |= {f"memo/{n}": x for n, x in memo.items()}
+        self.state = RunState.of_flat(round - 1, {**flat, **carried})
+
+    def catch_up(self, missed: bytes) -> None:
+        """Do again what the server did in the rounds that are recorded here and not done yet.
+
+        Raises:
+            ProtocolError: damaged records, or records that begin after the replica's state.
+        """
+        assert self.state is not None, "whoever is sent records has been sent the parameters before"
+        for record in decode_records(missed, self.state.params):
+            if record.round > self.state.round:
+                self.state = self.follow(self.state, record)

@@ -1,0 +1,183 @@
+"""A round as a record: what it takes to do again what the server did.
+
+Source: DeComFL (arXiv 2405.15861), where a client that returns receives the scalars that it missed.
+A record is the message "record": its meta data names who trained what, its body holds their slopes
+(float32, as they came). With shared directions the server has averaged the slopes before anything
+is rebuilt, so a record has one entry and its size depends neither on the number of parameters nor
+on the cohort. Records are self-delimiting: several of them, one after the other, are a log.
+
+    meta  {"r": round, "a": [assignment], "e": [[client, examples, assignment number], ...]}
+          an assignment is a list of [start, stop) over the sorted names of all parameters
+    body  "entry number/group" -> [steps, K]; "sums/group" -> [P] float64
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Params
+from forefed.wire.message import (
+    frames,
+    pack,
+    pack_tensors,
+    unpack,
+    unpack_tensors,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The slopes of one client, or the averaged ones of several that share their directions.
+
+    ``client`` decides the directions (where they are not shared) and the engine; ``slopes`` maps a
+    group to [steps, K] float32.
+    """
+
+    client: int
+    n_examples: int
+    assigned: tuple[str, ...]
+    slopes: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What the server applied in one round; or, with a pool of directions, ``sums`` [P] by group of
+    all that it has applied up to the end of this round."""
+
+    round: int
+    entries: tuple[Entry, ...] = ()
+    sums: Params = field(default_factory=dict)
+
+
+def encode_record(record: RoundRecord, names: Iterable[str]) -> bytes:
+    """One record; ``names`` are those of all parameters."""
+    position = {name: i for i, name in enumerate(sorted(names))}
+    assignments: dict[tuple[str, ...], int] = {}
+    for entry in record.entries:
+        assignments.setdefault(entry.assigned, len(assignments))
+    meta = {
+        "r": record.round,
+        "a": [_runs([position[n] for n in assigned]) for assigned in assignments],
+        "e": [[e.client, e.n_examples, assignments[e.assigned]] for e in record.entries],
+    }
+    slopes = {f"{i}/{g}": x for i, e in enumerate(record.entries) for g, x in e.slopes.items()}
+    sums = {f"sums/{g}": x for g, x in record.sums.items()}
+    return pack("record", meta, pack_tensors(slopes | sums))
+
+
+def decode_record(data: bytes, names: Iterable[str]) -> RoundRecord:
+    """The inverse.
+
+    Raises:
+        ProtocolError: damaged, or of a form that no server of this version sends.
+    """
+    meta, body = unpack(data, "record")
+    ordered = sorted(names)
+    slopes: dict[int, dict[str, Tensor]] = {}
+    sums: Params = {}
+    for place, x in unpack_tensors(body).items():
+        number, _, group = place.partition("/")
+        if number == "sums" and x.ndim == 1 and x.dtype == torch.float64:
+            sums[group] = x
+            continue
+        if not number.isdecimal() or x.ndim != 2 or x.dtype != torch.float32:
+            raise ProtocolError(f"record: {place!r} is no float32 [steps, K] of an entry")
+        slopes.setdefault(int(number), {})[group] = x
+    try:
+        assignments = [
+            tuple(n for start, stop in runs for n in _slice(ordered, start, stop))
+            for runs in meta["a"]
+        ]
+        entries = tuple(
+            Entry(int(client), int(n), assignments[int(a)], slopes.pop(i))
+            for i, (client, n, a) in enumerate(meta["e"])
+        )
+        record = RoundRecord(int(meta["r"]), entries, sums)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the record cannot be read: {error!r}") from None
+    if slopes:
+        raise ProtocolError(f"record of round {record.round}: slopes that belong to no entry")
+    return record
+
+
+def decode_records(data: bytes, names: Collection[str]) -> Iterator[RoundRecord]:
+    """The records of a log, in the order in which they were written."""
+    for frame in frames(data):
+        yield decode_record(frame, names)
+
+
+@dataclass(frozen=True)
+class RecordLog:
+    """What the server keeps so that clients can catch up.
+
+    ``records``: the last rounds, by round; ``visits``: the round in which a client answered last,
+    at whose beginning it held the server's parameters. Records are kept as long as all of them
+    together are fewer bytes than the parameters: whoever has missed more receives those.
+    """
+
+    records: Mapping[int, bytes] = field(default_factory=dict)
+    visits: Mapping[int, int] = field(default_factory=dict)
+
+    def missed(self, client: int) -> bytes | None:
+        """The records from the client's last visit on; None: it needs the parameters."""
+        if client not in self.visits:
+            return None
+        return b"".join(x for r, x in self.records.items() if r >= self.visits[client])
+
+    def after(self, round: int, record: bytes, visitors: Iterable[int], limit: int) -> RecordLog:
+        """The log after a round that these clients answered; ``limit``: bytes of the parameters."""
+        records = {**self.records, round: record}
+        total = sum(len(x) for x in records.values())
+        for oldest in sorted(records):
+            if total < limit:
+                break
+            total -= len(records.pop(oldest))
+        visits = {**self.visits, **dict.fromkeys(visitors, round)}
+        oldest = min(records, default=round + 1)
+        return replace(self, records=records, visits=_from(visits, oldest))
+
+    def tensors(self) -> Params:
+        """As a checkpoint keeps it."""
+        kept = {
+            f"record/{r}": torch.frombuffer(bytearray(x), dtype=torch.uint8)
+            for r, x in self.records.items()
+        }
+        visits = torch.tensor(sorted(self.visits.items()), dtype=torch.int64).reshape(-1, 2)
+        return {**kept, "visits": visits} if self.visits else kept
+
+    @staticmethod
+    def of_tensors(tensors: Params) -> RecordLog:
+        """The inverse of ``tensors``."""
+        records = {
+            int(name.removeprefix("record/")): x.numpy().tobytes()
+            for name, x in tensors.items()
+            if name != "visits"
+        }
+        visits = tensors["visits"].tolist() if "visits" in tensors else []
+        return RecordLog(dict(sorted(records.items())), {int(c): int(r) for c, r in visits})
+
+
+def _from(visits: Mapping[int, int], oldest: int) -> dict[int, int]:
+    return {client: r for client, r in visits.items() if r >= oldest}
+
+
+def _runs(positions: Sequence[int]) -> list[list[int]]:
+    """[start, stop) pairs that list these positions in their order."""
+    runs: list[list[int]] = []
+    for p in positions:
+        if runs and runs[-1][1] == p:
+            runs[-1][1] = p + 1
+        else:
+            runs.append([p, p + 1])
+    return runs
+
+
+def _slice(names: Sequence[str], start: int, stop: int) -> Sequence[str]:
+    if not 0 <= start < stop <= len(names):
+        raise IndexError(f"[{start}, {stop}) of {len(names)} parameters")
+    return names[start:stop]

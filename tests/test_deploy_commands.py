@@ -1,0 +1,187 @@
+"""``forefed site`` and ``forefed server`` without a network: folders, rights, refusals."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import tomllib
+
+import pytest
+
+from commands import mistake
+from deployment import deployed, rehearsal
+from forefed.core.errors import UserError
+from forefed.deploy import places
+from forefed.run import configure
+from forefed.run.compat import DEPLOYED, check
+
+CASES = {
+    "deadline_s": ["deadline_s"],
+    "data.task.labels": ["labels"],
+    "engine.kind = 'auto'": ["engine.kind=auto"],
+    "faults are": ["faults.crash=0.1"],
+    "data.limit": ["data.limit=20"],
+    "evaluate.clients": ["evaluate.clients=2"],
+    "download.kind": [
+        "strategy=spry",
+        "codec=scalars",
+        "download=scalars",
+        "client.optimiser=sgd",
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_a_deployment_cannot_do_is_refused_with_its_reason(world, tmp_path, case):
+    sets = CASES[case]
+    config = deployed(world, tmp_path, *(s for s in sets if "=" in s))
+    if sets == ["deadline_s"]:
+        config = config.model_copy(update={"deadline_s": None})
+    if sets == ["labels"]:
+        task = config.data.task.model_copy(update={"labels": None})
+        data = config.data.model_copy(update={"task": task})
+        config = config.model_copy(update={"data": data})
+    with pytest.raises(UserError, match=case):
+        check(config, deployed=True)
+
+
+def test_every_reason_has_its_case(world, tmp_path):
+    assert len(CASES) == len(DEPLOYED)
+    check(deployed(world, tmp_path), deployed=True)
+
+
+def test_a_rehearsal_and_a_deployment_are_not_mistaken_for_each_other(world, tmp_path):
+    with pytest.raises(UserError, match="forefed server run"):
+        check(deployed(world, tmp_path), deployed=False)
+    with pytest.raises(UserError, match=r"partition\.names"):
+        check(rehearsal(world, tmp_path), deployed=True)
+
+
+def test_a_minimum_above_the_cohort_is_refused():
+    with pytest.raises(UserError, match="cohort_min"):
+        check(configure(sets=["cohort=3", "cohort_min=4"]))
+
+
+def test_without_flower_the_remedy_is_named(forefed_command, monkeypatch, tmp_path):
+    monkeypatch.setattr(places, "find_spec", lambda _: None)
+    mistake(forefed_command("server", "init", tmp_path / "s"), "forefed[flower]")
+
+
+def rights(folder):
+    return {
+        str(p.relative_to(folder)): stat.S_IMODE(p.stat().st_mode)
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+@pytest.fixture
+def made(forefed_command, world, tmp_path):
+    """A server's and a site's folder."""
+    pytest.importorskip("flwr")
+    server, site = tmp_path / "server", tmp_path / "site"
+    said = forefed_command("server", "init", server, "--port", 18999, "--name", "hub.example")
+    assert said.status == 0, said
+    arguments = ["--name", "north", "--data", world.texts, "--ca", server / "ca.crt"]
+    said = forefed_command("site", "init", site, *arguments, "--server", "hub.example:443")
+    assert said.status == 0 and "63 rows" in said.out and "node.pub" in said.out, said
+    return server, site
+
+
+def test_secrets_are_their_owners(made):
+    server, site = made
+    for folder, private in (
+        (server, {"ca.key", "server.key", "superexec.secret"}),
+        (site, {"node.key", "superexec.secret", "site.toml"}),
+    ):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        found = rights(folder)
+        assert all(found[name] == 0o600 for name in private)
+
+
+def test_certificates_prove_the_server_to_its_sites(made):
+    server, site = made
+    command = ["openssl", "verify", "-verify_hostname", "hub.example", "-CAfile"]
+    done = subprocess.run(
+        [*command, site / "ca.crt", server / "server.crt"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done
+    wrong = subprocess.run(
+        [*command[:3], "other.example", "-CAfile", site / "ca.crt", server / "server.crt"],
+        capture_output=True,
+    )
+    assert wrong.returncode != 0
+
+
+def test_nothing_listens_on_other_than_loopback_unless_told_so(made):
+    server, site = made
+    settings = tomllib.loads((server / "server.toml").read_text())
+    assert settings["host"] == "127.0.0.1"
+    programs = places.ServerFolder(server).programs(settings["host"], settings["port"])
+    programs += places.SiteFolder(site).programs("hub.example:443", 9094)
+    for program in programs:
+        words = list(program.command)
+        hosts = [words[i + 1] for i, w in enumerate(words) if w == "--host"]
+        assert hosts in ([], ["127.0.0.1"])
+        if any("flower-" in w for w in words):
+            assert "--superexec-auth-secret-file" in words
+        if any(w.endswith(("superlink", "supernode")) for w in words[:1]):
+            assert words[words.index("--isolation") + 1] == "process"
+
+
+def test_nobody_is_told_anything(made):
+    environment = places.ServerFolder(made[0]).environment()
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert environment["FLWR_HOME"].startswith(str(made[0]))
+
+
+def test_the_proxy_lets_the_fleet_interface_through_and_nothing_else(made):
+    text = (made[0] / "install" / "nginx.conf").read_text()
+    assert "server_name hub.example;" in text
+    assert text.count("proxy_pass") == 1 and "location /v1/fleet/ {" in text
+    assert "location / {\n        return 403;" in text
+    unit = (made[0] / "install" / "forefed-server.service").read_text()
+    assert f"server start {made[0]}" in unit
+
+
+def test_no_folder_is_made_twice(made, forefed_command, world):
+    server, site = made
+    before = {**rights(server), **rights(site)}
+    mistake(forefed_command("server", "init", server), "there is a server here already")
+    arguments = ["--name", "x", "--data", world.texts, "--ca", server / "ca.crt"]
+    said = forefed_command("site", "init", site, *arguments, "--server", "h:1")
+    mistake(said, "there is a site here already")
+    assert {**rights(server), **rights(site)} == before
+
+
+MISTAKES = {
+    "no data": (["--data", "nowhere.csv"], "nowhere.csv"),
+    "no certificate": (["--ca", "nowhere.crt"], "nowhere.crt"),
+    "name": (["--name", "a b"], "name"),
+    "port": (["--port", "70000"], "port"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_of_a_new_site(made, forefed_command, world, tmp_path, case):
+    more, word = MISTAKES[case]
+    plain = ["--name", "x", "--data", world.texts, "--ca", made[0] / "ca.crt", "--server", "h:1"]
+    folder = tmp_path / "new"
+    mistake(forefed_command("site", "init", folder, *plain, *more), word)
+    assert not folder.exists()
+
+
+def test_where_nothing_is_the_remedy_is_named(forefed_command, tmp_path):
+    pytest.importorskip("flwr")
+    for what in ("site", "server"):
+        mistake(forefed_command(what, "start", tmp_path), f"forefed {what} init")
+
+
+def test_a_site_looks_at_its_data_again(made, forefed_command):
+    said = forefed_command("site", "check", made[1])
+    assert said.status == 0 and "63 rows" in said.out
+
+
+def test_a_server_that_does_not_run_is_named(made, forefed_command):
+    mistake(forefed_command("server", "status", made[0]), "does the server run?")

@@ -1,0 +1,259 @@
+"""Runs over a post: the same bits as a rehearsal, and exactly one outcome for every order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from deployment import (
+    NAMES,
+    STRATEGIES,
+    FakePost,
+    deployed,
+    failing,
+    make_sites,
+    orders_for,
+    rehearsal,
+    remote,
+    trained_by,
+)
+from federation import Interrupted, StopAfter, lines
+from forefed.core import trees
+from forefed.core.types import Lost, Reply
+from forefed.deploy.connect import connect_by
+from forefed.deploy.envelope import Envelope
+from forefed.deploy.remote import Failure
+from forefed.run import run
+from forefed.run.inprocess import SURPLUS, InProcess
+from toy import toy_clients
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_three_sites_end_with_the_bits_of_the_rehearsal(world, tmp_path, strategy):
+    more = STRATEGIES[strategy]
+    alone = run(rehearsal(world, tmp_path / "a", *more))
+    sites = make_sites(world, tmp_path / "b")
+    said: list[str] = []
+    connect = connect_by(FakePost(sites), said.append)
+    together = run(deployed(world, tmp_path / "b", *more), connect=connect)
+    assert together.summary["digest"] == alone.summary["digest"]
+    assert together.summary["final"] == alone.summary["final"]
+    ours, theirs = lines(together.folder, "rounds.jsonl"), lines(alone.folder, "rounds.jsonl")
+    assert [r["loss"] for r in ours] == [r["loss"] for r in theirs]
+    assert sorted(said) == sorted(f"{n} takes part" for n in NAMES)
+
+
+FAULTS = {
+    "cut": (lambda a: [replace(a, blobs={"update": a.blobs["update"][:-1]})], "transport"),
+    "flipped": (lambda a: [replace(a, blobs={"update": flipped(a.blobs["update"])})], "transport"),
+    "other round": (lambda a: [replace(a, round=7)], "transport"),
+    "other client": (lambda a: [replace(a, client=a.client + 1)], "transport"),
+    "other run": (lambda a: [replace(a, run="otherrun")], "transport"),
+    "a question": (lambda a: [replace(a, kind="train")], "transport"),
+    "no update": (lambda a: [replace(a, blobs={})], "transport"),
+    "one blob more": (lambda a: [replace(a, blobs={**a.blobs, "x": b""})], "transport"),
+    "oversized": (lambda a: [replace(a, blobs={"update": bytes(1 << 27)})], "transport"),
+    "failed": (lambda a: [replace(a, kind="failed", blobs={}, text="OSError")], "error"),
+    "refused": (lambda a: [replace(a, kind="refused", blobs={}, text="no")], "error"),
+    "crash": (failing("crash"), "crash"),
+    "offline": (failing("offline"), "offline"),
+    "expired": (failing("deadline"), "deadline"),
+    "silent": (lambda a: [], "deadline"),
+}
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:40] + bytes([data[40] ^ 1]) + data[41:]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_answer_that_is_none_is_one_loss_and_the_round_goes_on(fault):
+    tamper, reason = FAULTS[fault]
+    loop, _ = remote(tamper={"b": tamper}, deadline_s=0.1)
+    state, report = loop.round(orders_for(loop))
+    assert [lost.client for lost in report.lost] == [1]
+    assert report.lost[0].reason == reason
+    assert sorted(u.client for u in report.updates) == [0, 2]
+    assert state.round == 1
+
+
+def test_an_oversized_answer_is_refused_before_it_is_read():
+    loop, _ = remote(tamper={"b": FAULTS["oversized"][0]})
+    _, report = loop.round(orders_for(loop))
+    assert [lost.detail for lost in report.lost if "bytes; at most" in lost.detail]
+
+
+def test_a_question_that_cannot_be_sent_is_a_loss():
+    loop, post = remote()
+    post.unsendable = {"c"}
+    _, report = loop.round(orders_for(loop))
+    assert [(lost.client, lost.reason, lost.bytes_down) for lost in report.lost] == [
+        (2, "transport", 0)
+    ]
+
+
+def test_an_answer_that_comes_twice_counts_once():
+    once, _ = remote()
+    twice, _ = remote(tamper={n: lambda a: [a, a] for n in "abc"})
+    a, _ = once.round(orders_for(once))
+    b, report = twice.round(orders_for(twice))
+    assert sorted(u.client for u in report.updates) == [0, 1, 2] and not report.lost
+    assert all((a.params[n] == b.params[n]).all() for n in a.params)
+
+
+def test_bytes_are_those_of_the_letters():
+    loop, post = remote()
+    _, report = loop.round(orders_for(loop))
+    sent = [e for _, e in post.asked if e.kind == "train"]
+    assert (
+        report.bytes_down
+        == sum(e.size for e in sent)
+        > 3 * sum(x.nbytes for x in orders_for(loop).params.values())
+    )
+
+
+def test_over_selection_takes_the_first_answers_and_counts_the_late_ones():
+    loop, _ = remote(cohort=2, over_select=0.5)
+    _, report = loop.round(orders_for(loop))
+    assert len(report.cohort) == 3 and len(report.updates) == 2
+    assert [(lost.reason, lost.detail) for lost in report.lost] == [("deadline", SURPLUS)]
+    assert report.lost[0].bytes_down > 0
+
+
+def test_over_selection_makes_up_for_a_loss():
+    loop, _ = remote(cohort=2, over_select=0.5, tamper={"a": failing("crash")})
+    _, report = loop.round(orders_for(loop))
+    assert sorted(u.client for u in report.updates) == [1, 2]
+    assert [lost.reason for lost in report.lost] == ["crash"]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "spry-scalars"])
+def test_a_run_that_goes_on_after_a_stop_ends_with_the_same_bits(world, tmp_path, strategy):
+    more = [
+        *STRATEGIES[strategy],
+        *(["client.keep_optimiser=true"] if strategy == "fedavg" else []),
+    ]
+    whole = run(rehearsal(world, tmp_path / "a", *more))
+    connect = connect_by(FakePost(make_sites(world, tmp_path / "b")))
+    config = deployed(world, tmp_path / "b", *more)
+    with pytest.raises(Interrupted):  # in round 2, when two sites have done their work
+        run(config, connect=connect, watcher=StopAfter(1, 2))
+    again = connect_by(FakePost(make_sites(world, tmp_path / "b")))  # nobody remembers but on disk
+    assert run(config, resume=True, connect=again).summary["digest"] == whole.summary["digest"]
+
+
+def rehearsed(**slots):
+    """The same three clients and three more in this process."""
+    loop, post = remote(**slots)
+    clients, trainer = toy_clients(), post.sites["a"].trainer
+    transport = InProcess(len(clients), clients.__getitem__, trainer, trainer.codec.encode)
+    return replace(loop, transport=transport)
+
+
+def test_a_rehearsal_over_selects_too_and_nobody_is_always_late():
+    loop = rehearsed(cohort=2, over_select=1.0)
+    state, late = orders_for(loop), Counter()
+    for _ in range(40):
+        state, report = loop.round(state)
+        assert len(report.cohort) == 4 and len(report.updates) == len(report.lost) == 2
+        assert {lost.detail for lost in report.lost} == {SURPLUS}
+        assert report.bytes_down == 2 * sum(lost.bytes_down for lost in report.lost)
+        late.update(lost.client for lost in report.lost)
+    assert all(5 <= late[c] <= 25 for c in range(6))  # 40 * 4/6 * 1/2 = 13 of each
+
+
+def test_a_rehearsal_abandons_a_round_with_too_few_answers():
+    loop = rehearsed(cohort=6, cohort_min=6)
+    lossy = replace(loop, transport=replace(loop.transport, faults={"crash": 0.3}))
+    start = orders_for(loop)
+    after, report = lossy.round(start)
+    assert report.abandoned == 6 - len(report.lost) > 0
+    assert after.round == 1 and trees.digest(after.params) == trees.digest(start.params)
+    whole, report = loop.round(start)
+    assert not report.abandoned and trees.digest(whole.params) != trees.digest(start.params)
+
+
+def test_a_round_with_too_few_answers_changes_nothing():
+    loop, post = remote(cohort_min=2, tamper={n: failing("crash") for n in "ab"})
+    start = orders_for(loop)
+    state, report = loop.round(start)
+    assert (report.abandoned, len(report.updates), len(report.lost)) == (1, 0, 2)
+    assert state.round == 1 and trees.digest(state.params) == trees.digest(start.params)
+    post.tamper.clear()
+    state, report = loop.round(state)
+    assert report.abandoned == 0 and len(report.updates) == 3
+    assert trees.digest(state.params) != trees.digest(start.params)
+
+
+def test_members_come_and_go():
+    loop, post = remote()
+    members = loop.transport.members
+    post.offline = {"b"}
+    assert members() == [0, 2]
+    post.offline = {"a"}
+    assert members() == [1, 2]
+    post.offline = {"a", "b", "c"}
+    assert members() == []
+
+
+def test_without_any_site_a_round_is_empty():
+    loop, post = remote()
+    post.offline = {"a", "b", "c"}
+    state, report = loop.round(orders_for(loop))
+    assert report.cohort == () and not report.updates and state.round == 1
+
+
+STRANGERS = {
+    "not on the list": ({"site": "z"}, "partition.names"),
+    "another's name": ({"site": "a"}, "registered as 'b'"),
+    "other weights": ({"weights": "0"}, "other model weights"),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+def test_who_does_not_take_part(stranger):
+    about, why = STRANGERS[stranger]
+    said: list[str] = []
+    registered = about != {"site": "z"}
+    loop, _ = remote(about={"b": about}, say=said.append, registered=registered)
+    assert loop.transport.members() == [0, 2]
+    assert [text for text in said if why in text and "does not take part" in text]
+
+
+def test_nobody_takes_the_place_of_a_site_that_is_there():
+    said: list[str] = []
+    loop, _ = remote(about={"b": {"site": "a"}}, registered=False, say=said.append)
+    assert loop.transport.members() == [0, 2]
+    assert [text for text in said if "joined from another node" in text]
+
+
+def test_a_site_that_is_turned_away_is_asked_once_a_round():
+    loop, post = remote(about={"b": {"site": "z"}}, join_s=0.3)
+    loop.transport.members()
+    loop.transport.members()
+    assert [name for name, e in post.asked if e.kind == "join"].count("b") == 2
+
+
+def test_answers_of_any_kind_give_exactly_one_outcome_per_order():
+    loop, post = remote()
+    loop.transport.members()
+    orders = list(loop.plan(orders_for(loop)).values())
+    post.tamper = {
+        "a": lambda a: [Failure("error", "x" * 1000), a],
+        "b": lambda a: [a, replace(a, round=9), Failure("crash", "")],
+    }
+    outcomes = list(loop.transport.exchange(orders, 0.1))
+    assert sorted(o.client for o in outcomes) == [0, 1, 2]
+    lost = [o for o in outcomes if isinstance(o, Lost)]
+    assert sum(isinstance(o, Reply) for o in outcomes) == 2 and len(lost[0].detail) <= 300
+
+
+def test_the_reply_is_what_the_site_has_sent():
+    loop, post = remote()
+    loop.transport.members()
+    order = next(iter(loop.plan(orders_for(loop)).values()))
+    (reply,) = loop.transport.exchange([order], 1.0)
+    answer: Envelope = trained_by(post, "a")
+    assert isinstance(reply, Reply) and reply.payload == answer.blobs["update"]

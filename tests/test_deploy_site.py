@@ -1,0 +1,238 @@
+"""A site: what it refuses, what leaves it, and that it does every task once."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+
+from deployment import NAMES, FakePost, deployed, make_sites, site_settings, write_rows
+from federation import CLASSES
+from forefed.core.errors import ProtocolError, UserError
+from forefed.core.types import Update
+from forefed.deploy.connect import connect_by
+from forefed.deploy.envelope import Envelope
+from forefed.deploy.ledger import Ledger
+from forefed.deploy.settings import METRICS, at_site, for_sites, read_site
+from forefed.deploy.site import check_leaving, read_order
+from forefed.run import run
+from forefed.run.build import build
+from forefed.wire.message import pack, unpack
+from forefed.wire.orders import encode_broadcast, encode_order
+
+KEEPING = ["strategy=fedavg", "client.keep_optimiser=true"]
+
+
+@pytest.fixture(scope="module")
+def order(world, tmp_path_factory):
+    """The question "train" of round 1 to the site "large", and what it takes to make more."""
+    out = tmp_path_factory.mktemp("order")
+    post = FakePost(make_sites(world, out))
+    federation = build(deployed(world, out, *KEEPING), connect=connect_by(post))
+    orders = federation.star.plan(federation.start())
+    asked = next(e for _, e in post.asked)
+    blobs = {"state": encode_broadcast(orders[0]), "order": encode_order(orders[0])}
+    return replace(asked, kind="train", round=1, client=0, blobs=blobs)
+
+
+@pytest.fixture
+def site(world, tmp_path):
+    return make_sites(world, tmp_path)["large"]
+
+
+def test_the_server_learns_no_place_and_sites_get_no_place(world, tmp_path):
+    config = deployed(world, tmp_path)
+    text = for_sites(config)
+    assert "source" not in text and str(tmp_path) not in text
+    assert json.loads(text)["data"]["task"]["labels"] == list(CLASSES)
+    here = site_settings(world, "main", write_rows(tmp_path / "rows"))
+    local = at_site(text, here, tmp_path / "here")
+    assert local.data.source.path.name == "main.jsonl" and local.out == tmp_path / "here"
+    assert local.client == config.client and local.engine == config.engine
+
+
+def test_a_site_reads_its_own_columns(world, tmp_path):
+    columns = {"text": "note", "label": "code"}
+    data = {"source": {"kind": "files", "path": str(tmp_path / "x.csv")}, "columns": columns}
+    here = site_settings(world, "main", write_rows(tmp_path / "rows"), data=data)
+    local = at_site(for_sites(deployed(world, tmp_path)), here, tmp_path)
+    assert (local.data.task.text, local.data.task.label) == ("note", "code")
+
+
+POLICIES = {
+    "strategy": ({"policy": {"strategies": ["spry"]}}, "strategy 'fedavg'"),
+    "epochs": ({"policy": {"max_epochs": 1}}, "client.epochs = 2, at most 1"),
+    "steps": ({"policy": {"max_steps": 1}}, "client.max_steps = 2, at most 1"),
+    "examples": ({"policy": {"min_examples": 99}}, "fewer than 99"),
+    "model": ({"models": {"minilm": "minilm"}}, "is not allowed here"),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_site_refuses_by_its_policy_and_says_why(world, tmp_path, policy):
+    more, why = POLICIES[policy]
+    site = make_sites(world, tmp_path, **more)["large"]
+    settings = for_sites(deployed(world, tmp_path, "strategy=fedavg", "client.epochs=2"))
+    answer = site(Envelope("join", "run", text=settings))
+    assert answer.kind == "refused" and why in answer.text
+
+
+def test_a_site_leaves_after_the_rounds_it_has_promised(world, tmp_path, order):
+    site = make_sites(world, tmp_path, policy={"max_rounds": 3})["large"]
+    answer = site(replace(order, round=4))
+    assert answer.kind == "refused" and "at most 3" in answer.text
+
+
+def test_a_refusal_reaches_the_server_and_the_others_go_on(world, tmp_path):
+    sites = make_sites(world, tmp_path)
+    strict = make_sites(world, tmp_path, policy={"strategies": ["spry"]})["main"]
+    said: list[str] = []
+    connect = connect_by(FakePost({**sites, "main": strict}), said.append)
+    result = run(deployed(world, tmp_path, "strategy=fedavg", "rounds=1"), connect=connect)
+    assert result.summary["rounds"] == 1
+    assert "main does not take part: refused: strategy 'fedavg' is not allowed here" in said
+
+
+def test_what_went_wrong_stays_at_the_site(world, tmp_path, caplog):
+    site = make_sites(world, tmp_path)["large"]
+    settings = for_sites(deployed(world, tmp_path))
+    path = site.settings.data.source.path
+    secret = "patient 4711"
+    path.write_text(json.dumps({"text": "w5", "label": secret}) + "\n")
+    with caplog.at_level(logging.ERROR):
+        answer = site(Envelope("join", "run", text=settings))
+    assert answer.kind == "failed" and answer.text.startswith("UserError;")
+    assert secret not in answer.text and secret in caplog.text
+
+
+def test_a_task_is_done_once_however_often_it_is_asked_for(site, order, monkeypatch):
+    first = site(order)
+    assert first.kind == "trained"
+    monkeypatch.setattr("forefed.local.training.Trainer.__call__", None)  # would fail
+    assert site(order) == first
+    site.warm = None  # as after a restart
+    assert site(order) == first
+
+
+def test_a_second_delivery_moves_no_moments(site, order):
+    twice, once = site, replace(site, folder=site.folder.parent / "copy")
+    second = at_round(order, 2)
+    twice(order), twice(order)
+    once(order)
+    assert twice(second) == once(second)
+    fresh = replace(site, folder=site.folder.parent / "fresh")
+    assert fresh(second) != once(second)  # the moments do matter
+
+
+def test_a_server_that_goes_back_to_its_checkpoint_gets_the_same_answers(site, order):
+    answers = [site(at_round(order, r)) for r in (1, 2)]
+    assert [site(at_round(order, r)) for r in (1, 2)] == answers
+
+
+def test_a_round_that_is_done_anew_is_done_from_the_moments_before_it(site, order):
+    site(order)
+    second = at_round(order, 2)
+    kept = site(second)
+    other = replace(second, text=second.text.replace('"rounds":3', '"rounds":4'))
+    assert other.text != second.text
+    assert site(other).blobs == kept.blobs
+
+
+def at_round(asked: Envelope, number: int) -> Envelope:
+    meta, _ = unpack(asked.blobs["order"], "order")
+    order = pack("order", {**meta, "r": number})
+    return replace(asked, round=number, blobs={**asked.blobs, "order": order})
+
+
+BROKEN = {
+    "cut": lambda e: replace(e, blobs={**e.blobs, "state": e.blobs["state"][:-1]}),
+    "one blob": lambda e: replace(e, blobs={"order": e.blobs["order"]}),
+    "other round": lambda e: replace(e, round=2),
+    "other client": lambda e: replace(e, client=1),
+    "a path as run": lambda e: replace(e, run="../../x"),
+    "an answer": lambda e: replace(e, kind="trained"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_question_fails_and_touches_nothing(site, order, fault):
+    before = sorted(site.folder.rglob("*"))
+    answer = site(BROKEN[fault](order))
+    assert answer.kind == "failed" and "ProtocolError" in answer.text and not answer.blobs
+    assert sorted(site.folder.rglob("*")) == before
+
+
+def test_settings_of_another_version_are_refused(site):
+    answer = site(Envelope("join", "run", text='{"novelty": 1}'))
+    assert answer.kind == "refused" and "versions" in answer.text
+
+
+def test_what_leaves_is_what_was_assigned_and_what_the_policy_allows(world, tmp_path, order):
+    site = make_sites(world, tmp_path, policy={"metrics": ["loss"]})["large"]
+    answer = site(order)
+    meta, body = unpack(answer.blobs["update"], "dense")
+    assert meta.keys() == {"r", "c", "n", "m"} and meta["m"].keys() == {"loss"}
+    prepared = site.prepared(order.text)
+    asked = read_order(prepared, order)
+    assert set(safetensors.torch.load(bytes(body))) == set(asked.assigned)
+    assert answer.text == "" and answer.blobs.keys() == {"update"}
+
+
+def test_nothing_else_may_leave(world, tmp_path, order):
+    site = make_sites(world, tmp_path, policy={"metrics": ["loss"]})["large"]
+    prepared = site.prepared(order.text)
+    asked = read_order(prepared, order)
+    grad = {n: asked.params[n] for n in asked.assigned}
+    codec = prepared.config.codec
+    check_leaving(prepared, asked, codec.encode(Update(0, 5, grad), 1), site.settings)
+    more = codec.encode(Update(0, 5, {**grad, "text": grad[asked.assigned[0]]}), 1)
+    told = codec.encode(Update(0, 5, grad, metrics={"loss": 1.0, "steps": 2.0}), 1)
+    for payload in (more, told):
+        with pytest.raises(ProtocolError):
+            check_leaving(prepared, asked, payload, site.settings)
+
+
+def test_the_policy_knows_every_metric_of_local_training(site, order):
+    meta, _ = unpack(site(order).blobs["update"], "dense")
+    assert {n.split("/")[0] for n in meta["m"]} <= set(METRICS)
+    assert {"loss", "steps", "forwards"} <= meta["m"].keys()
+
+
+def test_the_ledger_forgets_what_no_server_can_ask_for(tmp_path):
+    ledger = Ledger(tmp_path)
+    for r in (1, 2, 4, 7, 8):
+        ledger.keep("run", r, f"task {r}", b"x", {}, back=3)
+    assert ledger.rounds("run") == [4, 7, 8]  # 4: the state before round 5, to which it may go back
+    ledger.keep("run", 7, "task 7", b"y", {}, back=3)
+    assert ledger.rounds("run") == [4, 7]
+    assert ledger.find("run", 7, "task 7") == b"y" and ledger.find("run", 7, "another") is None
+    for i in range(6):
+        ledger.keep(f"other{i}", 1, "task", b"x", {}, back=1)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_damaged_ledger_is_a_users_mistake(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.keep("run", 1, "task", b"x", {}, back=1)
+    (tmp_path / "run" / "1.safetensors").write_bytes(b"garbage")
+    with pytest.raises(UserError, match="damaged"):
+        ledger.find("run", 1, "task")
+
+
+def test_site_settings_are_closed_and_say_where(tmp_path):
+    with pytest.raises(UserError, match="forefed site init"):
+        read_site(tmp_path)
+    (tmp_path / "site.toml").write_text('name = "a"\nserver = "h:1"\ncolour = 1\n[data.source]\n')
+    with pytest.raises(UserError, match=r"site\.toml.*colour"):
+        read_site(tmp_path)
+    source = '[data.source]\nkind = "files"\npath = "rows.csv"\n'
+    (tmp_path / "site.toml").write_text(f'name = "a"\nserver = "h:1"\n{source}')
+    assert read_site(tmp_path).data.source.path == tmp_path / "rows.csv"
+
+
+def test_every_site_of_the_tests_is_another(world, tmp_path):
+    assert len({s.settings.data.source.path for s in make_sites(world, tmp_path).values()}) == 3
+    assert set(NAMES) == set(make_sites(world, tmp_path))

@@ -1,0 +1,145 @@
+"""HiSo: directions shaped by a curvature that everybody rebuilds from the slopes."""
+
+import pytest
+import torch
+
+from forefed.core import trees
+from forefed.core.keys import Key
+from forefed.core.types import Order
+from forefed.gradients.backprop import Backprop
+from forefed.gradients.directions import RandomDirections
+from forefed.gradients.finite_difference import FiniteDifference
+from forefed.gradients.forward import Forward
+from forefed.local import LocalTraining, Trainer, replay
+from forefed.local.groups import groups_of, rebuild
+from forefed.memo import Curvature
+from forefed.optimisers import Sgd
+from forefed.run.star import RunState
+from forefed.wire import Scalars
+from shared import Deaf, params, star
+from toy import HEAD, ToyLoss, toy_clients, toy_params, toy_task, trained
+
+DOUBLE = torch.float64
+
+
+def curvature(like, seed=3):
+    return {
+        f"curvature/{n}": 0.1 + Key(seed).fold(n).normal(x.shape).to(x).square()
+        for n, x in like.items()
+    }
+
+
+def directions(d, k, number, h):
+    return RandomDirections(1, number, 0, k, "gauss16", scale={"w": h**-0.5})
+
+
+@pytest.mark.parametrize(("k", "draws", "error"), [(1, 4000, 0.2), (20, 150, 0.15), (200, 15, 0.1)])
+def test_the_square_of_a_shaped_estimate(k, draws, error):
+    """baselines 12.2: E[(s z)_i^2] = (|a|^2 + (K + 1) a_i^2) / (K H_i), a = g / sqrt(H)."""
+    h = torch.tensor([1.0, 4.0, 0.25], dtype=DOUBLE)
+    g = torch.tensor([1.0, -3.0, 1.5], dtype=DOUBLE)
+    a = g / h.sqrt()
+    expected = (a.square().sum() + (k + 1) * a.square()) / (k * h)
+    found = torch.zeros(3, dtype=DOUBLE)
+    for number in range(draws):
+        shaped = directions(3, k, number, h)
+        found += shaped.combine({"w": g}, shaped.project({"w": g}))["w"].square() / draws
+    # the relative spread of one square is about 4 at K = 1 and 2 / sqrt(K) at large K
+    assert (found / expected - 1).abs().max() < error
+
+
+def test_the_estimate_is_the_preconditioned_gradient_on_average():
+    h = torch.tensor([1.0, 4.0, 0.25, 9.0], dtype=DOUBLE)
+    g = torch.tensor([1.0, -3.0, 1.5, 0.5], dtype=DOUBLE)
+    shaped = directions(4, 2000, 1, h)
+    mean = shaped.combine({"w": g}, shaped.project({"w": g}))["w"]
+    torch.testing.assert_close(mean, g / h, rtol=0.15, atol=0.15)
+
+
+def test_exact_curvature_makes_every_condition_the_same():
+    """baselines 12.1: the loss falls by (1 - 1/(d + 2))^400 = 4.3e-4 at condition 10^4."""
+    d, steps = 50, 400
+    h = torch.logspace(0, 4, d, dtype=DOUBLE)
+
+    def ratio(scale, rate):
+        w = 1 / h.sqrt()
+        first = float(h @ w.square())
+        for number in range(steps):
+            along = RandomDirections(1, number, 0, 1, "gauss16", scale={"w": scale})
+            estimate = along.combine({"w": w}, along.project({"w": h * w}))
+            w = w - rate * estimate["w"]
+        return float(h @ w.square()) / first
+
+    shaped = ratio(h**-0.5, 1 / (d + 2))
+    assert 4.3e-4 / 4 < shaped < 4.3e-4 * 4
+    assert ratio(torch.ones(d, dtype=DOUBLE), 1 / (1e4 * 3 + float(h.sum()))) > 0.3
+
+
+def test_curvature_by_hand_with_its_floor():
+    memo = Curvature(rate=0.25, floor=0.5)
+    first = memo.after({}, {}, {"w": torch.tensor([2.0, 0.0])})
+    assert first["curvature/w"].tolist() == [1.75, 0.75]
+    second = memo.after(first, {}, {"w": torch.tensor([0.0, 0.0]), "v": torch.tensor([1.0])})
+    assert second["curvature/w"].tolist() == [1.3125, 0.5625]
+    third = memo.after(second, {}, {"w": torch.tensor([4.0, 0.0])})
+    assert third["curvature/w"].tolist() == [4.984375, 0.5] and third["curvature/v"] == 1
+    assert memo.after(third, {}, {}) == third
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [Forward(directions=2), FiniteDifference(directions=2, head="perturbed"), Backprop()],
+    ids=repr,
+)
+@pytest.mark.parametrize("law", ["rademacher", "gauss16"])
+def test_server_and_client_shape_alike(engine, law):
+    codec = Scalars(head_directions=4, law=law)
+    if engine.estimates:
+        engine = engine.model_copy(update={"law": law})
+    settings = LocalTraining(epochs=2, batch_size=4, optimiser=Sgd(lr=0.1, momentum=0.5))
+    train = Trainer(settings, engine, codec, toy_task(torch.float32))
+    like = toy_params(torch.float32)
+    for client, data in enumerate(toy_clients()):
+        asked = Order(7, 2, client, tuple(like), like, curvature(like))
+        update, own = trained(train, asked, data)
+        received = replay(train, asked, codec.decode(codec.encode(update, 2), asked))
+        assert trees.digest(received.grad) == trees.digest(own)
+
+
+def test_slopes_are_along_the_shaped_directions():
+    like, loss = params(0, DOUBLE), Deaf(ToyLoss())
+    asked = Order(7, 2, 1, tuple(like), like, curvature(like))
+    engine = Forward(directions=2, head="perturbed")
+    batch = toy_clients()[0].examples.batch(range(6))
+    along = engine.directions_for(asked)
+    exact = Backprop()(loss, like, batch).grad
+    expected = along.project(exact)
+    assert torch.allclose(engine(loss, like, batch, along).slopes_K, expected, rtol=1e-9)
+    plain = Forward(directions=2, head="perturbed").directions_for(
+        Order(7, 2, 1, tuple(like), like)
+    )
+    u, z = (x.tangents(like, range(2)) for x in (plain, along))
+    for name in like:
+        h = asked.memo[f"curvature/{name}"]
+        torch.testing.assert_close(z[name] * h.sqrt(), u[name], rtol=1e-12, atol=1e-12)
+
+
+def test_the_curvature_is_made_of_the_last_local_step():
+    """By hand from the slopes that were sent: H = (1 - nu) + nu (mean_k s_k z_k)^2."""
+    engine = Forward(directions=3, shared=True)
+    loop = star(engine, cohort=1, memo=Curvature(rate=0.25))
+    state = RunState(0, params())
+    while True:
+        (asked,) = loop.plan(state).values()
+        state, report = loop.round(state)
+        (update,) = report.updates
+        if len(update.slopes["body"]) > 1:
+            break
+    groups = groups_of(engine, Scalars(head_directions=4), asked, HEAD)
+    number = len(update.slopes["body"]) - 1
+    slopes = {g: x[number] for g, x in update.slopes.items()}
+    estimate = rebuild(slopes, groups, asked.params, number)
+    for name, x in estimate.items():
+        former = asked.memo.get(f"curvature/{name}", torch.ones_like(x))
+        expected = (0.75 * former + 0.25 * (x * x)).clamp(min=1e-8)
+        torch.testing.assert_close(state.memo[f"curvature/{name}"], expected, rtol=1e-6, atol=0)
