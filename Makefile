@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## SPRY fine-tunes MiniLM on the standard library's docstrings, offline
 	$(BIN)/forefed demo
 
-test: check ## set up, check the house, pass the tests
-	$(BIN)/python -m pytest
+test: check ## set up, check the house, pass the tests (a process per core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 test-deploy: $(READY) ## three sites, a server, certificates: real processes on this machine
 	$(BIN)/python -m pytest -m deploy
