@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from forefed.gradients.engine import value_and_grad
 from forefed.gradients.forward import Forward, by_dual, by_jvp
 from forefed.local import LocalTraining, TaskView, Trainer
 from forefed.local.training import AssignedLoss
-from forefed.models.adapters import HeadOnly, Lora
-from forefed.models.prefix import CachedLoss, FrozenPrefix, PrefixCache
+from forefed.models.adapters import HeadOnly, Lora, TinyLora
+from forefed.models.prefix import CachedLoss, FrozenPrefix, weights_before
+from forefed.models.prefix_cache import PrefixCache
 from forefed.models.task import Task
 from forefed.run import run
 from forefed.wire import Dense
@@ -172,6 +173,55 @@ def test_the_limit(disk: bool, tmp_path: Path) -> None:
     assert cache.reused == 2 and len(list(tmp_path.glob("prefix-*/*"))) == (2 if disk else 0)
     del loss, cache
     assert not list(tmp_path.iterdir())
+
+
+def kept(task: Task, folder: Path, limit: int = LIMIT) -> CachedLoss:
+    cache = PrefixCache(limit, folder, partial(weights_before, task))
+    loss = FrozenPrefix(task, cache).loss(task.loss, last_block(task), recurring=False)
+    assert isinstance(loss, CachedLoss) and loss.depth == 2
+    return loss
+
+
+def test_a_later_run_finds_what_is_kept_for_its_weights(tmp_path: Path) -> None:
+    """Whatever the adapter behind it; a damaged file is computed again; other weights see none."""
+    task, batch = task_of(layers="last:1"), batch_of(False, range(5))
+    first = kept(task, tmp_path)
+    value = float(first(task.params, batch))
+    stored = first.prefix.cache.stored_bytes
+    del first
+    other = tiny_task("bert", TinyLora(r=2, u=3, layers="last:1"), n_layers=3)
+    for again, computed in ((task, 0), (other, 0), (task, 1)):
+        loss = kept(again, tmp_path)
+        found = float(loss(again.params, batch))
+        expected = float(again.loss(again.params, batch))
+        assert found == (value if again is task else pytest.approx(expected, rel=1e-11))
+        cache = loss.prefix.cache
+        assert (cache.computed, cache.reused) == (computed, 5 - computed)
+        assert cache.stored_bytes >= stored
+        del loss, cache
+        (shelf,) = tmp_path.iterdir()
+        assert len(list(shelf.iterdir())) == 5
+        if again is other:
+            min(shelf.iterdir()).write_bytes(b"half of")
+    late = LORA.model_copy(update={"layers": "last:1"})
+    changed = tiny_task("bert", late, n_layers=3, key=Key(9))
+    assert weights_before(changed, 2) != weights_before(task, 2)
+    assert weights_before(task_of(), 2) is None  # trained before, so never kept
+
+
+def test_evaluation_leaves_out_what_nobody_trains() -> None:
+    task, examples = task_of(layers="last:1"), tiny_examples(7, False)
+    params, cache = moved(task.params), PrefixCache(LIMIT)
+    prefix = FrozenPrefix(task, cache)
+    plain = task.evaluate(params, examples, range(7), 3)
+    for _ in range(2):
+        found = task.evaluate(params, examples, range(7), 3, prefix.evaluation)
+        assert found == pytest.approx(plain, rel=1e-11)
+    assert (cache.computed, cache.reused) == (7, 7)
+    everything = task_of()  # trained from the first block on: nothing to leave out
+    prefix = FrozenPrefix(everything, cache)
+    everything.evaluate(moved(everything.params), examples, range(2), 2, prefix.evaluation)
+    assert cache.computed == 7
 
 
 def test_a_full_disk_ends_keeping_and_not_the_run(

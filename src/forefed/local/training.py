@@ -62,9 +62,10 @@ class LocalTraining(Choice):
     engine, which holds a client back from drifting off. The logged loss is without it."""
     keep_optimiser: bool = False
     """Keep the optimiser's moments at the client between its rounds (published: dropped)."""
-    prefix_cache: Literal["off", "ram", "disk"] = "ram"
+    prefix_cache: Literal["off", "ram", "disk", "kept"] = "ram"
     """Where hidden states before the first trained block are kept, where that pays: with more than
-    one epoch, or when nobody trains anything before it. Results change by rounding only."""
+    one epoch, or when nobody trains anything before it; "kept": on disk, and for later runs of the
+    same texts, too. Results change by rounding only."""
     prefix_cache_limit: Annotated[
         int, BeforeValidator(lambda x: parse_bytes(x, "client.prefix_cache_limit"))
     ] = parse_bytes("500MB")

@@ -15,102 +15,21 @@ Axes: B examples, S positions, L tokens of one example, H hidden width.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from forefed.core import trees
-from forefed.core.sizes import format_bytes
 from forefed.core.types import Batch, LossFn, Params
 from forefed.models.functional import KeyedDropout, outside_transforms, replaced
+from forefed.models.prefix_cache import PrefixCache
 from forefed.models.task import Task
-
-
-class PrefixCache:
-    """Hidden states [L, H] by depth and example, in memory or in files below a folder.
-
-    Stands for the client's own memory or disk, so it changes in place. At ``limit_bytes``, or when
-    the disk is full, nothing more is stored, ``stopped`` says why, and everything goes on.
-    ``reused`` and ``computed`` count examples.
-    """
-
-    def __init__(self, limit_bytes: int, folder: Path | None = None):
-        self.limit_bytes = limit_bytes
-        self.stored_bytes = 0
-        self.stopped = ""
-        self.reused = 0
-        self.computed = 0
-        self._entries: dict[int, dict[bytes, Tensor | Path]] = {}  # by depth, by example
-        self._digests: dict[int, str] = {}
-        self._seen: dict[int, tuple[Tensor, ...]] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        if folder is not None:  # its own folder, removed with the cache
-            folder.mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="prefix-")
-
-    def get(self, depth: int, example: bytes) -> Tensor | None:
-        from safetensors.torch import load_file
-
-        entry = self._entries.get(depth, {}).get(example)
-        self.reused += entry is not None
-        return load_file(entry)["x"] if isinstance(entry, Path) else entry
-
-    def put(self, depth: int, example: bytes, hidden_LH: Tensor) -> None:
-        self.computed += 1
-        if self.stopped:
-            return
-        if self.stored_bytes + hidden_LH.nbytes > self.limit_bytes:
-            self.stopped = f"the limit of {format_bytes(self.limit_bytes)} is reached"
-            return
-        entry: Tensor | Path = hidden_LH.cpu()
-        if self._folder is not None:
-            try:
-                entry = self._write(f"{depth}-{example.hex()}", hidden_LH)
-            except OSError as error:
-                self.stopped = f"the folder cannot be written ({error.strerror})"
-                return
-        self._entries.setdefault(depth, {})[example] = entry
-        self.stored_bytes += _size(entry)
-
-    def valid_for(self, params: Params, before: Sequence[tuple[str, ...]], depth: int) -> None:
-        """Forgets entries whose parameters have changed; ``before``: their names by depth."""
-        tensors = tuple(params[name] for name in before[depth])
-        seen = self._seen.get(depth)
-        if seen is not None and all(a is b for a, b in zip(seen, tensors, strict=True)):
-            return  # tensors are never changed in place, so the same object is the same value
-        for other in {*self._digests, depth}:
-            digest = trees.digest(trees.pick(params, before[other]))
-            if self._digests.get(other, digest) != digest:
-                self._forget(other)
-            self._digests[other] = digest
-            self._seen[other] = tuple(params[name] for name in before[other])
-
-    def _write(self, name: str, hidden_LH: Tensor) -> Path:
-        from safetensors.torch import save
-
-        assert self._folder is not None
-        path = Path(self._folder.name) / name
-        path.write_bytes(save({"x": hidden_LH.cpu()}))  # read only after it is complete
-        return path
-
-    def _forget(self, depth: int) -> None:
-        for entry in self._entries.pop(depth, {}).values():
-            self.stored_bytes -= _size(entry)
-            if isinstance(entry, Path):
-                entry.unlink()
-        self.stopped = ""
-
-
-def _size(entry: Tensor | Path) -> int:
-    return entry.stat().st_size if isinstance(entry, Path) else entry.nbytes
 
 
 @dataclass(frozen=True)
@@ -147,7 +66,14 @@ class FrozenPrefix:
         pays = recurring or not self.before[depth]
         return CachedLoss(base, self, depth) if pays and not self.refusal(depth) else base
 
-    def depth(self, assigned: Sequence[str]) -> int:
+    def evaluation(self, params: Params, batch: Batch) -> AbstractContextManager[None]:
+        """Open while the whole model is tested on a batch: leaves out what nobody trains."""
+        depth = self.depth(self.task.params.keys())
+        if self.refusal(depth):
+            return nullcontext()
+        return self.left_out(depth, self.hidden(params, batch, depth))
+
+    def depth(self, assigned: Collection[str]) -> int:
         """The first block with an assigned unit; the number of blocks for the head alone."""
         chosen = set(assigned)
         return min((u.depth for u in self.task.units if chosen & set(u.params)), default=0)
@@ -270,6 +196,24 @@ class FrozenPrefix:
         output = self.handed_over(hidden_BSH)
         with replaced({block: lambda *_, **__: output for block in self.blocks[:depth]}):
             yield
+
+
+def weights_before(task: Task, depth: int) -> str | None:
+    """A name for all that decides the hidden states before ``depth``: the model's configuration and
+    a digest of its frozen tensors outside of later blocks and the head. None if they are trained.
+    """
+    if any(unit.depth < depth for unit in task.units):
+        return None
+    later = {m for block in task.loss_recomputed.blocks[depth:] for m in block.modules()}
+    heads = tuple(name.split(".modules_to_save.")[0] for name in task.head)
+    config = task.model.config
+    sha = blake2b(config.to_json_string(use_diff=False).encode(), digest_size=16)
+    sha.update(f"{depth} {task.device.type}".encode())
+    for name, module in task.model.named_modules():
+        if module not in later and not (heads and name.startswith(heads)):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            sha.update(f"{name} {trees.digest(dict(own))}".encode() if own else b"")
+    return f"kept-{depth}-{sha.hexdigest()}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -25,6 +26,9 @@ from forefed.models.quantised import quantise_blocks
 from forefed.models.recompute import checkpointed, recomputing
 from forefed.models.tail import Tail, Wrap, find_tail
 from forefed.models.units import make_units
+
+Around = Callable[[Params, Batch], AbstractContextManager[None]]
+"""What is open while a batch is computed."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,17 @@ class Task:
         return self.logits.device
 
     def evaluate(
-        self, params: Params, examples: Examples, indices: Sequence[int] | Indices, batch_size: int
+        self,
+        params: Params,
+        examples: Examples,
+        indices: Sequence[int] | Indices,
+        batch_size: int,
+        around: Around = lambda params, batch: nullcontext(),
     ) -> dict[str, float]:
         """Sums over the named examples, so that several parts can be added up.
+
+        Args:
+            around: open while a batch is computed (a cached prefix).
 
         Returns:
             Classification: ``loss_sum``, ``weight`` (examples), ``correct``, ``n``. Language
@@ -157,16 +169,21 @@ class Task:
             for start in range(0, len(by_length), batch_size):
                 rows = by_length[start : start + batch_size]
                 batch = examples.batch(rows)
-                sums["weight"] += self.loss.weight(batch)
-                if self.causal:
-                    sums["nll_sum"] += float(self.loss.sum(params, batch))
-                    sums["bytes"] += float(examples.n_bytes[rows].sum())
-                    continue
-                logits = self.logits(params, batch)
-                sums["loss_sum"] += float(self.objective.loss_sum(logits, batch))
-                for name, worth in self.objective.right(logits, examples, rows).items():
-                    sums[name] += worth
+                with around(params, batch):
+                    for name, x in self._evaluate(params, batch, examples, rows).items():
+                        sums[name] += x
         return {**sums, "n": float(len(chosen))}
+
+    def _evaluate(
+        self, params: Params, batch: Batch, examples: Examples, rows: Indices
+    ) -> dict[str, float]:
+        weight = float(self.loss.weight(batch))
+        if self.causal:
+            nll = float(self.loss.sum(params, batch))
+            return {"weight": weight, "nll_sum": nll, "bytes": float(examples.n_bytes[rows].sum())}
+        logits = self.logits(params, batch)
+        loss = float(self.objective.loss_sum(logits, batch))
+        return {"weight": weight, "loss_sum": loss, **self.objective.right(logits, examples, rows)}
 
 
 def task_from_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from forefed.core.errors import UserError
@@ -14,7 +15,8 @@ from forefed.data.prepare import Prepared, prepare
 from forefed.gradients import GradientEngine
 from forefed.local import TaskView, Trainer, check_slopes, replay
 from forefed.models.load import load_task, load_tokenizer
-from forefed.models.prefix import FrozenPrefix, PrefixCache
+from forefed.models.prefix import FrozenPrefix, weights_before
+from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
 from forefed.run.budgets import Engines, Planner, measure_now, resolve, variance_of
@@ -52,6 +54,8 @@ class Federation:
     trainer: Trainer
     transport: Carrier
     engines: Engines
+    prefix: FrozenPrefix | None = None
+    """What the server need not compute again when it tests."""
 
     def start(self) -> RunState:
         return RunState(0, self.task.params)
@@ -127,7 +131,8 @@ def build(
         config.cohort_min,
         config.over_select,
     )
-    return Federation(config, task, data, star, trainer, transport, engines)
+    prefix = _prefix(config, task, None)
+    return Federation(config, task, data, star, trainer, transport, engines, prefix)
 
 
 def make_trainer(config: Config, task: Task, engine: GradientEngine, spare: int | None) -> Trainer:
@@ -174,8 +179,9 @@ def _prefix(config: Config, task: Task, spare: int | None) -> FrozenPrefix | Non
     kind, limit = config.client.prefix_cache, config.client.prefix_cache_limit
     if kind == "off":
         return None
-    if kind == "disk":
-        return FrozenPrefix(task, PrefixCache(limit, config.out / ".cache"))
+    if kind != "ram":
+        kept = partial(weights_before, task) if kind == "kept" else lambda depth: None
+        return FrozenPrefix(task, PrefixCache(limit, config.out / ".cache", kept))
     return FrozenPrefix(task, PrefixCache(limit if spare is None else min(limit, spare)))
 
 

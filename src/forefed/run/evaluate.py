@@ -9,12 +9,20 @@ import numpy as np
 
 from forefed.core.types import Json, Params
 from forefed.data.examples import ClientData, Examples
+from forefed.models.prefix import FrozenPrefix
 from forefed.models.task import Task
 
 
-def evaluate_global(task: Task, params: Params, test: Examples, batch_size: int) -> Json:
-    """Loss and quality on the fixed global test set."""
-    sums = task.evaluate(params, test, np.arange(len(test)), batch_size)
+def evaluate_global(
+    task: Task,
+    params: Params,
+    test: Examples,
+    batch_size: int,
+    prefix: FrozenPrefix | None = None,
+) -> Json:
+    """Loss and quality on the fixed global test set; ``prefix``: what is not computed again."""
+    around = {} if prefix is None else {"around": prefix.evaluation}
+    sums = task.evaluate(params, test, np.arange(len(test)), batch_size, **around)
     return {"split": "test", **scores([sums])}
 
 

@@ -160,15 +160,14 @@ def _write_head(federation: Federation, folder: Path) -> None:
 
 def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Watcher) -> None:
     settings = federation.config.evaluate
-    lines = [
-        evaluate_global(federation.task, state.params, federation.data.test, settings.batch_size)
-    ]
+    task, test, prefix = federation.task, federation.data.test, federation.prefix
+    lines = [evaluate_global(task, state.params, test, settings.batch_size, prefix)]
     if settings.clients:
         population = federation.data.population
         key = Key(federation.config.seed).fold("evaluate", state.round)
         chosen = key.choice(population.size, min(settings.clients, population.size))
         clients = [population.client(c) for c in chosen]
-        lines.append(evaluate_clients(federation.task, state.params, clients, settings.batch_size))
+        lines.append(evaluate_clients(task, state.params, clients, settings.batch_size))
     for line in lines:
         record.append(folder, record.EVALUATIONS, {"round": state.round, **line})
         watcher.evaluated({"round": state.round, **line})
