@@ -140,7 +140,7 @@ def report(
     if len(read) == 1:
         out.print(partition_table(read[0].partition))
     out.print(results_table(read))
-    out.print(f"report: {target}")
+    out.print(f"report: {target}", soft_wrap=True)
 
 
 @app.command()
@@ -152,7 +152,7 @@ def export(
     from forefed.run.use import export_adapter
 
     export_adapter(run, folder)
-    out.print(f"adapter: {folder} (load it with peft.PeftModel.from_pretrained)")
+    out.print(f"adapter: {folder} (load it with peft.PeftModel.from_pretrained)", soft_wrap=True)
 
 
 @app.command()
@@ -242,7 +242,7 @@ def plan_command(
     out.print(plan_page(plan, out.width))
     if json is not None:
         write_json(json, plan.to_json())
-        out.print(f"written: {json}")
+        out.print(f"written: {json}", soft_wrap=True)
 
 
 @app.command("list")

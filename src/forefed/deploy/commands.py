@@ -29,10 +29,11 @@ def site_init(
     from forefed.deploy.site_folder import init_site
 
     made, about = init_site(folder, name, data, server_address, ca, port)
-    out.print(about)
+    out.print(about, soft_wrap=True)
     out.print(
         f"settings: {made.root / 'site.toml'}\n"
-        f"send this public key to the server's operator: {made.public}"
+        f"send this public key to the server's operator: {made.public}",
+        soft_wrap=True,  # a path is copied whole
     )
 
 
@@ -42,7 +43,7 @@ def site_check(folder: Folder) -> None:
     from forefed.deploy.settings import read_site
     from forefed.deploy.site_folder import describe
 
-    out.print(describe(read_site(folder)))
+    out.print(describe(read_site(folder)), soft_wrap=True)
 
 
 @site.command("start")
@@ -68,7 +69,7 @@ def server_init(
 
     settings = ServerSettings(host=host, port=port, names=tuple(names or ("localhost",)))
     made = init_server(folder, settings)
-    out.print(f"give this file to every site: {made.authority}")
+    out.print(f"give this file to every site: {made.authority}", soft_wrap=True)
 
 
 @server.command("start")
@@ -113,7 +114,7 @@ def server_run(
     place, _ = read_server(folder)
     chosen = configure(config, sets or (), {"out": str(place.runs)})
     number = start_run(place, chosen, resume)
-    out.print(f"run {number}: {chosen.folder}")
+    out.print(f"run {number}: {chosen.folder}", soft_wrap=True)
     follow(place, chosen, number, out.print)
 
 
