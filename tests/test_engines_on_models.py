@@ -66,6 +66,25 @@ def test_basis_mode_is_the_gradient(family, causal, adapter):
         assert far(grad, trees.pick(exact.grad, some)) < 1e-9
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("k", [3, "all"])
+@pytest.mark.parametrize("independent", [1, 2])
+def test_a_rehearsal_by_reverse_mode_has_the_slopes_and_the_costs(family, k, independent):
+    task, params, batch, _, _ = scene(family, False, TinyLora(r=2, u=3))
+    if k == "all" and independent == 2:
+        pytest.skip("unit vectors are the same for every part of a batch")
+    real = Forward(directions=k, tangents=2, micro_batch=3, independent=independent)
+    rehearsal = real.model_copy(update={"ad": "reverse"})
+    directions = real.directions_for(Order(1, 1, 1, tuple(params), params))
+    expected = real(task.loss, params, batch, directions, task.head)
+    found = rehearsal(task.loss, params, batch, directions, task.head)
+    assert float((found.slopes_K - expected.slopes_K).norm() / expected.slopes_K.norm()) < 1e-10
+    assert far(found.grad, expected.grad) < 1e-10
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    assert found.forwards == expected.forwards > 3 * batch.size
+    assert rehearsal.stands_for == real and real.stands_for is real
+
+
 @EVERY
 @ADAPTERS
 def test_recomputation_gives_the_same_gradient(family, causal, adapter):

@@ -80,6 +80,11 @@ class GradientEngine(Choice):
         fresh = RandomDirections(order.run, order.round, stream, k, law, tag, scale=scale)
         return fresh if self.pool is None else pooled(fresh, self.pool)
 
+    @property
+    def stands_for(self) -> GradientEngine:
+        """The engine whose costs are recorded: itself, unless it only rehearses another one."""
+        return self
+
     def sample(
         self, loss: LossFn, batch: Batch, directions: DirectionSet | None, like: Params
     ) -> tuple[Batch, DirectionSet | None]:

@@ -165,11 +165,12 @@ class Trainer:
         if not (self.measure and step == 0):
             return work()
         body_params = trees.pick(params, body.names) if body else {}
-        few, along = self.engine.sample(loss, batch, directions, body_params)
-        if few is batch and along is directions:
+        real = self.engine.stands_for
+        few, along = real.sample(loss, batch, directions, body_params)
+        if real is self.engine and few is batch and along is directions:
             estimate, log.peak_bytes = measure_peak(work, batch.labels.device)
             return estimate
-        part = partial(self.engine, loss, params, few, along, self.task.head)
+        part = partial(real, loss, params, few, along, self.task.head)
         _, log.peak_bytes = measure_peak(part, batch.labels.device)
         return work()
 

@@ -179,6 +179,11 @@ DEPLOYED: tuple[Exclusion, ...] = (
         "recommends at the smallest site",
     ),
     Exclusion(
+        lambda c: getattr(c.engine, "ad", "") == "reverse",
+        "engine.ad = 'reverse' rehearses forward mode and takes a backward pass's memory; take "
+        "'dual'",
+    ),
+    Exclusion(
         lambda c: any(c.faults.model_dump().values()),
         "faults are simulated ones; sites bring their own, so leave them out",
     ),
