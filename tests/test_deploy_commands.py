@@ -19,7 +19,7 @@ CASES = {
     "deadline_s": ["deadline_s"],
     "data.task.labels": ["labels"],
     "engine.kind = 'auto'": ["engine.kind=auto"],
-    "engine.ad = 'reverse'": ["strategy=spry", "engine.ad=reverse"],
+    "engine.rehearse": ["strategy=spry", "engine.rehearse=true"],
     "faults are": ["faults.crash=0.1"],
     "data.limit": ["data.limit=20"],
     "evaluate.clients": ["evaluate.clients=2"],

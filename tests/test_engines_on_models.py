@@ -69,12 +69,12 @@ def test_basis_mode_is_the_gradient(family, causal, adapter):
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("k", [3, "all"])
 @pytest.mark.parametrize("independent", [1, 2])
-def test_a_rehearsal_by_reverse_mode_has_the_slopes_and_the_costs(family, k, independent):
+def test_a_rehearsal_has_the_slopes_and_the_costs(family, k, independent):
     task, params, batch, _, _ = scene(family, False, TinyLora(r=2, u=3))
     if k == "all" and independent == 2:
         pytest.skip("unit vectors are the same for every part of a batch")
     real = Forward(directions=k, tangents=2, micro_batch=3, independent=independent)
-    rehearsal = real.model_copy(update={"ad": "reverse"})
+    rehearsal = real.model_copy(update={"rehearse": True})
     directions = real.directions_for(Order(1, 1, 1, tuple(params), params))
     expected = real(task.loss, params, batch, directions, task.head)
     found = rehearsal(task.loss, params, batch, directions, task.head)
@@ -83,6 +83,12 @@ def test_a_rehearsal_by_reverse_mode_has_the_slopes_and_the_costs(family, k, ind
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     assert found.forwards == expected.forwards > 3 * batch.size
     assert rehearsal.stands_for == real and real.stands_for is real
+    differences = FiniteDifference(directions=2, head="perturbed", rehearse=True)
+    directions = differences.directions_for(Order(1, 1, 1, tuple(params), params))
+    found = differences(task.loss, params, batch, directions, task.head)
+    exact = Backprop()(task.loss, params, batch).grad
+    assert torch.allclose(found.slopes_K, directions.project(exact), rtol=1e-10)
+    assert found.forwards == 4 * batch.size
 
 
 @EVERY

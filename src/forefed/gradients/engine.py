@@ -130,7 +130,17 @@ class SlopeEngine(GradientEngine):
     """Of so many directions the one is walked that points most along the last global update
     (FwdLLM; needs memo.kind = "last_update"); the estimate is freed of the bias."""
 
+    rehearse: bool = False
+    """The same slopes by one backward pass and its products with the directions, for quick
+    rehearsals of many directions. Forward-equivalents and memory are recorded as those of the
+    engine itself; seconds are not. Finite differences are rehearsed in their limit, eps towards 0:
+    without their error."""
+
     estimates: ClassVar[bool] = True
+
+    @property
+    def stands_for(self) -> GradientEngine:
+        return self.model_copy(update={"rehearse": False}) if self.rehearse else self
 
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         return [n for n in names if self.head == "perturbed" or n not in head]
@@ -161,11 +171,12 @@ class SlopeEngine(GradientEngine):
         mean_loss, grad = 0.0, Accumulator(exact)
         slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
         fallbacks: Counter[str] = Counter()
+        slopes = rehearsed if self.rehearse else self.slopes
         for rows, share_of_rows, ks in self.parts(loss, batch, len(slopes_K)):
             along = directions if len(ks) == len(slopes_K) else Window(directions, ks)
             for part, share_of_part in micro_batches(loss, rows, self.micro_batch):
                 share = share_of_rows * share_of_part
-                found = self.slopes(loss, body, exact, part, along)
+                found = slopes(loss, body, exact, part, along)
                 mean_loss += share * found.loss
                 # combine() takes the mean over all directions, of which these rows see few
                 slopes_K[ks.start : ks.stop] += len(slopes_K) / len(ks) * share * found.slopes_K
@@ -291,6 +302,25 @@ def value_and_grad(
         n: torch.zeros_like(x) if g is None else g
         for (n, x), g in zip(leaves.items(), grads, strict=True)
     }
+
+
+REHEARSED_AT_ONCE = 64
+"""Directions in memory."""
+
+
+def rehearsed(
+    loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
+) -> Slopes:
+    """Loss, slopes over ``body`` and the gradient of ``exact``, by one backward pass."""
+    value, grad = value_and_grad(loss, {**body, **exact}, {}, batch)
+    total = directions.count(body)
+    slopes_K = torch.zeros(total, dtype=torch.float64)
+    for start in range(0, total, REHEARSED_AT_ONCE):
+        ks = range(start, min(start + REHEARSED_AT_ONCE, total))
+        for n, along_K in directions.tangents(body, ks).items():
+            products = along_K.flatten(1).double() @ grad[n].flatten().to(along_K.device).double()
+            slopes_K[start : ks.stop] += products.cpu()
+    return Slopes(value, slopes_K, {n: grad[n] for n in exact})
 
 
 def exact_head(loss: LossFn, head: Params, batch: Batch, rows: Rows) -> Estimate:

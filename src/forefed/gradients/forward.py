@@ -5,10 +5,9 @@ Source: Baydin et al., "Gradients without backpropagation" (arXiv 2202.08587); S
 for a backward pass. Several tangents share one primal pass; the head's exact gradient comes from
 the same pass, because the loss is differentiable in reverse by the tensors that carry no tangent.
 
-Three ways of computing the same numbers: dual tensors (``gradients.dual``); ``torch.func.jvp``, the
-reference against which they are tested (fused attention has no forward derivative in torch,
-pytorch#117629, #128971, so it computes attention in its plain, quadratic form); and the products of
-a gradient with the directions, for rehearsals.
+Two ways of computing the same numbers: dual tensors (``gradients.dual``), and ``torch.func.jvp``,
+the reference against which they are tested. Fused attention has no forward derivative in torch
+(pytorch#117629, #128971), so the reference computes attention in its plain, quadratic form.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forefed.core.types import Batch, DirectionSet, LossFn, Params
 from forefed.gradients.dual import Dual, Pass, ReadAgain, recording
-from forefed.gradients.engine import GradientEngine, SlopeEngine, Slopes, value_and_grad
+from forefed.gradients.engine import SlopeEngine, Slopes
 
 
 class Forward(SlopeEngine):
@@ -34,20 +33,15 @@ class Forward(SlopeEngine):
     kind: Literal["forward"] = "forward"
     tangents: Annotated[int, Field(ge=1)] = 8
     """Tangents carried through one pass. More: fewer passes, more memory; the same result."""
-    ad: Literal["dual", "torch", "reverse"] = "dual"
+    ad: Literal["dual", "torch"] = "dual"
     """"dual": a tensor with tangents runs the model's own code, attention in blocks; "torch":
-    ``torch.func.jvp``, slower and larger, kept as the reference; "reverse": one backward pass and
-    its products with the directions, for quick rehearsals of many directions. The slopes are the
-    same to rounding, and forward-equivalents and memory are recorded as those of "dual"; seconds
-    are not."""
+    ``torch.func.jvp``, slower and larger, kept as the reference."""
 
     source: ClassVar[str] = "Baydin et al., arXiv 2202.08587; SPRY, arXiv 2405.15551"
 
     def slopes(
         self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
     ) -> Slopes:
-        if self.ad == "reverse":
-            return by_reverse(loss, body, exact, batch, directions, self.tangents)
         total = directions.count(body)
         found = Slopes(0.0, torch.zeros(0, dtype=torch.float64))
         for start in range(0, total, self.tangents):
@@ -72,10 +66,6 @@ class Forward(SlopeEngine):
     @property
     def at_once(self) -> int:
         return self.tangents
-
-    @property
-    def stands_for(self) -> GradientEngine:
-        return self.model_copy(update={"ad": "dual"}) if self.ad == "reverse" else self
 
     def passes(self, k: int, with_head: bool) -> float:
         return -(-k // self.tangents) + k  # a primal per chunk, a tangent pass per direction
@@ -121,26 +111,6 @@ def by_jvp(loss: LossFn, body: Params, fixed: Params, batch: Batch, tangents_K: 
             return _slopes(value, slope.reshape(1))
         shared_primal: Any = (None, 0)
         return _slopes(*torch.vmap(along, out_dims=shared_primal)(tangents_K))
-
-
-def by_reverse(
-    loss: LossFn,
-    body: Params,
-    exact: Params,
-    batch: Batch,
-    directions: DirectionSet,
-    at_once: int,
-) -> Slopes:
-    """Loss, slopes and exact gradients by one backward pass; ``at_once`` directions in memory."""
-    value, grad = value_and_grad(loss, {**body, **exact}, {}, batch)
-    total = directions.count(body)
-    slopes_K = torch.zeros(total, dtype=torch.float64)
-    for start in range(0, total, at_once):
-        ks = range(start, min(start + at_once, total))
-        for n, along_K in directions.tangents(body, ks).items():
-            products = along_K.flatten(1).double() @ grad[n].flatten().to(along_K.device).double()
-            slopes_K[start : ks.stop] += products.cpu()
-    return Slopes(value, slopes_K, {n: grad[n] for n in exact})
 
 
 def _slopes(

@@ -179,9 +179,8 @@ DEPLOYED: tuple[Exclusion, ...] = (
         "recommends at the smallest site",
     ),
     Exclusion(
-        lambda c: getattr(c.engine, "ad", "") == "reverse",
-        "engine.ad = 'reverse' rehearses forward mode and takes a backward pass's memory; take "
-        "'dual'",
+        lambda c: getattr(c.engine, "rehearse", False),
+        "engine.rehearse takes a backward pass's memory; leave it out between machines",
     ),
     Exclusion(
         lambda c: any(c.faults.model_dump().values()),
