@@ -12,6 +12,7 @@ from commands import plain
 from federation import CLASSES, World, write_lines
 from forefed.compare import compare, schedule
 from forefed.compare.grid import cells_of
+from forefed.compare.study import check_study
 from forefed.compare.tune import choose, tuning_cells
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
@@ -115,6 +116,22 @@ def test_a_method_without_any_tuning_result_is_left_out(
     outcome = compare(study)
     assert "bad-seed0" in outcome.failed and "unlucky" in outcome.failed["bad-seed0"]
     assert "no tuning run had a result" in (study.folder / "results.md").read_text()
+
+
+def test_one_data_set_is_tuned_on_and_the_others_take_its_choices(
+    world: World, tmp_path: Path, fake_cells: None
+) -> None:
+    methods = {"a": {"tune": {"client.optimiser.lr": [0.01, 0.1]}}, "plain": {}}
+    datasets = {"one": {}, "two": {"data": {"max_length": 9}}}
+    more = {"methods": methods, "datasets": datasets, "seeds": 1}
+    study = tiny_study(world, tmp_path, **more, tuning={"on": "two"})
+    assert [c.dataset for c in tuning_cells(study)] == ["two", "two"]
+    assert not compare(study).failed
+    for name in ("one", "two"):
+        assert (study.folder / "runs" / f"a-{name}-client.optimiser.lr_0.1-seed0").exists()
+        assert (study.folder / "runs" / f"plain-{name}-seed0").exists()
+    with pytest.raises(UserError, match=r"tuning\.on: no data set 'three'"):
+        check_study(tiny_study(world, tmp_path, **more, tuning={"on": "three"}))
 
 
 def test_tuning_on_test_rows_is_refused(world: World, tmp_path: Path, fake_cells: None) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from forefed.compare.grid import Cell, cells_of, refuse_changed
 from forefed.compare.schedule import LOGS, Watch, run_cells
 from forefed.compare.study import Study
-from forefed.compare.tune import Chosen, choose, tuning_cells
+from forefed.compare.tune import Chosen, choose, for_all, tuning_cells
 from forefed.core.errors import UserError
 from forefed.core.files import write_json
 from forefed.core.types import Json
@@ -54,7 +54,8 @@ def compare(study: Study, jobs: int | None = None, watch: Watch | None = None) -
         if tuning:
             failed |= run_cells(tuning, jobs, study.folder / LOGS / "tuning", watch)
             choices, missing = choose(study, tuning, failed)
-        planned = cells_of(study, {place: choice.best for place, choice in choices.items()})
+        best = {place: choice.best for place, choice in choices.items()}
+        planned, missing = cells_of(study, for_all(study, best)), for_all(study, missing)
         cells = [cell for cell in planned if (cell.dataset, cell.method) not in missing]
         refuse_changed(cells)
         failed |= {

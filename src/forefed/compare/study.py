@@ -41,6 +41,8 @@ class Tuning(Settings):
     """Rounds of a tuning run; None: a third of the run's."""
     seeds: Annotated[int, Field(ge=1)] = 1
     """Tuning runs per point of the grid, with the first seeds of the study."""
+    on: str | None = None
+    """Tune on this data set alone; the others take what was chosen there. None: on each."""
 
 
 class Budgets(Settings):
@@ -161,6 +163,8 @@ def check_study(study: Study) -> Study:
         raise UserError("methods: name at least one, for example [methods.fedavg]")
     if study.reference is not None and study.reference not in study.methods:
         raise UserError(f"reference: no method '{study.reference}': {_near(study)}")
+    if study.tuning.on is not None and study.tuning.on not in study.datasets:
+        raise UserError(f"tuning.on: no data set '{study.tuning.on}' under datasets")
     places = {"base": study.base}
     places |= {f"datasets.{name}": raw for name, raw in study.datasets.items()}
     places |= {f"methods.{name}": study.settings(name) for name in study.methods}

@@ -10,13 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from forefed.compare.grid import TUNING, Cell, Point, make_cell, points, unique
 from forefed.compare.study import Study
 from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.report.read import read_run
+
+T = TypeVar("T")
+Place = tuple[str, str]
+"""Data set and method."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,10 @@ def tuning_cells(study: Study) -> list[Cell]:
         UserError: settings that cannot work.
     """
     cells = []
+    datasets = [study.tuning.on] if study.tuning.on else study.datasets or ("",)
     for method in study.methods:
         grid = study.tune(method)
-        for dataset in study.datasets or ("",):
+        for dataset in datasets:
             for point in points(grid) if grid else ():
                 plain = make_cell(study, dataset, method, (), study.seeds[0], point)
                 rounds = study.tuning.rounds or math.ceil(plain.config.rounds / 3)
@@ -106,6 +111,13 @@ def choose(
             len(by_point[best]),
         )
     return choices, missing
+
+
+def for_all(study: Study, found: Mapping[Place, T]) -> dict[Place, T]:
+    """What was found by data set and method, for the data sets that were not tuned on, too."""
+    if study.tuning.on is None:
+        return dict(found)
+    return {(name, method): x for (_, method), x in found.items() for name in study.datasets}
 
 
 def _score(cells: Sequence[Cell], failed: Mapping[str, str]) -> float | None:
