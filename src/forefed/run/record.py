@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -105,12 +106,31 @@ def environment() -> Json:
     packages = ("forefed", "torch", "transformers", "peft")
     return {
         **{name: version(name) for name in packages},
+        "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def commit() -> str | None:
+    """The commit of the code that runs, "-dirty" with changes; None outside a checkout of it."""
+    here = Path(__file__)
+    said = ""
+    for command in (
+        ["git", "ls-files", "--error-unmatch", here.name],  # not just below somebody's checkout
+        ["git", "describe", "--always", "--dirty", "--exclude=*"],
+    ):
+        try:
+            done = subprocess.run(
+                command, cwd=here.parent, capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        said = done.stdout.strip()
+    return said
 
 
 def processor() -> str:
