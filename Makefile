@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test test-deploy check bench format clean help
+.PHONY: demo test test-deploy check bench results format clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -40,6 +40,9 @@ format: $(READY) ## let ruff format and mend what it can
 
 bench: $(READY) ## memory, time, overhead and bytes, as tables in docs/BENCHMARKS.md
 	$(BIN)/python -m benchmarks
+
+results: $(READY) ## the evidence: docs/RESULTS.md from the studies (hours; STUDY=main for one)
+	$(BIN)/python -m benchmarks.results $(STUDY)
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist runs/demo
