@@ -71,11 +71,12 @@ class Federation:
         self.running = {"server": start("server", "start", self.server, log=root / "server.out")}
         for name in NAMES:
             self.init_site(name, self.files[name])
-        self.until(lambda: forefed("server", "status", self.server, check=False).returncode == 0)
+        answers = ["server", "status", self.server]
+        self.until(lambda: forefed(*answers, check=False).returncode == 0, pause=2.0)
         for name in NAMES:
             forefed("server", "admit", self.server, name, root / name / "node.pub")
             self.start_site(name)
-        self.until(lambda: self.status().count("online") == 3)
+        self.online(3)
 
     def init_site(self, name: str, data: Path) -> None:
         self.port_of[name] = free_port()
@@ -93,11 +94,15 @@ class Federation:
     def status(self) -> str:
         return forefed("server", "status", self.server).stdout
 
-    def until(self, done: Callable[[], object], seconds: float = 240) -> None:
+    def online(self, count: int) -> None:
+        """Wait until the server counts so many sites."""
+        self.until(lambda: self.status().count("online") == count, pause=3.0)
+
+    def until(self, done: Callable[[], object], seconds: float = 240, pause: float = 0.05) -> None:
         last = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < last, self.logs()
-            time.sleep(0.05)
+            time.sleep(pause)
 
     def run(self, name: str, *more: str, resume: bool = False) -> Watched:
         """Start a run of these settings with the three sites, and watch it."""

@@ -47,9 +47,10 @@ def test_mutated_messages():
 
 
 @fault(
-    "messages mutated at random, with right digests", "120,000 of them",
+    "messages mutated at random, with right digests",
+    "120,000 of them",
     "read or refused; none takes 0.5 s of processor time; all of them less than 64 MB",
-)  # fmt: skip
+)
 @pytest.mark.deploy
 def test_very_many_mutated_messages():
     seen = hammer(120_000, 2)

@@ -121,7 +121,7 @@ def test_kill_9_of_the_node_after_its_answer(federation, check):
     with federation.held(run, "large"):
         kill(federation.node("main"))
     check(run, {(3, "main"): "offline"})
-    federation.until(lambda: federation.status().count("online") == 3)
+    federation.online(3)
 
 
 @fault(
@@ -263,13 +263,13 @@ def skewed(federation, tmp_path):
 
     yield restart
     restart(None)
-    federation.until(lambda: federation.status().count("online") == 3)
+    federation.online(3)
 
 
 @fault("a site's clock two minutes behind", "always", "nothing lost; same bits")
 def test_a_clock_that_is_behind(federation, check, skewed):
     skewed(-120)
-    federation.until(lambda: federation.status().count("online") == 3)
+    federation.online(3)
     check(federation.run("behind", FEDAVG))
 
 
