@@ -117,7 +117,7 @@ class Federation:
 
     def said(self, name: str) -> str:
         """What a command has said on the console."""
-        return (self.root / f"{name}.out").read_text()
+        return " ".join((self.root / f"{name}.out").read_text().split())
 
     def log(self, site: str) -> str:
         """What a site's worker has said."""
