@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test test-deploy check bench results format clean help
+.PHONY: demo test test-deploy faults check bench results format clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -26,6 +26,9 @@ test: check ## set up, check the house, pass the tests (a process per core)
 
 test-deploy: $(READY) ## three sites, a server, certificates: real processes on this machine
 	$(BIN)/python -m pytest -m deploy
+
+faults: $(READY) ## what every fault of a deployment leads to, as a table in docs/FAULTS.md
+	$(BIN)/python -m pytest -m fault --faults docs/FAULTS.md
 
 check: $(READY) ## format, lint, types, import order, file length
 	$(BIN)/ruff format --check src tests benchmarks tools examples

@@ -12,7 +12,9 @@ from hypothesis import settings
 
 import forefed  # noqa: F401  (sets the environment before torch loads)
 from commands import finished, forefed_command  # noqa: F401  (fixtures)
+from faults import pytest_addoption, pytest_configure  # noqa: F401  (hooks)
 from federation import world  # noqa: F401
+from real import federation  # noqa: F401
 from studies import fake_cells  # noqa: F401
 
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)

@@ -18,6 +18,7 @@ from forefed.core.keys import Key
 from forefed.core.settings import parse
 from forefed.core.types import LossReason
 from forefed.data.examples import ClientData
+from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope, encode, read
 from forefed.deploy.remote import Delivery, Failure, RemoteClients
 from forefed.deploy.settings import SiteSettings
@@ -25,7 +26,7 @@ from forefed.deploy.site import Site
 from forefed.gradients.backprop import Backprop
 from forefed.local import LocalTraining, Trainer
 from forefed.optimisers import Sgd
-from forefed.run import Config, configure
+from forefed.run import Config, configure, run
 from forefed.run.server import Server
 from forefed.run.star import RunState, Star
 from forefed.wire import Dense
@@ -150,6 +151,19 @@ class FakePost:
     def pull(self, questions: Sequence[str]) -> Iterable[Delivery]:
         found = [Delivery(q, c) for q in questions for c in self.waiting.pop(q, [])]
         return reversed(found)  # answers come in any order
+
+
+def bits_without(world: World, out: Path, lost: Iterable[tuple[int, str]], *more: str) -> str:
+    """The digest of a run in which the answers of these (round, site) do not arrive."""
+    post = FakePost(make_sites(world, out / "without"))
+
+    def losing(name: str) -> Tamper:
+        return lambda a: [Failure("crash", "") if (a.round, name) in lost else a]
+
+    post.tamper = {name: losing(name) for name in NAMES}
+    return str(
+        run(deployed(world, out / "without", *more), connect=connect_by(post)).summary["digest"]
+    )
 
 
 def through_bytes(envelope: Envelope) -> Envelope:

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 
 from deployment import NAMES, FakePost, deployed, make_sites, site_settings, write_rows
+from faults import fault
 from federation import CLASSES
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Update
@@ -108,6 +109,9 @@ def test_what_went_wrong_stays_at_the_site(world, tmp_path, caplog):
     assert secret not in answer.text and secret in caplog.text
 
 
+@fault(
+    "order: delivered twice, or again after a restart", "one round", "done once; the same answer"
+)
 def test_a_task_is_done_once_however_often_it_is_asked_for(site, order, monkeypatch):
     first = site(order)
     assert first.kind == "trained"
@@ -117,6 +121,7 @@ def test_a_task_is_done_once_however_often_it_is_asked_for(site, order, monkeypa
     assert site(order) == first
 
 
+@fault("order: delivered twice", "with kept moments", "they move once")
 def test_a_second_delivery_moves_no_moments(site, order):
     twice, once = site, replace(site, folder=site.folder.parent / "copy")
     second = at_round(order, 2)
@@ -214,6 +219,7 @@ def test_the_ledger_forgets_what_no_server_can_ask_for(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@fault("site: a damaged file of its memory", "at the order", "a UserError that names the file")
 def test_a_damaged_ledger_is_a_users_mistake(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.keep("run", 1, "task", b"x", {}, back=1)

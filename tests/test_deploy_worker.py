@@ -165,21 +165,22 @@ def test_kill_9_of_who_asks_costs_one_answer(tmp_path):
 
 def test_nobody_is_worked_for_who_has_given_up(tmp_path):
     path = tmp_path / "worker.sock"
+    begun, go_on = threading.Event(), threading.Event()
     done: list[int] = []
 
     def slow(asked: Envelope) -> Envelope:
-        time.sleep(1.0 if asked.round == 1 else 0)
+        begun.set()
+        assert go_on.wait(60)
         done.append(asked.round)
         return echo(asked)
 
-    def late(number: int) -> Envelope:
-        return ask(path, Envelope("train", "run", number), life_s=0.3)
-
     with serving(path, slow, 3):
-        first = threading.Thread(target=late, args=[1])
+        first = threading.Thread(target=ask, args=[path, Envelope("train", "run", 1)])
         first.start()
-        time.sleep(0.2)
-        assert late(2).kind == "failed"
+        assert begun.wait(60)
+        late = Envelope("train", "run", 2)
+        assert ask(path, late, life_s=0.1).kind == "failed"  # it waits in the queue, and leaves
+        go_on.set()
         assert ask(path, Envelope("train", "run", 3)).kind == "trained"
         first.join()
     assert done == [1, 3]

@@ -16,6 +16,11 @@ Folder = Annotated[Path, typer.Argument(help="Folder with everything local to it
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder.")]
 
 
+def say(text: str) -> None:
+    """A line as it is: logs of a service are not folded, and paths are no markup."""
+    out.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
 @site.command("init")
 def site_init(
     folder: Folder,
@@ -29,11 +34,10 @@ def site_init(
     from forefed.deploy.site_folder import init_site
 
     made, about = init_site(folder, name, data, server_address, ca, port)
-    out.print(about, soft_wrap=True)
-    out.print(
+    say(about)
+    say(
         f"settings: {made.root / 'site.toml'}\n"
-        f"send this public key to the server's operator: {made.public}",
-        soft_wrap=True,  # a path is copied whole
+        f"send this public key to the server's operator: {made.public}"
     )
 
 
@@ -43,7 +47,7 @@ def site_check(folder: Folder) -> None:
     from forefed.deploy.settings import read_site
     from forefed.deploy.site_folder import describe
 
-    out.print(describe(read_site(folder)), soft_wrap=True)
+    say(describe(read_site(folder)))
 
 
 @site.command("start")
@@ -51,7 +55,7 @@ def site_start(folder: Folder) -> None:
     """Take part until stopped (Ctrl-C); whatever ends is started again."""
     from forefed.deploy.site_folder import start_site
 
-    start_site(folder, out.print)
+    start_site(folder, say)
 
 
 @server.command("init")
@@ -69,7 +73,7 @@ def server_init(
 
     settings = ServerSettings(host=host, port=port, names=tuple(names or ("localhost",)))
     made = init_server(folder, settings)
-    out.print(f"give this file to every site: {made.authority}", soft_wrap=True)
+    say(f"give this file to every site: {made.authority}")
 
 
 @server.command("start")
@@ -77,7 +81,7 @@ def server_start(folder: Folder) -> None:
     """Serve until stopped (Ctrl-C); whatever ends is started again."""
     from forefed.deploy.server_folder import start_server
 
-    start_server(folder, out.print)
+    start_server(folder, say)
 
 
 @server.command("admit")
@@ -90,7 +94,7 @@ def server_admit(
     from forefed.deploy.server_folder import admit, read_server
 
     admit(read_server(folder)[0], name, key)
-    out.print(f"{name} may connect")
+    say(f"{name} may connect")
 
 
 @server.command("run")
@@ -114,8 +118,8 @@ def server_run(
     place, _ = read_server(folder)
     chosen = configure(config, sets or (), {"out": str(place.runs)})
     number = start_run(place, chosen, resume)
-    out.print(f"run {number}: {chosen.folder}", soft_wrap=True)
-    follow(place, chosen, number, out.print)
+    say(f"run {number}: {chosen.folder}")
+    follow(place, chosen, number, say)
 
 
 @server.command("stop")
@@ -126,7 +130,7 @@ def server_stop(
     from forefed.deploy.server_folder import CONNECTION, flwr, read_server
 
     flwr(read_server(folder)[0], "stop", number, CONNECTION)
-    out.print(f"run {number} stopped")
+    say(f"run {number} stopped")
 
 
 @server.command("status")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from forefed.core.errors import ProtocolError
+from forefed.core.untrusted import json_table
 
 VERSION = 1
 MAGIC = b"FFEV"
@@ -101,9 +102,9 @@ def read(receive: Callable[[int], bytes]) -> Envelope:
     if magic != MAGIC or length > MAX_HEADER:
         raise ProtocolError("the socket carries something that is no envelope")
     try:
-        header = json.loads(_exactly(receive, length))
+        header = json_table(_exactly(receive, length), "the envelope's header")
         lengths = [(str(name), int(n)) for name, n in header.pop("blobs")]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ProtocolError(f"the envelope's header cannot be read: {error!r}") from None
     if any(n < 0 for _, n in lengths) or sum(n for _, n in lengths) > MAX_BLOBS:
         raise ProtocolError("the envelope's blobs are too large")

@@ -19,8 +19,16 @@ from forefed.deploy.supervise import Pause, Program, tool
 SITE = "site.toml"
 BAD_KEYS = frozenset({302, 303, 304, 602, 603, 604, 605, 606})
 """Exit codes of Flower that a new start does not mend: keys, certificates, paths, versions."""
-REFUSED = {305: Pause(5.0, "the server does not let it in; after a crash it may take a minute")}
-"""A node that was killed counts as connected until it has missed its heartbeats."""
+REFUSED = {
+    305: Pause(
+        5.0,
+        "the server does not let it in. After a crash that lasts up to a minute; otherwise it has "
+        "not admitted this key, or this machine's clock is wrong (more than 5 s ahead of the "
+        "server's, or 5 minutes behind)",
+    )
+}
+"""Flower tells no reason. A node that was killed counts as connected until it has missed its
+heartbeats."""
 
 
 @dataclass(frozen=True)

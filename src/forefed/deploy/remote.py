@@ -9,7 +9,6 @@ they happen to live.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Protocol
 
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Json, LossReason, Lost, Order, Reply
+from forefed.core.untrusted import json_table
 from forefed.deploy.envelope import Envelope
 from forefed.run.inprocess import SURPLUS, ClientStore
 from forefed.run.replica import Replica
@@ -212,7 +212,4 @@ def _introduction(answer: Envelope | Failure) -> Json:
         raise ProtocolError(answer.detail)
     if answer.kind != "joined":
         raise ProtocolError(f"{answer.kind}: {answer.text[:LONGEST_REASON]}")
-    try:
-        return dict(json.loads(answer.text))
-    except (ValueError, TypeError):
-        raise ProtocolError("its introduction cannot be read") from None
+    return json_table(answer.text, "its introduction")

@@ -125,5 +125,5 @@ def describe_round(line: Json) -> str:
 def _reason(folder: ServerFolder, config: Config) -> str:
     error = folder.apps / config.name / ERROR
     if not error.exists():
-        return f"its process was ended; the logs are in {folder.logs}"
+        return f"its process was ended; --resume goes on with it (the logs are in {folder.logs})"
     return f"{record.read_json(error)['error']} (more in {error})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from forefed.run.compat import check
 from forefed.run.config import Config, configure
 from forefed.run.evaluate import better, evaluate_clients, evaluate_global, quality
 from forefed.run.star import RoundReport, RunState, losses_by_reason
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Watcher:
@@ -86,7 +89,15 @@ def run(
     elif resume:
         raise UserError(f"{folder}: there is no run to resume here")
     with record.locked(folder):
-        return _run(config, folder, watcher, connect)
+        try:
+            return _run(config, folder, watcher, connect)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise UserError(
+                f"{folder}: no room to write the record ({error.strerror}); nothing that was saved "
+                "is lost: make room, and go on with --resume"
+            ) from error
 
 
 def _run(config: Config, folder: Path, watcher: Watcher, connect: Connect | None) -> Result:

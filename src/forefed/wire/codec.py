@@ -50,9 +50,12 @@ def read_meta(meta: dict[str, Any], order: Order) -> tuple[int, dict[str, float]
         raise ProtocolError(f"client {order.client}: {n!r} is no number of examples")
     if not isinstance(metrics, dict):
         raise ProtocolError(f"client {order.client}: the metrics are no table")
-    numbers = {
-        str(name): float("nan") if value is None else float(value)
-        for name, value in metrics.items()
-        if value is None or isinstance(value, int | float)
-    }
+    try:
+        numbers = {
+            str(name): float("nan") if value is None else float(value)
+            for name, value in metrics.items()
+            if value is None or isinstance(value, int | float)
+        }
+    except OverflowError:
+        raise ProtocolError(f"client {order.client}: a metric is no number that fits") from None
     return n, numbers

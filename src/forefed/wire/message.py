@@ -25,6 +25,7 @@ from torch import Tensor
 
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
+from forefed.core.untrusted import json_table
 
 MAGIC = b"FFED"
 VERSION = 1
@@ -110,12 +111,7 @@ def unpack(
     view = memoryview(data)[_HEAD.size :]
     if hashlib.blake2b(view, digest_size=8).digest() != digest:
         raise ProtocolError("the message is damaged (its digest does not match)")
-    try:
-        meta = json.loads(bytes(view[:meta_length]))
-    except ValueError as error:
-        raise ProtocolError(f"the message's meta data is no JSON: {error}") from None
-    if not isinstance(meta, dict):
-        raise ProtocolError("the message's meta data is no table")
+    meta = json_table(bytes(view[:meta_length]), "the message's meta data")
     return meta, view[meta_length:]
 
 
@@ -142,10 +138,10 @@ def short(value: float) -> float | int | None:
 
 
 def check_shapes(tensors: Params, like: dict[str, Tensor] | Params, what: str) -> None:
-    """Exactly the tensors of ``like``, by name and shape.
+    """Exactly the tensors of ``like``, by name, shape and number format.
 
     Raises:
-        ProtocolError: a missing or extra name, or another shape.
+        ProtocolError: a missing or extra name, another shape or format.
     """
     if tensors.keys() != like.keys():
         extra, missing = sorted(tensors.keys() - like.keys()), sorted(like.keys() - tensors.keys())
@@ -157,3 +153,5 @@ def check_shapes(tensors: Params, like: dict[str, Tensor] | Params, what: str) -
             raise ProtocolError(
                 f"{what}: {name} has shape {tuple(x.shape)} instead of {tuple(like[name].shape)}"
             )
+        if x.dtype != like[name].dtype:  # a sum would take the wider format, and keep it
+            raise ProtocolError(f"{what}: {name} is {x.dtype} instead of {like[name].dtype}")

@@ -59,6 +59,6 @@ def decode_order(data: bytes, params: Params, memo: Params) -> Order:
     try:
         run, round_, client = int(meta["run"]), int(meta["r"]), int(meta["c"])
         assigned = tuple(names[int(i)] for i in meta["a"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"the order cannot be read: {error!r}") from None
     return Order(run, round_, client, assigned, params, memo)

@@ -85,7 +85,7 @@ def decode_record(data: bytes, names: Iterable[str]) -> RoundRecord:
         if number == "sums" and x.ndim == 1 and x.dtype == torch.float64:
             sums[group] = x
             continue
-        if not number.isdecimal() or x.ndim != 2 or x.dtype != torch.float32:
+        if not number[:9].isdecimal() or number[9:] or x.ndim != 2 or x.dtype != torch.float32:
             raise ProtocolError(f"record: {place!r} is no float32 [steps, K] of an entry")
         slopes.setdefault(int(number), {})[group] = x
     try:
@@ -98,7 +98,7 @@ def decode_record(data: bytes, names: Iterable[str]) -> RoundRecord:
             for i, (client, n, a) in enumerate(meta["e"])
         )
         record = RoundRecord(int(meta["r"]), entries, sums)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"the record cannot be read: {error!r}") from None
     if slopes:
         raise ProtocolError(f"record of round {record.round}: slopes that belong to no entry")

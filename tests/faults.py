@@ -1,0 +1,67 @@
+"""`make faults`: docs/FAULTS.md, written from the outcomes of the tests that show them.
+
+A test carries its row: ``@fault("site: ClientApp killed", "mid-round", "one loss, 'crash'")``. The
+outcome is what the test asserts; the page says of each row whether it came about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+HEAD = """\
+# Faults
+
+Made by `make faults` on {day}: every row is a test, and its outcome is what the test asserts.
+"Same bits" compares the final parameters with a run without the fault in which the same replies
+arrive. Rows marked (real) kill, stop or misuse the real processes of three sites and a server with
+TLS on one machine; the others need no network.
+
+| fault | when | outcome | test |
+|---|---|---|---|
+"""
+
+
+def fault(what: str, when: str, outcome: str) -> pytest.MarkDecorator:
+    """One row of the page."""
+    return pytest.mark.fault(what=what, when=when, outcome=outcome)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", metavar="PAGE", help="write the table of faults to this page")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if page := config.getoption("--faults"):
+        config.pluginmanager.register(Table(Path(page)))
+
+
+@dataclass
+class Table:
+    """Collects the rows of a session, and writes the page at its end."""
+
+    page: Path
+    rows: dict[str, str] = field(default_factory=dict)
+    """By the test's name; a test that ran in several phases is told by its worst."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Iterator[None]:  # the generator's result is the report
+        report: pytest.TestReport = yield  # type: ignore[misc]
+        mark = item.get_closest_marker("fault")
+        if mark is not None and (report.when == "call" or not report.passed):
+            row, real = mark.kwargs, item.get_closest_marker("deploy") is not None
+            outcome = row["outcome"] if report.passed else f"**{report.outcome}**"
+            where = f"`{item.path.stem}::{getattr(item, 'originalname', item.name)}`"
+            what = row["what"] + (" (real)" if real else "")
+            self.rows[item.nodeid] = f"| {what} | {row['when']} | {outcome} | {where} |\n"
+        return report  # type: ignore[return-value]
+
+    def pytest_sessionfinish(self) -> None:
+        head = HEAD.format(day=datetime.now(UTC).date())
+        self.page.write_text(head + "".join(self.rows.values()), encoding="utf-8")
