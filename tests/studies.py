@@ -49,7 +49,9 @@ write("environment.json", {})
 write("partition.json", {})
 write("config.json", config)
 write("rounds.jsonl", {"round": 1, "cohort": [0], "replies": 1})
-write("evaluations.jsonl", {"round": 1, "split": "test", "accuracy": quality, "n": 10})
+loss = config["client"]["optimiser"]["lr"] / 10
+scores = {"loss": loss, "accuracy": quality, "n": 10}
+write("evaluations.jsonl", {"round": 1, "split": "test", **scores})
 write("summary.json", {})
 """
 

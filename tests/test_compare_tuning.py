@@ -134,6 +134,19 @@ def test_one_data_set_is_tuned_on_and_the_others_take_its_choices(
         check_study(tiny_study(world, tmp_path, **more, tuning={"on": "three"}))
 
 
+def test_the_smallest_loss_on_validation_is_taken_where_that_is_asked_for(
+    world: World, tmp_path: Path, fake_cells: None
+) -> None:
+    """The stand-in's loss grows with the rate, whatever its quality."""
+    methods = {"a": {"tune": {"client.optimiser.lr": [0.1, 0.01, 1.0]}}}
+    study = tiny_study(world, tmp_path, methods=methods, seeds=1, tuning={"by": "loss"})
+    assert not compare(study).failed
+    (chosen,) = read_json(study.folder / "results.json")["tuning"]
+    assert chosen["best"] == {"client.optimiser.lr": 0.01}
+    assert [set(t) for t in chosen["tried"]] == [{"settings", "loss"}] * 3
+    assert "0.01: loss 0." in plain((study.folder / "results.md").read_text())
+
+
 def test_tuning_on_test_rows_is_refused(world: World, tmp_path: Path, fake_cells: None) -> None:
     study = tiny_study(world, tmp_path, methods={"a": {"tune": {"cohort": [2, 3]}}}, seeds=1)
     cells = tuning_cells(study)

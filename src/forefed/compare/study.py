@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -41,6 +41,8 @@ class Tuning(Settings):
     """Rounds of a tuning run; None: a third of the run's."""
     seeds: Annotated[int, Field(ge=1)] = 1
     """Tuning runs per point of the grid, with the first seeds of the study."""
+    by: Literal["quality", "loss"] = "quality"
+    """What is compared on the validation rows. "loss": where all are still near chance."""
     on: str | None = None
     """Tune on this data set alone; the others take what was chosen there. None: on each."""
 

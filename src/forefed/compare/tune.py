@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from forefed.compare.grid import TUNING, Cell, Point, make_cell, points, unique
 from forefed.compare.study import Study
@@ -30,18 +30,19 @@ class Chosen:
     dataset: str
     method: str
     tried: tuple[tuple[Point, float | None], ...]
-    """Every point of the grid with its mean final quality on validation rows (None: no number)."""
+    """Every point of the grid with its mean final ``by`` on validation rows (None: no number)."""
     best: Point
     edges: tuple[str, ...]
     """Settings whose winning value is the smallest or the largest that was tried."""
     rounds: int
     seeds: int
+    by: Literal["quality", "loss"] = "quality"
 
     def to_json(self) -> Json:
         return {
             "dataset": self.dataset,
             "method": self.method,
-            "tried": [{"settings": dict(p), "quality": q} for p, q in self.tried],
+            "tried": [{"settings": dict(p), self.by: value} for p, value in self.tried],
             "best": dict(self.best),
             "edges": list(self.edges),
             "rounds": self.rounds,
@@ -92,14 +93,16 @@ def choose(
         groups.setdefault((cell.dataset, cell.method), {}).setdefault(cell.tuned, []).append(cell)
     choices, missing = {}, {}
     for (dataset, method), by_point in groups.items():
-        scores = {point: _score(members, failed) for point, members in by_point.items()}
+        by = study.tuning.by
+        scores = {point: _score(members, failed, by) for point, members in by_point.items()}
         known = {point: score for point, score in scores.items() if score is not None}
         if not known:
             reasons = [failed.get(c.name, "diverged") for m in by_point.values() for c in m]
             missing[dataset, method] = f"no tuning run had a result ({reasons[0]})"
             continue
         any_cell = next(iter(by_point.values()))[0]
-        sign = -1 if any_cell.config.data.task.head == "causal_lm" else 1  # bits per byte: fewer
+        fewer = by == "loss" or any_cell.config.data.task.head == "causal_lm"  # bits per byte
+        sign = -1 if fewer else 1
         best = max(known, key=lambda point: sign * known[point])
         choices[dataset, method] = Chosen(
             dataset,
@@ -109,6 +112,7 @@ def choose(
             _edges(best, study.tune(method)),
             any_cell.config.rounds,
             len(by_point[best]),
+            by,
         )
     return choices, missing
 
@@ -120,8 +124,8 @@ def for_all(study: Study, found: Mapping[Place, T]) -> dict[Place, T]:
     return {(name, method): x for (_, method), x in found.items() for name in study.datasets}
 
 
-def _score(cells: Sequence[Cell], failed: Mapping[str, str]) -> float | None:
-    """Mean final quality on the validation rows; None if any run has no number."""
+def _score(cells: Sequence[Cell], failed: Mapping[str, str], by: str) -> float | None:
+    """Mean final quality or loss on the validation rows; None if any run has no number."""
     values = []
     for cell in cells:
         if cell.name in failed or not cell.finished:
@@ -129,10 +133,10 @@ def _score(cells: Sequence[Cell], failed: Mapping[str, str]) -> float | None:
         run = read_run(cell.folder)
         if run.config["data"]["test_on"] != "validation":
             raise UserError(f"{cell.folder}: a tuning run that was tested on test rows; remove it")
-        quality = run.quality(run.final)
-        if quality is None:
+        value = run.quality(run.final) if by == "quality" else (run.final or {}).get("loss")
+        if value is None or not math.isfinite(value):
             return None
-        values.append(quality)
+        values.append(value)
     return sum(values) / len(values)
 
 

@@ -179,7 +179,9 @@ def tuning_part(comparison: Comparison) -> Part | None:
 
 def _tried(comparison: Comparison, tried: Json) -> str:
     settings = ", ".join(str(value) for value in tried["settings"].values())
-    return f"{settings}: {words.quality(comparison.metric, tried['quality'], unit=False)}"
+    if "loss" not in tried:
+        return f"{settings}: {words.quality(comparison.metric, tried['quality'], unit=False)}"
+    return f"{settings}: " + ("no number" if tried["loss"] is None else f"loss {tried['loss']:.4f}")
 
 
 def loses_part(comparison: Comparison, results: Sequence[Result]) -> Part:
