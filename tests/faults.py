@@ -16,7 +16,7 @@ import pytest
 HEAD = """\
 # Faults
 
-Made by `make faults` on {day}: every row is a test, and its outcome is what the test asserts.
+Made by `make faults`, last on {day}: every row is a test, and its outcome is what the test asserts.
 "Same bits" compares the final parameters with a run without the fault in which the same replies
 arrive. Rows marked (real) kill, stop or misuse the real processes of three sites and a server with
 TLS on one machine; the others need no network.
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass
 class Table:
-    """Collects the rows of a session, and writes the page at its end."""
+    """Collects the rows of a session; those of tests that did not run now stay as they were."""
 
     page: Path
     rows: dict[str, str] = field(default_factory=dict)
@@ -57,11 +57,21 @@ class Table:
         if mark is not None and (report.when == "call" or not report.passed):
             row, real = mark.kwargs, item.get_closest_marker("deploy") is not None
             outcome = row["outcome"] if report.passed else f"**{report.outcome}**"
-            where = f"`{item.path.stem}::{getattr(item, 'originalname', item.name)}`"
             what = row["what"] + (" (real)" if real else "")
-            self.rows[item.nodeid] = f"| {what} | {row['when']} | {outcome} | {where} |\n"
+            name = f"`{item.path.stem}::{item.name}`"
+            self.rows[name] = f"| {what} | {row['when']} | {outcome} | {name} |\n"
         return report  # type: ignore[return-value]
 
     def pytest_sessionfinish(self) -> None:
         head = HEAD.format(day=datetime.now(UTC).date())
-        self.page.write_text(head + "".join(self.rows.values()), encoding="utf-8")
+        rows = read(self.page) | self.rows
+        text = head + "".join(rows[name] for name in sorted(rows))
+        self.page.write_text(text, encoding="utf-8")
+
+
+def read(page: Path) -> dict[str, str]:
+    """The rows of an earlier page, by the test's name."""
+    if not page.exists():
+        return {}
+    lines = page.read_text(encoding="utf-8").splitlines(keepends=True)
+    return {line.rsplit("|", 2)[1].strip(): line for line in lines if "::" in line}

@@ -98,7 +98,7 @@ class Federation:
         """Wait until the server counts so many sites."""
         self.until(lambda: self.status().count("online") == count, pause=3.0)
 
-    def until(self, done: Callable[[], object], seconds: float = 240, pause: float = 0.05) -> None:
+    def until(self, done: Callable[[], object], seconds: float = 600, pause: float = 0.05) -> None:
         last = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < last, self.logs()

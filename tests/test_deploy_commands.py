@@ -11,7 +11,8 @@ import pytest
 from commands import mistake
 from deployment import deployed, rehearsal
 from forefed.core.errors import UserError
-from forefed.deploy import places
+from forefed.core.files import write_json
+from forefed.deploy import places, runs
 from forefed.run import configure
 from forefed.run.compat import DEPLOYED, check
 
@@ -182,6 +183,26 @@ def test_where_nothing_is_the_remedy_is_named(forefed_command, tmp_path):
 def test_a_site_looks_at_its_data_again(made, forefed_command):
     said = forefed_command("site", "check", made[1])
     assert said.status == 0 and "63 rows" in said.out
+
+
+def test_who_watches_a_run_outlives_the_servers_restart(world, tmp_path, monkeypatch):
+    config, answers, said = deployed(world, tmp_path), iter(["gone", "gone", "back"]), []
+
+    def flower(*_: object) -> dict[str, object]:
+        if next(answers) == "gone":
+            raise UserError("the server does not answer")
+        write_json(config.folder / "summary.json", {"digest": "d" * 64})
+        return {"runs": [{"status": "running"}]}
+
+    monkeypatch.setattr(runs, "flwr", flower)
+    monkeypatch.setattr(runs, "ASK_S", -1.0)
+    monkeypatch.setattr(runs, "POLL_S", 0.0)
+    ended = runs.follow(places.ServerFolder(tmp_path), config, "1", said.append)
+    assert ended == {"digest": "d" * 64}
+    assert [text.split(";")[0] for text in said] == [
+        "the server does not answer",
+        f"finished: {config.folder}",
+    ]
 
 
 def test_a_server_that_does_not_run_is_named(made, forefed_command):

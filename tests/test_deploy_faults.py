@@ -177,7 +177,7 @@ def test_lost_answers():
     loop, post = remote(tamper={n: losing(i) for i, n in enumerate("abc")}, deadline_s=0.1)
     clients, trainer = toy_clients(), post.sites["a"].trainer
     inner = Planned(3, lambda c: clients[(0, 1, 3)[c]], trainer, trainer.codec.encode, lost=lost)
-    alone = replace(loop, transport=inner)
+    alone = replace(loop, transport=inner, deadline_s=None)
     state = other = orders_for(loop)
     seen = set()
     for _ in range(ROUNDS):

@@ -132,6 +132,11 @@ def test_a_site_that_was_not_admitted(federation):
         process.wait(40)
 
 
+@fault(
+    "keys, secrets and texts in logs, records and command lines",
+    "after a run",
+    "none of them is there",
+)
 def test_logs_and_command_lines_hold_no_secret(federation):
     """After all the runs of this module's federation."""
     run = federation.run("quiet", "strategy=fedavg", "rounds=1")

@@ -180,15 +180,21 @@ def test_members_come_and_go():
     assert members() == [0, 2]
     post.offline = {"a"}
     assert members() == [1, 2]
-    post.offline = {"a", "b", "c"}
-    assert members() == []
 
 
-def test_without_any_site_a_round_is_empty():
-    loop, post = remote()
+@fault("every site gone", "before a round", "the run waits until one is back, and says so")
+def test_without_any_site_a_run_waits():
+    said: list[str] = []
+
+    def come_back(text: str) -> None:
+        said.append(text)
+        post.offline = {"a", "b"}
+
+    loop, post = remote(say=come_back)
     post.offline = {"a", "b", "c"}
     state, report = loop.round(orders_for(loop))
-    assert report.cohort == () and not report.updates and state.round == 1
+    assert said[0] == "no site takes part; waiting for one"
+    assert report.cohort == (2,) and len(report.updates) == 1 and state.round == 1
 
 
 STRANGERS = {

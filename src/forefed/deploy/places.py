@@ -23,9 +23,13 @@ REFUSED = {
     305: Pause(
         5.0,
         "the server does not let it in. After a crash that lasts up to a minute; otherwise it has "
-        "not admitted this key, or this machine's clock is wrong (more than 5 s ahead of the "
-        "server's, or 5 minutes behind)",
-    )
+        "not admitted this key",
+    ),
+    0: Pause(
+        10.0,
+        "it ended by itself, as it does when the server does not accept its signature: is this "
+        "machine's clock right (at most 5 s ahead of the server's, 5 minutes behind)?",
+    ),
 }
 """Flower tells no reason. A node that was killed counts as connected until it has missed its
 heartbeats."""

@@ -86,15 +86,21 @@ class RemoteClients:
     said: set[str] = field(default_factory=set)
 
     def members(self) -> Sequence[int]:
-        """The clients that are there; the first time all named sites are waited for."""
+        """The clients that are there; the first time all named sites are waited for. Nobody there
+        is no round: then somebody is waited for."""
         wanted = self.least if self.begun else len(self.names)
         self.begun = True
         self.turned_away.clear()
         last = time.monotonic() + self.join_s
         while True:
             self.look_around()
-            if len(self.homes) >= wanted or time.monotonic() >= last:
+            late = time.monotonic() >= last
+            if len(self.homes) >= wanted or (late and self.homes):
                 return sorted(self.homes)
+            if late:
+                self.once("no site takes part; waiting for one")
+                self.turned_away.clear()  # whoever was too slow to answer is asked again
+                last = time.monotonic() + self.join_s
             time.sleep(self.poll_s)
 
     def look_around(self) -> None:

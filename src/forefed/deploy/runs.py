@@ -41,6 +41,7 @@ MODULE = 'from forefed.deploy.flower_{part} import app\n\n__all__ = ["app"]\n'
 """What Flower carries to its processes: only where the installed package is entered."""
 
 POLL_S = 1.0
+SILENT = "silent"
 ASK_S = 15.0  # between two questions to Flower; each starts one of its processes
 
 
@@ -82,7 +83,10 @@ def follow(
     try:
         while True:
             if time.monotonic() - asked > ASK_S:
-                asked, status = time.monotonic(), status_of_run(folder, number)
+                before, status = status, status_of_run(folder, number)
+                asked = time.monotonic()
+                if status == SILENT != before:
+                    say("the server does not answer; it is asked again, and the run may go on")
             ended = record.summary(config.folder)
             for name in shown:
                 lines = record.read_lines(config.folder, name)
@@ -101,8 +105,12 @@ def follow(
 
 
 def status_of_run(folder: ServerFolder, run: str) -> str:
-    """Flower's word for the state of a run, for example "finished:completed"."""
-    found = flwr(folder, "list", CONNECTION, "--run-id", run)["runs"]
+    """Flower's word for the state of a run, for example "finished:completed"; SILENT: the server
+    does not answer, for example as it is being started again."""
+    try:
+        found = flwr(folder, "list", CONNECTION, "--run-id", run)["runs"]
+    except UserError:
+        return SILENT
     return str(found[0]["status"]) if found else "unknown"
 
 
