@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -43,6 +43,8 @@ class RoundReport:
     """Updates that wait for more before the server moves."""
     abandoned: int = 0
     """Answers that were dropped because they were fewer than the round needs."""
+    record: bytes = b""
+    """What the scalar log keeps of the round (nothing where tensors travel)."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Star:
     receive: Callable[[Reply, Order], Update]
     server: Server
     deadline_s: float | None = None
+    records: bool = False
+    """Slopes travel, so a few numbers say what the server did in a round."""
     by_records: bool = False
     """Clients keep the parameters and receive what was done since their last visit."""
     cohort_min: int = 1
@@ -122,7 +126,7 @@ class Star:
         abandoned = 0
         if len(updates) < self.cohort_min:
             abandoned, updates = len(updates), []
-        new_state = self.finish(state, orders, updates)
+        new_state, record = self.finish(state, orders, updates)
         clock.append(time.perf_counter())
         plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
         report = RoundReport(
@@ -135,20 +139,26 @@ class Star:
             {"plan": plan_s, "clients": clients_s - receiving, "aggregate": apply_s + receiving},
             len(new_state.pending),
             abandoned,
+            record,
         )
         return new_state, report
 
     def finish(
         self, state: RunState, orders: dict[int, Order], updates: Sequence[Update]
-    ) -> RunState:
-        """The server's step, and its record for those who will have missed it."""
+    ) -> tuple[RunState, bytes]:
+        """The server's step, and its record."""
         new_state, record = self.server.finish(state, orders, updates)
+        written = encode_record(record, state.params) if self.records else b""
+        return self.remember(state, new_state, written, [u.client for u in updates]), written
+
+    def remember(
+        self, state: RunState, new_state: RunState, record: bytes, heard: Iterable[int]
+    ) -> RunState:
+        """``new_state`` with what clients need that will have missed this round."""
         if not self.by_records:
             return new_state
-        written = encode_record(record, state.params)
         whole = sum(x.nbytes for x in new_state.flat().values())
-        heard = [u.client for u in updates]
-        return replace(new_state, log=state.log.after(record.round, written, heard, whole))
+        return replace(new_state, log=state.log.after(new_state.round, record, heard, whole))
 
 
 def losses_by_reason(report: RoundReport) -> dict[str, int]:
