@@ -130,7 +130,9 @@ def kept_engines(config: Config) -> Engines:
         return Engines(key, ((1.0, config.engine),))
     groups = read_json(config.folder / PLAN)["groups"]
     shared = {"shared": config.engine.shared}
-    engines = tuple((g["share"], ENGINES.parse(g["engine"]).model_copy(update=shared)) for g in groups)
+    engines = tuple(
+        (g["share"], ENGINES.parse(g["engine"]).model_copy(update=shared)) for g in groups
+    )
     spare = [g["spare"] for g in groups if g["spare"] is not None]
     return Engines(key, engines, min(spare, default=None))
 

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import write_atomic
 from forefed.core.types import Json
+from forefed.run.state import RunState
 from forefed.wire.message import HEAD_BYTES, MAGIC, Limits, frame_bytes, pack, unpack
 
 LOG = "scalars.log"
@@ -79,9 +81,13 @@ class ScalarLog:
                 yield logged
                 place, last = logged.stop, logged.round
 
-    def append(self, round: int, heard: Sequence[int], digest: str, record: bytes) -> None:
-        """Add a round, and do not return before it is on the disk."""
-        meta: Json = {"r": round, "v": list(heard), "d": digest}
+    def append(
+        self, state: RunState, heard: Sequence[int], record: bytes, last: bool = False
+    ) -> None:
+        """Add the round that led to ``state``, and do not return before it is on the disk."""
+        checked = last or state.round % DIGEST_EVERY == 0
+        digest = trees.digest(state.params) if checked else ""
+        meta: Json = {"r": state.round, "v": list(heard), "d": digest}
         with self.path.open("ab") as file:
             file.write(pack("round", meta, record))
             file.flush()

@@ -99,7 +99,9 @@ def replay_log(place: Path) -> Rebuilt:
     """
     folder = place if place.is_dir() else place.parent
     config = parse(Config, record.read_config(folder))
-    config = config.model_copy(update={"out": folder.parent, "name": folder.name})  # it may be moved
+    config = config.model_copy(
+        update={"out": folder.parent, "name": folder.name}
+    )  # it may be moved
     if not config.codec.sends_slopes:
         raise UserError(
             f"{folder}: clients of this run sent tensors (codec.kind = '{config.codec.kind}'), so "

@@ -23,7 +23,7 @@ from forefed.run.checkpoint import config_digest, load_checkpoint, save_checkpoi
 from forefed.run.compat import check
 from forefed.run.config import Config, configure
 from forefed.run.evaluate import better, evaluate_clients, evaluate_global, quality
-from forefed.run.log import DIGEST_EVERY, LOG, ScalarLog, create_log, open_log
+from forefed.run.log import LOG, ScalarLog, create_log, open_log
 from forefed.run.rebuild import go_on
 from forefed.run.star import RoundReport, RunState, losses_by_reason
 
@@ -138,19 +138,14 @@ def _run(
         record.append(folder, record.ROUNDS, line)
         clock = time.perf_counter()
         if log is not None:
-            _log(log, state, report, last=state.round == config.rounds)
+            # after the round's other lines, as a round that the log has is not done again
+            heard = [u.client for u in report.updates]
+            log.append(state, heard, report.record, last=state.round == config.rounds)
         if state.round % config.checkpoint_every == 0 or state.round == config.rounds:
             save_checkpoint(folder, config, state, federation.transport.store)
         checkpoint_s = time.perf_counter() - clock  # stands in the next round's line
         watcher.round(line)
     return _finish(federation, folder, state)
-
-
-def _log(log: ScalarLog, state: RunState, report: RoundReport, last: bool) -> None:
-    """After the round's other lines: a round that the log has is not done again."""
-    checked = last or state.round % DIGEST_EVERY == 0
-    digest = trees.digest(state.params) if checked else ""
-    log.append(report.round, [u.client for u in report.updates], digest, report.record)
 
 
 def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:

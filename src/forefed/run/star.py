@@ -18,12 +18,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from forefed.assign import Assign
+from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Lost, Order, Reply, Transport, Unit, Update
 from forefed.run.server import Server
 from forefed.run.state import RunState
 from forefed.wire.records import encode_record
+
+DIGITS = 16  # of the digest that clients who follow compare: 64 bits tell of any drift
 
 __all__ = ["RoundReport", "RunState", "Star", "losses_by_reason"]
 
@@ -81,6 +84,7 @@ class Star:
         cohort = [members[i] for i in chosen]
         names = self.assign.names(self.units, len(cohort), key.fold("assign")) if cohort else []
         carried = state.carried() if self.by_records else {}
+        digest = trees.digest(state.params)[:DIGITS] if self.by_records else ""
         return {
             client: Order(
                 self.key.value,
@@ -91,6 +95,7 @@ class Star:
                 state.memo,
                 carried,
                 self.server.missed(state, client) if self.by_records else None,
+                digest,
             )
             for client, assigned in zip(cohort, names, strict=True)
         }
@@ -127,6 +132,8 @@ class Star:
         if len(updates) < self.cohort_min:
             abandoned, updates = len(updates), []
         new_state, record = self.finish(state, orders, updates)
+        failed = [x.client for x in lost if x.reason == "error"]
+        new_state = replace(new_state, log=new_state.log.without(failed))
         clock.append(time.perf_counter())
         plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
         report = RoundReport(

@@ -154,6 +154,11 @@ class RecordLog:
         oldest = min(records, default=round + 1)
         return replace(self, records=records, visits=_from(visits, oldest))
 
+    def without(self, clients: Iterable[int]) -> RecordLog:
+        """Forget the visits of these: they may have lost what they kept, or hold other bits."""
+        forgotten = set(clients)
+        return replace(self, visits={c: r for c, r in self.visits.items() if c not in forgotten})
+
     def tensors(self) -> Params:
         """As a checkpoint keeps it."""
         kept = {
