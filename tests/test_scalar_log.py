@@ -181,7 +181,7 @@ def test_a_mismatch_names_the_rounds_in_which_it_begins(
     entry = record.entries[0]
     slopes = {group: 2 * x for group, x in entry.slopes.items()}
     forged = replace(record, entries=(replace(entry, slopes=slopes), *record.entries[1:]))
-    meta = {"r": 3, "v": list(rounds[2].heard), "d": ""}
+    meta = {"r": 3, "v": list(rounds[2].heard), "f": [], "d": ""}
     frame = pack("round", meta, encode_record(forged, names))
     path.write_bytes(content[: rounds[1].stop] + frame + content[rounds[2].stop :])
     with pytest.raises(UserError, match="a mismatch begins in rounds 3 to 4"):

@@ -7,7 +7,8 @@ stopped server goes on from its last checkpoint and the rounds that the log has 
 A file of messages (wire/message.py), each with its own checksum, to which one is added per round:
 
     "log"    meta {"format": 1, "config": digest, "base": digest of the first values}
-    "round"  meta {"r": round, "v": clients that answered, "d": digest of the parameters or ""}
+    "round"  meta {"r": round, "v": clients that answered, "f": clients that answered with an
+             error, "d": digest of the parameters or ""}
              body: the round's record (wire/records.py)
 
 A kill in the middle of a write leaves a torn last message: readers stop before it, and a run that
@@ -17,7 +18,7 @@ goes on cuts it off. Anything else that cannot be read is damage, which nobody r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,7 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import write_atomic
 from forefed.core.types import Json
+from forefed.run.star import RoundReport
 from forefed.run.state import RunState
 from forefed.wire.message import HEAD_BYTES, MAGIC, Limits, frame_bytes, pack, unpack
 
@@ -37,10 +39,12 @@ LIMITS = Limits(meta=1 << 28)  # a round of a million clients names them all
 
 @dataclass(frozen=True)
 class LoggedRound:
-    """One round: who answered, what was applied, and the digest of what came of it ("": none)."""
+    """One round: who answered, or answered with an error; what was applied, and the digest of what
+    came of it ("": none)."""
 
     round: int
     heard: tuple[int, ...]
+    failed: tuple[int, ...]
     digest: str
     record: bytes
     stop: int
@@ -81,15 +85,16 @@ class ScalarLog:
                 yield logged
                 place, last = logged.stop, logged.round
 
-    def append(
-        self, state: RunState, heard: Sequence[int], record: bytes, last: bool = False
-    ) -> None:
-        """Add the round that led to ``state``, and do not return before it is on the disk."""
+    def append(self, state: RunState, report: RoundReport, last: bool = False) -> None:
+        """Add the round that led to ``state``, and do not return before it is on the disk.
+
+        ``last``: it is the run's last one, which has a digest in any case.
+        """
         checked = last or state.round % DIGEST_EVERY == 0
         digest = trees.digest(state.params) if checked else ""
-        meta: Json = {"r": state.round, "v": list(heard), "d": digest}
+        meta: Json = {"r": state.round, "v": report.heard, "f": report.failed, "d": digest}
         with self.path.open("ab") as file:
-            file.write(pack("round", meta, record))
+            file.write(pack("round", meta, report.record))
             file.flush()
             os.fsync(file.fileno())
 
@@ -153,8 +158,8 @@ def _frame(file: BinaryIO, place: int) -> bytes | None:
 def _logged(frame: bytes, stop: int) -> LoggedRound:
     meta, body = unpack(frame, "round", LIMITS)
     try:
-        heard = tuple(int(client) for client in meta["v"])
-        return LoggedRound(int(meta["r"]), heard, str(meta["d"]), bytes(body), stop)
+        heard, failed = (tuple(int(client) for client in meta[who]) for who in ("v", "f"))
+        return LoggedRound(int(meta["r"]), heard, failed, str(meta["d"]), bytes(body), stop)
     except (KeyError, TypeError, ValueError) as error:
         raise ProtocolError(f"the round cannot be read: {error!r}") from None
 

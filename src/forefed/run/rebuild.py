@@ -51,7 +51,7 @@ def go_on(log: ScalarLog, state: RunState, star: Star) -> RunState:
     for logged, after in replayed(log, state, star.server):
         place, last = logged.stop, logged.round
         if logged.round > state.round:
-            state = star.remember(state, after, logged.record, logged.heard)
+            state = star.remember(state, after, logged.record, logged.heard, logged.failed)
     _reaches(log, last, state.round, "checkpoint")
     log.cut(place)
     return state

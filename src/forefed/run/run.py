@@ -139,8 +139,7 @@ def _run(
         clock = time.perf_counter()
         if log is not None:
             # after the round's other lines, as a round that the log has is not done again
-            heard = [u.client for u in report.updates]
-            log.append(state, heard, report.record, last=state.round == config.rounds)
+            log.append(state, report, last=state.round == config.rounds)
         if state.round % config.checkpoint_every == 0 or state.round == config.rounds:
             save_checkpoint(folder, config, state, federation.transport.store)
         checkpoint_s = time.perf_counter() - clock  # stands in the next round's line

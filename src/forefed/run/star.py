@@ -49,6 +49,15 @@ class RoundReport:
     record: bytes = b""
     """What the scalar log keeps of the round (nothing where tensors travel)."""
 
+    @property
+    def heard(self) -> tuple[int, ...]:
+        return tuple(u.client for u in self.updates)
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """The clients that answered with an error."""
+        return tuple(lost.client for lost in self.lost if lost.reason == "error")
+
 
 @dataclass(frozen=True)
 class Star:
@@ -132,8 +141,6 @@ class Star:
         if len(updates) < self.cohort_min:
             abandoned, updates = len(updates), []
         new_state, record = self.finish(state, orders, updates)
-        failed = [x.client for x in lost if x.reason == "error"]
-        new_state = replace(new_state, log=new_state.log.without(failed))
         clock.append(time.perf_counter())
         plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
         report = RoundReport(
@@ -148,24 +155,30 @@ class Star:
             abandoned,
             record,
         )
-        return new_state, report
+        return self.remember(state, new_state, record, report.heard, report.failed), report
 
     def finish(
         self, state: RunState, orders: dict[int, Order], updates: Sequence[Update]
     ) -> tuple[RunState, bytes]:
         """The server's step, and its record."""
         new_state, record = self.server.finish(state, orders, updates)
-        written = encode_record(record, state.params) if self.records else b""
-        return self.remember(state, new_state, written, [u.client for u in updates]), written
+        return new_state, encode_record(record, state.params) if self.records else b""
 
     def remember(
-        self, state: RunState, new_state: RunState, record: bytes, heard: Iterable[int]
+        self,
+        state: RunState,
+        new_state: RunState,
+        record: bytes,
+        heard: Iterable[int],
+        failed: Iterable[int],
     ) -> RunState:
-        """``new_state`` with what clients need that will have missed this round."""
+        """``new_state`` with what clients need that will have missed this round. Those that failed
+        may have lost what they kept, or hold other bits, and are sent the parameters next."""
         if not self.by_records:
             return new_state
         whole = sum(x.nbytes for x in new_state.flat().values())
-        return replace(new_state, log=state.log.after(new_state.round, record, heard, whole))
+        log = state.log.after(new_state.round, record, heard, whole).without(failed)
+        return replace(new_state, log=log)
 
 
 def losses_by_reason(report: RoundReport) -> dict[str, int]:

@@ -155,7 +155,7 @@ class RecordLog:
         return replace(self, records=records, visits=_from(visits, oldest))
 
     def without(self, clients: Iterable[int]) -> RecordLog:
-        """Forget the visits of these: they may have lost what they kept, or hold other bits."""
+        """Forget the visits of these clients."""
         forgotten = set(clients)
         return replace(self, visits={c: r for c, r in self.visits.items() if c not in forgotten})
 
