@@ -162,7 +162,8 @@ class Star:
     ) -> tuple[RunState, bytes]:
         """The server's step, and its record."""
         new_state, record = self.server.finish(state, orders, updates)
-        return new_state, encode_record(record, state.params) if self.records else b""
+        recorded = self.records or self.by_records
+        return new_state, encode_record(record, state.params) if recorded else b""
 
     def remember(
         self,
