@@ -147,7 +147,17 @@ def test_check_shows_the_plan(forefed_command: Command) -> None:
 def test_help_mentions_every_command(forefed_command: Command) -> None:
     said = forefed_command("--help")
     assert said.status == 0
-    for command in ("run", "demo", "compare", "report", "export", "predict", "list", "check"):
+    for command in (
+        "run",
+        "demo",
+        "compare",
+        "report",
+        "export",
+        "replay",
+        "predict",
+        "list",
+        "check",
+    ):
         assert re.search(rf"\b{command}\b", said.out), command
         assert forefed_command(command, "--help").status == 0
 

@@ -24,12 +24,6 @@ CASES = {
     "faults are": ["faults.crash=0.1"],
     "data.limit": ["data.limit=20"],
     "evaluate.clients": ["evaluate.clients=2"],
-    "download.kind": [
-        "strategy=spry",
-        "codec=scalars",
-        "download=scalars",
-        "client.optimiser=sgd",
-    ],
 }
 
 

@@ -181,7 +181,7 @@ def test_what_leaves_is_what_was_assigned_and_what_the_policy_allows(world, tmp_
     meta, body = unpack(answer.blobs["update"], "dense")
     assert meta.keys() == {"r", "c", "n", "m"} and meta["m"].keys() == {"loss"}
     prepared = site.prepared(order.text)
-    asked = read_order(prepared, order)
+    asked = read_order(prepared, order, Ledger(site.folder / "done"))
     assert set(safetensors.torch.load(bytes(body))) == set(asked.assigned)
     assert answer.text == "" and answer.blobs.keys() == {"update"}
 
@@ -189,7 +189,7 @@ def test_what_leaves_is_what_was_assigned_and_what_the_policy_allows(world, tmp_
 def test_nothing_else_may_leave(world, tmp_path, order):
     site = make_sites(world, tmp_path, policy={"metrics": ["loss"]})["large"]
     prepared = site.prepared(order.text)
-    asked = read_order(prepared, order)
+    asked = read_order(prepared, order, Ledger(site.folder / "done"))
     grad = {n: asked.params[n] for n in asked.assigned}
     codec = prepared.config.codec
     check_leaving(prepared, asked, codec.encode(Update(0, 5, grad), 1), site.settings)

@@ -173,6 +173,30 @@ def predict(
         out.print(f"[bold]{answer}[/bold]  [dim]{text[:70]!r}[/dim]", highlight=False)
 
 
+@app.command()
+def replay(
+    log: Annotated[Path, typer.Argument(help="Folder of a run, or the scalars.log in it.")],
+    folder: Annotated[
+        Path | None, typer.Option("--export", help="New folder for the rebuilt adapter.")
+    ] = None,
+) -> None:
+    """Rebuild a run's parameters from its first values and its scalar log, and verify them.
+
+    For runs with codec.kind = 'scalars'. Nobody is asked, and no text is read.
+    """
+    from forefed.run.rebuild import export_rebuilt, replay_log
+
+    found = replay_log(log)
+    checked = ", ".join(map(str, found.digests)) or "none yet"
+    out.print(f"rounds: {found.state.round}; digests compared and equal: {checked}")
+    if found.torn:
+        out.print(f"a torn last message of {found.torn} bytes was left out")
+    out.print(f"digest: {found.digest}")
+    if folder is not None:
+        export_rebuilt(found, folder)
+        out.print(f"adapter: {folder}")
+
+
 @app.command("plan")
 def plan_command(
     model: Annotated[

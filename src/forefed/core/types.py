@@ -129,7 +129,8 @@ class Order:
 
     Clients may keep the parameters and follow by records (wire/records.py): ``missed`` holds the
     rounds since this client's last visit. None: it receives the parameters, the memo and
-    ``carried``, what else of the server's state it takes to follow from here on.
+    ``carried``, what else of the server's state it takes to follow from here on. ``digest`` is that
+    of the parameters which a client that follows must have arrived at.
     """
 
     run: int
@@ -140,6 +141,7 @@ class Order:
     memo: Params = field(default_factory=dict)
     carried: Params = field(default_factory=dict)
     missed: bytes | None = None
+    digest: str = ""
 
     @property
     def key(self) -> Key:

@@ -20,14 +20,16 @@ from safetensors.torch import load_file, save
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.types import ClientState
+from forefed.run.state import RunState
 
 RUNS = 4  # whose files are kept
+FOLLOWED = "followed.safetensors"
 _ANSWER, _STATE = "answer", "state/"
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Files "<folder>/<run>/<round>.safetensors" of one site."""
+    """Files "<folder>/<run>/<round>.safetensors" of one site, beside what it has followed."""
 
     folder: Path
 
@@ -65,6 +67,20 @@ class Ledger:
         runs = sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime)
         for old in runs[:-RUNS]:
             shutil.rmtree(old)
+
+    def followed(self, run: str) -> RunState | None:
+        """The server's state as this site has followed it last; None: never, or not in this run."""
+        path = self.folder / run / FOLLOWED
+        if not path.exists():
+            return None
+        tensors = load_file(_readable(path))
+        return RunState.of_flat(int(tensors.pop("round")), tensors)
+
+    def keep_followed(self, run: str, state: RunState) -> None:
+        """A newer state, in the place of the former one."""
+        tensors = {n: x.detach().cpu().contiguous().clone() for n, x in state.flat().items()}
+        tensors["round"] = torch.tensor(state.round)
+        write_atomic(self.folder / run / FOLLOWED, save(tensors), mode=0o600)
 
     def rounds(self, run: str) -> list[int]:
         """Rounds of this run that were done, in ascending order."""

@@ -187,8 +187,12 @@ class RemoteClients:
         """Every order as it travels; the broadcast is encoded once."""
         broadcast: bytes | None = None
         for order in orders:
-            broadcast = encode_broadcast(order) if broadcast is None else broadcast
-            blobs = {"state": broadcast, "order": encode_order(order)}
+            if order.missed is not None:
+                held = {"missed": order.missed}
+            else:
+                broadcast = encode_broadcast(order) if broadcast is None else broadcast
+                held = {"state": broadcast}
+            blobs = {**held, "order": encode_order(order)}
             yield (
                 order,
                 Envelope("train", self.run, order.round, order.client, self.settings, blobs),

@@ -96,6 +96,8 @@ _FOR_SITES: dict[str, Any] = {
         True,
     ),
     **dict.fromkeys(("transforms", "codec", "download", "memo"), True),
+    # what a site that follows by records does again
+    **dict.fromkeys(("assign", "rule", "collect", "server", "server_schedule"), True),
     "data": {"task", "max_length", "client_test_fraction"},
 }
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientState, Order, Update
@@ -31,8 +32,11 @@ from forefed.local import Trainer
 from forefed.models.load import load_tokenizer
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.build import load_model, make_trainer, measured
+from forefed.run.build import load_model, make_server, make_trainer, measured
 from forefed.run.config import Config
+from forefed.run.replica import Replica
+from forefed.run.server import Server
+from forefed.run.state import RunState
 from forefed.wire.message import check_shapes
 from forefed.wire.orders import decode_broadcast, decode_order
 
@@ -48,6 +52,8 @@ class Prepared:
     trainer: Trainer
     rows: Encoded
     work: Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]
+    server: Server
+    """The server's half, which a site that follows by records does again."""
 
     @cached_property
     def weights(self) -> dict[str, str]:
@@ -80,7 +86,8 @@ def prepare(config: Config) -> Prepared:
     longest = int(rows.train.lengths().max())
     check_length(task.model.config, longest, "data.max_length")
     trainer = make_trainer(config, task, config.engine, None)
-    return Prepared(config, task, trainer, rows, measured(lambda _: trainer))
+    server = make_server(config, task, lambda _: trainer)
+    return Prepared(config, task, trainer, rows, measured(lambda _: trainer), server)
 
 
 def read_rows(config: Config, tokenizer: object) -> Encoded:
@@ -143,8 +150,8 @@ class Site:
         most = self.settings.policy.max_rounds
         if most is not None and asked.round > most:
             raise Refusal(f"round {asked.round} of a run, at most {most} here")
-        order = read_order(prepared, asked)
         ledger = Ledger(self.folder / "done")
+        order = read_order(prepared, asked, ledger)
         digest = task_digest(asked.text.encode(), *(asked.blobs[n] for n in sorted(asked.blobs)))
         known = ledger.find(asked.run, asked.round, digest)
         if known is not None:
@@ -163,22 +170,50 @@ class Site:
         return payload
 
 
-def read_order(prepared: Prepared, asked: Envelope) -> Order:
+def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
     """The order in an envelope, for the model that is here.
 
     Raises:
         ProtocolError: damaged, for another task than the header says, or of other shapes.
     """
-    if asked.blobs.keys() != {"state", "order"}:
+    held = asked.blobs.keys() - {"order"}
+    by_records = prepared.config.download.by_records
+    if asked.blobs.keys() - held != {"order"} or held not in ({"state"}, {"missed"}):
         raise ProtocolError(f"an order has a state and a header, not {sorted(asked.blobs)}")
+    if held == {"missed"} and not by_records:
+        raise ProtocolError("records came, and nobody follows by records in this run")
     if not asked.run or not asked.run.isalnum():
         raise ProtocolError("the run's id is no word")  # it names a folder here
-    params, memo, _ = decode_broadcast(asked.blobs["state"])
-    order = decode_order(asked.blobs["order"], params, memo)
+    state = receive(prepared, asked, ledger)
+    order = decode_order(asked.blobs["order"], state.params, state.memo)
     if (order.round, order.client) != (asked.round, asked.client) or order.client < 0:
         raise ProtocolError("the order is not the one that its header announces")
-    check_shapes(params, prepared.task.params, "the order's parameters")
+    check_shapes(state.params, prepared.task.params, "the order's parameters")
+    if order.digest and trees.digest(state.params)[: len(order.digest)] != order.digest:
+        raise ProtocolError("the parameters here are not the server's")
+    if by_records:
+        ledger.keep_followed(asked.run, state)
     return order
+
+
+def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> RunState:
+    """The server's state before this round: as it came, or done again from the records of the
+    rounds that this site has missed.
+
+    Raises:
+        ProtocolError: records that do not go on from what is kept here to this round.
+    """
+    replica = Replica(prepared.server.replay)
+    if "state" in asked.blobs:
+        replica.receive(asked.round, *decode_broadcast(asked.blobs["state"]))
+    else:
+        first = RunState(0, prepared.task.params) if prepared.config.download.by_sums else None
+        replica.state = ledger.followed(asked.run) or first
+        replica.catch_up(asked.blobs["missed"])
+    assert replica.state is not None
+    if replica.state.round != asked.round - 1:
+        raise ProtocolError(f"for round {asked.round} came records up to {replica.state.round}")
+    return replica.state
 
 
 def check_leaving(prepared: Prepared, order: Order, payload: bytes, site: SiteSettings) -> None:

@@ -95,9 +95,8 @@ def resolve(
     Raises:
         UserError: a budget in which nothing works.
     """
-    key = Key(config.seed)
     if not isinstance(config.engine, Auto):
-        return Engines(key, ((1.0, config.engine),))
+        return kept_engines(config)
     scene = scene_of(config, units, data)
     asked = {
         "scene": scene.model_dump(mode="json"),
@@ -114,13 +113,27 @@ def resolve(
         write_json(path, kept)
     for group in kept["groups"]:
         say(f"{group['memory']}: {group['engine']['kind']}; {group['reason']}")
+    engines = kept_engines(config)
+    for _, engine in engines.groups:
+        check(config.model_copy(update={"engine": engine, "memory": ()}))
+    return engines
+
+
+def kept_engines(config: Config) -> Engines:
+    """The engines of a run that has begun, without measuring.
+
+    Raises:
+        UserError: plan.json is missing or damaged.
+    """
+    key = Key(config.seed)
+    if not isinstance(config.engine, Auto):
+        return Engines(key, ((1.0, config.engine),))
+    groups = read_json(config.folder / PLAN)["groups"]
     shared = {"shared": config.engine.shared}
     engines = tuple(
-        (g["share"], ENGINES.parse(g["engine"]).model_copy(update=shared)) for g in kept["groups"]
+        (g["share"], ENGINES.parse(g["engine"]).model_copy(update=shared)) for g in groups
     )
-    for _, engine in engines:
-        check(config.model_copy(update={"engine": engine, "memory": ()}))
-    spare = [g["spare"] for g in kept["groups"] if g["spare"] is not None]
+    spare = [g["spare"] for g in groups if g["spare"] is not None]
     return Engines(key, engines, min(spare, default=None))
 
 

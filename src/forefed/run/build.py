@@ -127,6 +127,7 @@ def build(
         lambda reply, order: receive(trainer_of(order.client), reply, order, server),
         server,
         config.deadline_s,
+        config.codec.sends_slopes,
         config.download.by_records,
         config.cohort_min,
         config.over_select,

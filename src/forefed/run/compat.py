@@ -194,10 +194,6 @@ DEPLOYED: tuple[Exclusion, ...] = (
         lambda c: c.evaluate.clients > 0,
         "evaluate.clients: the sites' test rows do not leave them; set it to 0",
     ),
-    Exclusion(
-        lambda c: c.download.kind != "dense",
-        "download.kind: only 'dense' is available between machines yet",
-    ),
 )
 """For runs whose clients are sites (``partition.kind = "sites"``)."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
 from forefed.run.state import RunState
 from forefed.wire.records import RoundRecord, decode_records
@@ -33,7 +34,10 @@ class Replica:
         Raises:
             ProtocolError: damaged records, or records that begin after the replica's state.
         """
-        assert self.state is not None, "whoever is sent records has been sent the parameters before"
+        if self.state is None:
+            raise ProtocolError(
+                "records came, but the parameters that they go on from are not here"
+            )
         for record in decode_records(missed, self.state.params):
             if record.round > self.state.round:
                 self.state = self.follow(self.state, record)

@@ -24,6 +24,8 @@ from forefed.run.checkpoint import config_digest, load_checkpoint, save_checkpoi
 from forefed.run.compat import check
 from forefed.run.config import Config, configure
 from forefed.run.evaluate import better, evaluate_clients, evaluate_global, quality
+from forefed.run.log import LOG, ScalarLog, create_log, open_log
+from forefed.run.rebuild import go_on
 from forefed.run.star import RoundReport, RunState, losses_by_reason
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -90,7 +92,7 @@ def run(
         raise UserError(f"{folder}: there is no run to resume here")
     with record.locked(folder):
         try:
-            return _run(config, folder, watcher, connect)
+            return _run(config, folder, watcher, connect, resume)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -100,21 +102,28 @@ def run(
             ) from error
 
 
-def _run(config: Config, folder: Path, watcher: Watcher, connect: Connect | None) -> Result:
+def _run(
+    config: Config, folder: Path, watcher: Watcher, connect: Connect | None, resume: bool
+) -> Result:
     federation = build(config, watcher.loading, connect=connect)
     saved = load_checkpoint(folder, config, federation.task.device)
     state = federation.start()
+    log: ScalarLog | None = None
     if saved is not None:
         state = saved.state
         federation.transport.store.states.update(saved.clients.states)
+    if resume and config.codec.sends_slopes:
+        log = open_log(folder / LOG, config_digest(config))
+        state = go_on(log, state, federation.star)
+    if state.round:
         if federation.transport.replica is not None:
             federation.transport.replica.state = state  # what the clients kept on their own disks
         record.truncate(folder, state.round)
     else:
         record.truncate(folder, -1)
-        _write_head(federation, folder)
+        log = _write_head(federation, folder)
     watcher.built(federation, state.round)
-    if saved is None:
+    if state.round == 0:
         _evaluate(federation, folder, state, watcher)
     checkpoint_s, said = 0.0, set[str]()
     while state.round < config.rounds:
@@ -139,6 +148,9 @@ def _run(config: Config, folder: Path, watcher: Watcher, connect: Connect | None
                 watcher.note(text)
         record.append(folder, record.ROUNDS, line)
         clock = time.perf_counter()
+        if log is not None:
+            # after the round's other lines, as a round that the log has is not done again
+            log.append(state, report, last=state.round == config.rounds)
         if state.round % config.checkpoint_every == 0 or state.round == config.rounds:
             save_checkpoint(folder, config, state, federation.transport.store)
         checkpoint_s = time.perf_counter() - clock  # stands in the next round's line
@@ -146,8 +158,9 @@ def _run(config: Config, folder: Path, watcher: Watcher, connect: Connect | None
     return _finish(federation, folder, state)
 
 
-def _write_head(federation: Federation, folder: Path) -> None:
-    """What a record says before its first round; the configuration, last, makes it a run."""
+def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
+    """What a record says before its first round; the configuration, last, makes it a run. Returns
+    the log, where slopes travel."""
     task = federation.task
     dtype = next(task.model.parameters()).dtype
     model: Json = {
@@ -166,7 +179,11 @@ def _write_head(federation: Federation, folder: Path) -> None:
         {**record.environment(), "majority": majority, "data": data, "model": model},
     )
     write_json(folder / "partition.json", federation.data.population.summary())
-    record.write_config(folder, federation.config)
+    config, log = federation.config, None
+    if config.codec.sends_slopes:
+        log = create_log(folder / LOG, config_digest(config), trees.digest(task.params))
+    record.write_config(folder, config)
+    return log
 
 
 def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Watcher) -> None:

@@ -13,17 +13,20 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from forefed.assign import Assign
+from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Lost, Order, Reply, Transport, Unit, Update
 from forefed.run.server import Server
 from forefed.run.state import RunState
 from forefed.wire.records import encode_record
+
+DIGITS = 16  # of the digest that clients who follow compare: 64 bits tell of any drift
 
 __all__ = ["RoundReport", "RunState", "Star", "losses_by_reason"]
 
@@ -43,6 +46,17 @@ class RoundReport:
     """Updates that wait for more before the server moves."""
     abandoned: int = 0
     """Answers that were dropped because they were fewer than the round needs."""
+    record: bytes = b""
+    """What the scalar log keeps of the round (nothing where tensors travel)."""
+
+    @property
+    def heard(self) -> tuple[int, ...]:
+        return tuple(u.client for u in self.updates)
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """The clients that answered with an error."""
+        return tuple(lost.client for lost in self.lost if lost.reason == "error")
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,8 @@ class Star:
     receive: Callable[[Reply, Order], Update]
     server: Server
     deadline_s: float | None = None
+    records: bool = False
+    """Slopes travel, so a few numbers say what the server did in a round."""
     by_records: bool = False
     """Clients keep the parameters and receive what was done since their last visit."""
     cohort_min: int = 1
@@ -77,6 +93,7 @@ class Star:
         cohort = [members[i] for i in chosen]
         names = self.assign.names(self.units, len(cohort), key.fold("assign")) if cohort else []
         carried = state.carried() if self.by_records else {}
+        digest = trees.digest(state.params)[:DIGITS] if self.by_records else ""
         return {
             client: Order(
                 self.key.value,
@@ -87,6 +104,7 @@ class Star:
                 state.memo,
                 carried,
                 self.server.missed(state, client) if self.by_records else None,
+                digest,
             )
             for client, assigned in zip(cohort, names, strict=True)
         }
@@ -122,7 +140,7 @@ class Star:
         abandoned = 0
         if len(updates) < self.cohort_min:
             abandoned, updates = len(updates), []
-        new_state = self.finish(state, orders, updates)
+        new_state, record = self.finish(state, orders, updates)
         clock.append(time.perf_counter())
         plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
         report = RoundReport(
@@ -135,20 +153,33 @@ class Star:
             {"plan": plan_s, "clients": clients_s - receiving, "aggregate": apply_s + receiving},
             len(new_state.pending),
             abandoned,
+            record,
         )
-        return new_state, report
+        return self.remember(state, new_state, record, report.heard, report.failed), report
 
     def finish(
         self, state: RunState, orders: dict[int, Order], updates: Sequence[Update]
-    ) -> RunState:
-        """The server's step, and its record for those who will have missed it."""
+    ) -> tuple[RunState, bytes]:
+        """The server's step, and its record."""
         new_state, record = self.server.finish(state, orders, updates)
+        recorded = self.records or self.by_records
+        return new_state, encode_record(record, state.params) if recorded else b""
+
+    def remember(
+        self,
+        state: RunState,
+        new_state: RunState,
+        record: bytes,
+        heard: Iterable[int],
+        failed: Iterable[int],
+    ) -> RunState:
+        """``new_state`` with what clients need that will have missed this round. Those that failed
+        may have lost what they kept, or hold other bits, and are sent the parameters next."""
         if not self.by_records:
             return new_state
-        written = encode_record(record, state.params)
         whole = sum(x.nbytes for x in new_state.flat().values())
-        heard = [u.client for u in updates]
-        return replace(new_state, log=state.log.after(record.round, written, heard, whole))
+        log = state.log.after(new_state.round, record, heard, whole).without(failed)
+        return replace(new_state, log=log)
 
 
 def losses_by_reason(report: RoundReport) -> dict[str, int]:

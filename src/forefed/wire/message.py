@@ -30,7 +30,7 @@ from forefed.core.untrusted import json_table
 MAGIC = b"FFED"
 VERSION = 1
 _HEAD = struct.Struct("<4sHHIQ8s")
-KINDS = {"order": 1, "dense": 2, "scalars": 3, "state": 4, "record": 5}
+KINDS = {"order": 1, "dense": 2, "scalars": 3, "state": 4, "record": 5, "log": 6, "round": 7}
 
 ALLOWED_DTYPES = (np.dtype("float32"), np.dtype("float64"), np.dtype("int64"))
 
@@ -81,7 +81,7 @@ def pack(kind: str, meta: dict[str, Any], body: bytes = b"") -> bytes:
 
 
 def unpack(
-    data: bytes, kind: str, limits: Limits = DEFAULT_LIMITS
+    data: bytes | memoryview, kind: str, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[dict[str, Any], memoryview]:
     """Meta data and body of a message of the expected kind.
 
@@ -115,6 +115,21 @@ def unpack(
     return meta, view[meta_length:]
 
 
+HEAD_BYTES = _HEAD.size
+
+
+def frame_bytes(head: bytes) -> int:
+    """The length of the message that begins with these ``HEAD_BYTES``.
+
+    Raises:
+        ProtocolError: no message begins so.
+    """
+    if len(head) < HEAD_BYTES or head[:4] != MAGIC:
+        raise ProtocolError("a log holds something that is no whole Forefed message")
+    *_, meta_length, body_length, _ = _HEAD.unpack_from(head)
+    return HEAD_BYTES + int(meta_length) + int(body_length)
+
+
 def frames(data: bytes) -> Iterator[bytes]:
     """The messages of which ``data`` is the concatenation.
 
@@ -122,10 +137,7 @@ def frames(data: bytes) -> Iterator[bytes]:
         ProtocolError: the last one is cut, or something else stands between them.
     """
     while data:
-        if len(data) < _HEAD.size or data[:4] != MAGIC:
-            raise ProtocolError("a log holds something that is no whole Forefed message")
-        *_, meta_length, body_length, _ = _HEAD.unpack_from(data)
-        length = _HEAD.size + meta_length + body_length
+        length = frame_bytes(data[:HEAD_BYTES])
         yield data[:length]
         data = data[length:]
 

@@ -44,6 +44,7 @@ def encode_order(order: Order) -> bytes:
         "r": order.round,
         "c": order.client,
         "a": [position[name] for name in order.assigned],
+        **({"d": order.digest} if order.digest else {}),
     }
     return pack("order", meta)
 
@@ -59,6 +60,7 @@ def decode_order(data: bytes, params: Params, memo: Params) -> Order:
     try:
         run, round_, client = int(meta["run"]), int(meta["r"]), int(meta["c"])
         assigned = tuple(names[int(i)] for i in meta["a"])
+        digest = str(meta.get("d", ""))
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"the order cannot be read: {error!r}") from None
-    return Order(run, round_, client, assigned, params, memo)
+    return Order(run, round_, client, assigned, params, memo, digest=digest)

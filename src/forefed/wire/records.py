@@ -6,9 +6,13 @@ A record is the message "record": its meta data names who trained what, its body
 is rebuilt, so a record has one entry and its size depends neither on the number of parameters nor
 on the cohort. Records are self-delimiting: several of them, one after the other, are a log.
 
-    meta  {"r": round, "a": [assignment], "e": [[client, examples, assignment number], ...]}
+    meta  {"r": round, "a": [assignment by kind of entry]}
           an assignment is a list of [start, stop) over the sorted names of all parameters
-    body  "entry number/group" -> [steps, K]; "sums/group" -> [P] float64
+    body  "entries" -> [N, 3] int64: client, examples, kind
+          "kind/group" -> [n, steps, K] float32, its n entries in their order; "sums/group" -> [P]
+          float64
+
+Entries of one kind have the same assignment and shapes, so a client costs 24 bytes and its slopes.
 """
 
 from __future__ import annotations
@@ -57,20 +61,27 @@ class RoundRecord:
 def encode_record(record: RoundRecord, names: Iterable[str]) -> bytes:
     """One record; ``names`` are those of all parameters."""
     position = {name: i for i, name in enumerate(sorted(names))}
-    assignments: dict[tuple[str, ...], int] = {}
+    kinds: dict[tuple[object, ...], list[Entry]] = {}
     for entry in record.entries:
-        assignments.setdefault(entry.assigned, len(assignments))
-    meta = {
-        "r": record.round,
-        "a": [_runs([position[n] for n in assigned]) for assigned in assignments],
-        "e": [[e.client, e.n_examples, assignments[e.assigned]] for e in record.entries],
-    }
-    slopes = {f"{i}/{g}": x for i, e in enumerate(record.entries) for g, x in e.slopes.items()}
-    sums = {f"sums/{g}": x for g, x in record.sums.items()}
-    return pack("record", meta, pack_tensors(slopes | sums))
+        kinds.setdefault(_kind(entry), []).append(entry)
+    number = {kind: i for i, kind in enumerate(kinds)}
+    rows = [[e.client, e.n_examples, number[_kind(e)]] for e in record.entries]
+    body = {f"sums/{group}": x for group, x in record.sums.items()}
+    if rows:
+        body["entries"] = torch.tensor(rows, dtype=torch.int64)
+    for i, alike in enumerate(kinds.values()):
+        for group in alike[0].slopes:
+            body[f"{i}/{group}"] = torch.stack([e.slopes[group] for e in alike])
+    assignments = [_runs([position[n] for n in alike[0].assigned]) for alike in kinds.values()]
+    return pack("record", {"r": record.round, "a": assignments}, pack_tensors(body))
 
 
-def decode_record(data: bytes, names: Iterable[str]) -> RoundRecord:
+def _kind(entry: Entry) -> tuple[object, ...]:
+    shapes = sorted((group, tuple(x.shape)) for group, x in entry.slopes.items())
+    return (entry.assigned, *shapes)
+
+
+def decode_record(data: bytes | memoryview, names: Iterable[str]) -> RoundRecord:
     """The inverse.
 
     Raises:
@@ -78,29 +89,39 @@ def decode_record(data: bytes, names: Iterable[str]) -> RoundRecord:
     """
     meta, body = unpack(data, "record")
     ordered = sorted(names)
-    slopes: dict[int, dict[str, Tensor]] = {}
+    tensors = unpack_tensors(body)
+    rows = tensors.pop("entries", torch.zeros(0, 3, dtype=torch.int64))
+    slopes: dict[int, dict[str, Iterator[Tensor]]] = {}
     sums: Params = {}
-    for place, x in unpack_tensors(body).items():
-        number, _, group = place.partition("/")
-        if number == "sums" and x.ndim == 1 and x.dtype == torch.float64:
+    for place, x in tensors.items():
+        kind, _, group = place.partition("/")
+        if kind == "sums" and x.ndim == 1 and x.dtype == torch.float64:
             sums[group] = x
             continue
-        if not number[:9].isdecimal() or number[9:] or x.ndim != 2 or x.dtype != torch.float32:
-            raise ProtocolError(f"record: {place!r} is no float32 [steps, K] of an entry")
-        slopes.setdefault(int(number), {})[group] = x
+        if not kind[:9].isdecimal() or kind[9:] or x.ndim != 3 or x.dtype != torch.float32:
+            raise ProtocolError(f"record: {place!r} is no float32 [entries, steps, K]")
+        slopes.setdefault(int(kind), {})[group] = iter(x.unbind())
     try:
         assignments = [
             tuple(n for start, stop in runs for n in _slice(ordered, start, stop))
             for runs in meta["a"]
         ]
         entries = tuple(
-            Entry(int(client), int(n), assignments[int(a)], slopes.pop(i))
-            for i, (client, n, a) in enumerate(meta["e"])
+            Entry(client, n, assignments[kind], {g: next(x) for g, x in slopes[kind].items()})
+            for client, n, kind in rows.tolist()
         )
         record = RoundRecord(int(meta["r"]), entries, sums)
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        StopIteration,
+        RuntimeError,
+    ) as error:
         raise ProtocolError(f"the record cannot be read: {error!r}") from None
-    if slopes:
+    if any(next(x, None) is not None for kind in slopes.values() for x in kind.values()):
         raise ProtocolError(f"record of round {record.round}: slopes that belong to no entry")
     return record
 
@@ -140,6 +161,11 @@ class RecordLog:
         visits = {**self.visits, **dict.fromkeys(visitors, round)}
         oldest = min(records, default=round + 1)
         return replace(self, records=records, visits=_from(visits, oldest))
+
+    def without(self, clients: Iterable[int]) -> RecordLog:
+        """Forget the visits of these clients."""
+        forgotten = set(clients)
+        return replace(self, visits={c: r for c, r in self.visits.items() if c not in forgotten})
 
     def tensors(self) -> Params:
         """As a checkpoint keeps it."""
