@@ -7,11 +7,18 @@ import sys
 from pathlib import Path
 
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
-from benchmarks import engines, forward, loop, plan, wire
+from benchmarks import engines, forward, loop, plan, scale, wire
 from benchmarks.table import machine_line
 
 DOCS = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
-PARTS = {"loop": loop, "wire": wire, "forward": forward, "engines": engines, "plan": plan}
+PARTS = {
+    "loop": loop,
+    "wire": wire,
+    "scale": scale,
+    "forward": forward,
+    "engines": engines,
+    "plan": plan,
+}
 
 
 HEAD = (
