@@ -116,7 +116,9 @@ def nasty(value: Any, draw: random.Random) -> Any:
         return {**value, key: inner}
     if isinstance(value, list) and value and draw.random() < 0.7:
         at = draw.randrange(len(value))
-        return [*value[:at], nasty(value[at], draw), *value[at + 1 :]] * draw.choice([1, 1, 1, 50])
+        # repeated in one place only: 50 x 50 long texts would be 12 MB of the fuzzer's own
+        times = 1 if any(isinstance(x, list) for x in value) else draw.choice([1, 1, 1, 50])
+        return [*value[:at], nasty(value[at], draw), *value[at + 1 :]] * times
     return draw.choice(NASTY)
 
 

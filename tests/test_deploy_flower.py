@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from forefed.core.errors import ProtocolError
 from forefed.deploy.envelope import Envelope
-from forefed.deploy.flower_client import SOCKET, app
+from forefed.deploy.flower_client import SOCKET, app, left_s
 from forefed.deploy.flower_post import GridPost
 from forefed.deploy.flower_records import BLOBS, HEADER, from_records, to_records
 from forefed.deploy.remote import Failure
@@ -120,3 +121,11 @@ def test_the_client_app_answers_whatever_happens(tmp_path):
     here = {SOCKET: str(tmp_path / "worker.sock")}
     assert answer(to_records(QUESTION), {}).kind == "failed"
     assert answer(RecordDict(), here).kind == "failed"
+
+
+@pytest.mark.parametrize(("age", "left"), [(0, 60), (50, 10), (500, 1), (-120, 60)])
+def test_a_site_waits_no_longer_than_the_server(age, left):
+    """Also when the message lay somewhere; -120: the site's clock is two minutes behind."""
+    asked = Message(to_records(QUESTION), 5, "train", ttl=60.0)
+    asked.metadata.created_at = time.time() - age
+    assert left_s(asked) == pytest.approx(left, abs=0.5)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 import resource
 import time
+import tracemalloc
 
 import pytest
+import torch
 
 from faults import fault
+from forefed.wire.message import pack, pack_tensors
 from fuzzing import MESSAGES, deep, mutated, survives
 
 MEMORY = 64 << 20
@@ -44,6 +47,29 @@ def test_mutated_messages():
     seen = hammer(3_000, 1)
     assert 0 < seen["read"] < 1_500  # most mutations matter, and some do not
     assert seen["slowest_s"] < SECONDS and seen["memory"] < MEMORY
+
+
+ENTRY = torch.tensor([[2, 7, 0]])
+BOMBS = {
+    "a name assigned again and again": ({"a": [[[0, 3]] * 50_000]}, 1, ENTRY),
+    "assignments that no entry has": ({"a": [[[0, 3]]] * 50_000}, 1, ENTRY),
+    "a million slopes of no bytes": ({"a": [[[0, 3]]]}, 10**6, ENTRY),
+    "a million entries of no bytes": ({"a": [[[0, 3]]]}, 1, torch.zeros(10**6, 0).long()),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_short_record_does_not_become_a_long_one(bomb):
+    """Refused before anything is taken apart that a few bytes announce."""
+    meta, long, entries = BOMBS[bomb]
+    body = pack_tensors({"entries": entries, "0/head": torch.zeros(long, 0, 1)})
+    message = pack("record", {"r": 3, **meta}, body)
+    tracemalloc.start()
+    try:
+        assert not survives(MESSAGES["record"][1], message)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20  # the JSON itself takes most of it
+    finally:
+        tracemalloc.stop()
 
 
 @fault(

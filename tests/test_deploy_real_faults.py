@@ -229,6 +229,7 @@ def test_no_backlog_after_a_deadline(federation, check):
     run = federation.run("late", FEDAVG, "deadline_s=40")
     with federation.held(run, "main"):
         run.until_round(2)
+        federation.until(lambda: not federation.asking("main"))  # it has given up, too
     check(run, {(2, "main"): "deadline"})
     assert "nobody waits any more for train of round 2" in federation.log("main")
     assert not find("flwr-clientapp 127.0.0.1")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deployment import NAMES, deployed, rehearsal, site_settings, write_rows
+from deployment import NAMES, STRATEGIES, deployed, rehearsal, site_settings, write_rows
 from federation import World
 from forefed.deploy.connect import connect_by
 from forefed.deploy.site import Site
@@ -36,14 +36,16 @@ def site(world: World, out: Path, name: str) -> Site:
 
 
 def test_flowers_simulator_ends_with_the_bits_of_the_rehearsal(world, tmp_path):
-    alone = run(rehearsal(world, tmp_path / "a", "strategy=spry"))
+    """All strategies in one simulation, as Ray takes longer to start than they to run."""
+    patience = ("partition.join_s=600", "deadline_s=600")
     out = tmp_path / "b"
-    config = deployed(world, out, "strategy=spry", "partition.join_s=600", "deadline_s=600")
+    configs = [deployed(world, out / name, *STRATEGIES[name], *patience) for name in STRATEGIES]
     server, client = ServerApp(), ClientApp()
 
     @server.main()
     def main(grid, context):
-        run(config, connect=connect_by(GridPost(grid)))
+        for config in configs:
+            run(config, connect=connect_by(GridPost(grid)))
 
     @client.train()
     def answer(message, context):
@@ -53,8 +55,11 @@ def test_flowers_simulator_ends_with_the_bits_of_the_rehearsal(world, tmp_path):
         answered = site(world, out, name)(from_records(message.content))
         return Message(to_records(answered), reply_to=message)
 
-    backend = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 1}}
+    ray = {"num_cpus": 1, "include_dashboard": False}
+    backend = {"client_resources": {"num_cpus": 1}, "init_args": ray}
     run_simulation(server, client, num_supernodes=len(NAMES), backend_config=backend)
-    summary = json.loads((config.folder / "summary.json").read_text())
-    assert summary["digest"] == alone.summary["digest"]
-    assert summary["rounds"] == 3
+    for config, (name, more) in zip(configs, STRATEGIES.items(), strict=True):
+        alone = run(rehearsal(world, tmp_path / "a" / name, *more))
+        summary = json.loads((config.folder / "summary.json").read_text())
+        assert summary["digest"] == alone.summary["digest"], name
+        assert summary["rounds"] == 3

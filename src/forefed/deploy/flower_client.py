@@ -6,6 +6,7 @@ here. Every failure becomes an answer: Flower would send a traceback with the pa
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -27,8 +28,17 @@ def forward(message: Message, context: Context) -> Message:
     try:
         asked = from_records(message.content)
         path = Path(str(context.node_config[SOCKET]))
-        answered = ask(path, asked, life_s=message.metadata.ttl)
+        answered = ask(path, asked, life_s=left_s(message))
     except (ProtocolError, KeyError) as error:
         text = f"the message could not be read at the site ({type(error).__name__})"
         answered = Envelope("failed", "", text=text)
     return Message(to_records(answered), reply_to=message)
+
+
+def left_s(message: Message) -> float:
+    """Seconds for which anybody still waits for the answer, wherever the message lay until now.
+
+    A clock that is behind the server's makes it longer, but no longer than the whole life.
+    """
+    life, born = message.metadata.ttl, message.metadata.created_at
+    return min(life, max(1.0, born + life - time.time()))

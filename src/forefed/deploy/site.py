@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -150,6 +151,7 @@ class Site:
         most = self.settings.policy.max_rounds
         if most is not None and asked.round > most:
             raise Refusal(f"round {asked.round} of a run, at most {most} here")
+        started = time.monotonic()
         ledger = Ledger(self.folder / "done")
         order = read_order(prepared, asked, ledger)
         digest = task_digest(asked.text.encode(), *(asked.blobs[n] for n in sorted(asked.blobs)))
@@ -166,7 +168,8 @@ class Site:
         check_leaving(prepared, order, payload, self.settings)
         back = prepared.config.checkpoint_every
         ledger.keep(asked.run, asked.round, digest, payload, state, back)
-        log.info("round %d: %d examples, %d bytes", order.round, update.n_examples, len(payload))
+        did = (order.round, update.n_examples, len(payload), time.monotonic() - started)
+        log.info("round %d: %d examples, %d bytes, %.1f s", *did)
         return payload
 
 

@@ -17,6 +17,7 @@ Entries of one kind have the same assignment and shapes, so a client costs 24 by
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -91,6 +92,9 @@ def decode_record(data: bytes | memoryview, names: Iterable[str]) -> RoundRecord
     ordered = sorted(names)
     tensors = unpack_tensors(body)
     rows = tensors.pop("entries", torch.zeros(0, 3, dtype=torch.int64))
+    if rows.dtype != torch.int64 or rows.ndim != 2 or rows.shape[1] != 3:
+        raise ProtocolError("record: the entries are no int64 [N, 3]")
+    alike = Counter(rows[:, 2].tolist())  # entries of every kind
     slopes: dict[int, dict[str, Iterator[Tensor]]] = {}
     sums: Params = {}
     for place, x in tensors.items():
@@ -100,30 +104,20 @@ def decode_record(data: bytes | memoryview, names: Iterable[str]) -> RoundRecord
             continue
         if not kind[:9].isdecimal() or kind[9:] or x.ndim != 3 or x.dtype != torch.float32:
             raise ProtocolError(f"record: {place!r} is no float32 [entries, steps, K]")
+        if len(x) != alike[int(kind)]:  # before it is taken apart: tensors of no bytes may be long
+            raise ProtocolError(f"record: {place!r} is for {len(x)} entries, not its own")
         slopes.setdefault(int(kind), {})[group] = iter(x.unbind())
     try:
-        assignments = [
-            tuple(n for start, stop in runs for n in _slice(ordered, start, stop))
-            for runs in meta["a"]
-        ]
+        if len(meta["a"]) != len(alike):
+            raise ValueError(f"{len(meta['a'])} assignments of {len(alike)} kinds")
+        assignments = [_names(ordered, runs) for runs in meta["a"]]
         entries = tuple(
             Entry(client, n, assignments[kind], {g: next(x) for g, x in slopes[kind].items()})
             for client, n, kind in rows.tolist()
         )
-        record = RoundRecord(int(meta["r"]), entries, sums)
-    except (
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-        OverflowError,
-        StopIteration,
-        RuntimeError,
-    ) as error:
+        return RoundRecord(int(meta["r"]), entries, sums)
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"the record cannot be read: {error!r}") from None
-    if any(next(x, None) is not None for kind in slopes.values() for x in kind.values()):
-        raise ProtocolError(f"record of round {record.round}: slopes that belong to no entry")
-    return record
 
 
 def decode_records(data: bytes, names: Collection[str]) -> Iterator[RoundRecord]:
@@ -203,7 +197,11 @@ def _runs(positions: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def _slice(names: Sequence[str], start: int, stop: int) -> Sequence[str]:
-    if not 0 <= start < stop <= len(names):
-        raise IndexError(f"[{start}, {stop}) of {len(names)} parameters")
-    return names[start:stop]
+def _names(ordered: Sequence[str], runs: Iterable[Sequence[int]]) -> tuple[str, ...]:
+    """The inverse of ``_runs``, by name."""
+    found: list[str] = []
+    for start, stop in runs:
+        if not 0 <= start < stop <= len(ordered) or len(found) + stop - start > len(ordered):
+            raise IndexError(f"[{start}, {stop}) of {len(ordered)} parameters, each at most once")
+        found += ordered[start:stop]
+    return tuple(found)
