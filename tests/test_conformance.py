@@ -28,6 +28,7 @@ from forefed.optimisers import OPTIMISERS
 from forefed.run import Config, Result
 from forefed.run.checkpoint import config_digest
 from forefed.run.config import SLOTS
+from forefed.run.rebuild import replay_log
 from forefed.run.use import _trained
 from forefed.strategies import STRATEGIES
 from forefed.transforms import TRANSFORMS
@@ -129,7 +130,10 @@ def check_record(result: Result) -> None:
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         *("config.json", "environment.json", "partition.json", "rounds.jsonl"),
         *("evaluations.jsonl", "checkpoint.safetensors", "adapter", "summary.json"),
+        *(("scalars.log",) if config["codec"]["kind"] == "scalars" else ()),
     }
+    if config["codec"]["kind"] == "scalars":  # the log alone says what the run ended with
+        assert replay_log(folder).digest == read(folder, "summary.json")["digest"]
     summary = read(folder, "summary.json")
     assert summary == result.summary and summary["status"] == "finished"
     partition, environment = read(folder, "partition.json"), read(folder, "environment.json")
