@@ -27,7 +27,17 @@ ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "benchmarks" / "studies"
 PAGE = ROOT / "docs" / "RESULTS.md"
 PAGES = ROOT / "docs" / "results"
-ORDER = ("main", "sets", "map", "ablations", "speakers", "newsgroups", "questions")
+ORDER = (
+    "main",
+    "sick",
+    "remedies",
+    "sets",
+    "map",
+    "ablations",
+    "speakers",
+    "newsgroups",
+    "questions",
+)
 MARK = "<!-- below: written by make results -->"
 SHOWN = ("Results", "Cost to a target", "Where each method loses", "Tuning")
 """Parts of a study's results that the page itself shows; its own page has all of them."""

@@ -30,9 +30,18 @@ from forefed.core.untrusted import json_table
 MAGIC = b"FFED"
 VERSION = 1
 _HEAD = struct.Struct("<4sHHIQ8s")
-KINDS = {"order": 1, "dense": 2, "scalars": 3, "state": 4, "record": 5, "log": 6, "round": 7}
+KINDS = {
+    "order": 1,
+    "dense": 2,
+    "scalars": 3,
+    "state": 4,
+    "record": 5,
+    "log": 6,
+    "round": 7,
+    "quantised": 8,
+}
 
-ALLOWED_DTYPES = (np.dtype("float32"), np.dtype("float64"), np.dtype("int64"))
+ALLOWED_DTYPES = (np.dtype("float32"), np.dtype("float64"), np.dtype("int64"), np.dtype("uint8"))
 
 
 @dataclass(frozen=True)
