@@ -1,5 +1,7 @@
-"""Ctrl-C is no error: a word on how to go on, and status 130."""
+"""Ctrl-C and SIGTERM are no errors: a word on how to go on, and status 130."""
 
+import os
+import signal
 import sys
 
 import pytest
@@ -8,13 +10,22 @@ import forefed.run.choices
 from forefed.cli import main
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
+def ctrl_c():
+    raise KeyboardInterrupt
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop", [ctrl_c, terminate])
+def test_being_stopped_says_how_to_go_on(stop, monkeypatch, capsys):
     def interrupted(what):
-        raise KeyboardInterrupt
+        stop()
 
     monkeypatch.setattr(forefed.run.choices, "choices_table", interrupted)
     monkeypatch.setattr(sys, "argv", ["forefed", "list", "engines"])
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit) as ended:
         main()
-    assert stop.value.code == 130
+    assert ended.value.code == 130
     assert "--resume" in capsys.readouterr().err

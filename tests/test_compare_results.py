@@ -220,7 +220,14 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (tmp_path / "small-0.1-2" / "summary.json").unlink()
     write_results(tmp_path)
     text = (tmp_path / "results.md").read_text()
-    assert "2 (1 failed)" in text and "| small-0.1-2 | not finished |" in text
+    assert "2 (1 not run)" in text and "| small-0.1-2 | not finished |" in text
+    study = json.loads((tmp_path / "study.json").read_text())
+    for cell in study["cells"]:
+        cell["error"] = "out of memory" if cell["name"] == "small-0.1-2" else None
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    write_results(tmp_path)
+    text = (tmp_path / "results.md").read_text()
+    assert "2 (1 failed)" in text and "| small-0.1-2 | out of memory |" in text
 
 
 def test_different_measures_are_not_mixed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -318,7 +319,9 @@ def _configure(config: Path | None, sets: list[str] | None) -> Config:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and status 2; Ctrl-C is status 130."""
+    """Entry point: a user's mistake is one message and status 2; Ctrl-C (or a request of the system
+    to end) is status 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)  # typer answers Ctrl-C with the value 130
     except UserError as error:

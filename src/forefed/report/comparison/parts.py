@@ -83,7 +83,7 @@ def main_part(comparison: Comparison, results: Sequence[Result]) -> Part:
                 r.method,
                 quality_text(metric, r.quality),
                 difference_text(metric, r.difference),
-                f"{len(r.qualities)}" + (f" ({r.failed} failed)" if r.failed else ""),
+                seeds_text(r),
                 f"{r.rounds}",
                 *(cost.text(r.costs.get(cost.key)) for cost in COSTS),
             )
@@ -101,6 +101,13 @@ def main_part(comparison: Comparison, results: Sequence[Result]) -> Part:
         ),
         tuple(tables),
     )
+
+
+def seeds_text(result: Result) -> str:
+    """As in "2 (1 failed)"; a seed that has not run is no failure."""
+    without = [(result.failed, "failed"), (result.waiting, "not run")]
+    said = ", ".join(f"{count} {what}" for count, what in without if count)
+    return f"{len(result.qualities)}" + (f" ({said})" if said else "")
 
 
 def _baselines(comparison: Comparison, place: Place) -> str:

@@ -52,6 +52,8 @@ class Result:
     costs: dict[str, float]
     rounds: int
     failed: int
+    waiting: int
+    """Seeds that have not run, or not to their end."""
 
     def to_json(self) -> Json:
         return {
@@ -64,6 +66,7 @@ class Result:
             "costs": self.costs,
             "rounds": self.rounds,
             "failed": self.failed,
+            "waiting": self.waiting,
         }
 
 
@@ -78,10 +81,12 @@ def results_of(comparison: Comparison) -> list[Result]:
         for method in comparison.methods:
             runs = comparison.runs(place, method)
             ours = _qualities(runs)
-            asked = sum(
-                (c.dataset, c.condition, c.method) == (place.dataset, place.condition, method)
+            asked = [
+                c
                 for c in comparison.cells
-            )
+                if (c.dataset, c.condition, c.method) == (place.dataset, place.condition, method)
+            ]
+            waiting = sum(c.run is None and c.error is None for c in asked)
             results.append(
                 Result(
                     place,
@@ -91,7 +96,8 @@ def results_of(comparison: Comparison) -> list[Result]:
                     paired(ours, theirs) if method != comparison.reference else None,
                     _costs(list(runs.values())),
                     max((run.done for run in runs.values()), default=0),
-                    asked - len(ours),
+                    len(asked) - len(ours) - waiting,
+                    waiting,
                 )
             )
     return results
