@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from forefed.core.settings import parse
 from forefed.data.population import Population
 from forefed.data.sources import SOURCES
 from forefed.data.tasks import TASKS, encode_texts
+from forefed.models.adapters import ADAPTERS
 from forefed.models.load import load_tokenizer
 from forefed.models.objectives import Objective
 from forefed.optimisers import OPTIMISERS
@@ -87,6 +89,19 @@ def test_every_strategy_with_every_codec(
     fewer = ["codec.head_directions=8"] if codec == "scalars" else []
     needs = NEEDS.get(f"strategy={method}", [])
     run_twice(world, tmp_path, [f"strategy={method}", f"codec={codec}", *fewer, *needs])
+
+
+@pytest.mark.parametrize(("method", "adapter"), product(STRATEGIES, ADAPTERS.kinds()))
+def test_every_strategy_with_every_adapter(
+    method: str, adapter: str, world: World, tmp_path: Path
+) -> None:
+    scalars = STRATEGIES[method].sections.get("codec", {}).get("kind") == "scalars"
+    few = ["codec.head_directions=8"] if scalars else []
+    needs = NEEDS.get(f"strategy={method}", [])
+    sets = [f"strategy={method}", f"adapter.kind={adapter}", *few, *needs, "name=once"]
+    result = world.run(tmp_path, *sets)
+    check_record(result)
+    check_adapter(world, result)
 
 
 @pytest.mark.parametrize("method", ["spry", "fedavg"])
