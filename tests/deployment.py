@@ -36,10 +36,13 @@ from toy import HEAD, toy_clients, toy_params, toy_task, toy_units
 NAMES = ("large", "main", "middle")
 """Sites of the tiny world, in the order of a rehearsal's clients."""
 
+REAL = "engine.rehearse=false"  # as at sites, which never rehearse their slopes
+FEW = "adapter.u=4"
+
 STRATEGIES = {
     "fedavg": ["strategy=fedavg"],
-    "spry": ["strategy=spry"],
-    "spry-scalars": ["strategy=spry", "codec=scalars", "client.max_steps=1"],
+    "spry": ["strategy=spry", REAL, FEW],
+    "spry-scalars": ["strategy=spry", REAL, FEW, "codec=scalars", "client.max_steps=1"],
 }
 
 

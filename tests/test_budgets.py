@@ -30,7 +30,13 @@ from forefed.wire import Codec, Dense, Scalars
 
 MB = 1_000_000
 TWO_GROUPS = 'memory=[{budget="100MB", share=0.5}, {budget="1GB", share=0.5}]'
-AUTO = ("strategy=spry", "engine=auto", TWO_GROUPS)
+AUTO = (
+    "strategy=spry",
+    "assign.copies=1",
+    "adapter.targets=qv-and-outputs",
+    "engine=auto",
+    TWO_GROUPS,
+)
 
 
 def small_and_large(job: Job) -> Measured:

@@ -32,11 +32,15 @@ EXTRA: dict[str, dict[str, st.SearchStrategy[Any]]] = {
 }
 """Settings to draw beside the kind (with its slot, where another slot has one of that name)."""
 
+NEEDED: dict[str, dict[str, st.SearchStrategy[Any]]] = {"sites": {"names": st.just(["a", "b"])}}
+
 
 def table(registry: Registry[Any]) -> st.SearchStrategy[dict[str, Any]]:
     def of(kind: str) -> st.SearchStrategy[dict[str, Any]]:
         extra = EXTRA.get(kind, EXTRA.get(f"{registry.slot}.{kind}", {}))
-        return st.fixed_dictionaries({"kind": st.just(kind)}, optional=extra)
+        return st.fixed_dictionaries(
+            {"kind": st.just(kind), **NEEDED.get(kind, {})}, optional=extra
+        )
 
     return st.sampled_from(registry.kinds()).flatmap(of)
 
@@ -127,19 +131,19 @@ def test_a_strategy_fills_what_the_user_left_open(name: str) -> None:
 def test_a_setting_beside_a_strategys_default() -> None:
     config = configure(sets=["adapter.u=7", "client.batch_size=3"])
     assert config.adapter.model_dump()["u"] == 7
-    assert config.adapter.model_dump()["r"] == 4  # spry's own, not TinyLoRA's 2
-    assert config.client.batch_size == 3 and config.client.optimiser.head_lr == 3.0
+    assert config.adapter.model_dump()["r"] == 64  # spry's own, not TinyLoRA's 2
+    assert config.client.batch_size == 3 and config.client.optimiser.head_lr == 2e-2
 
 
 def test_another_kind_drops_the_strategys_table() -> None:
-    config = configure(sets=["adapter.kind=lora", "client.optimiser.kind=adamw"])
-    assert config.adapter.model_dump()["r"] == Lora().r != 4  # LoRA's own default, not spry's
-    assert (config.client.optimiser.lr, config.client.optimiser.head_lr) == (1e-3, None)
+    config = configure(sets=["adapter.kind=lora", "client.optimiser.kind=sgd"])
+    assert config.adapter.model_dump()["r"] == Lora().r != 64  # LoRA's own default, not spry's
+    assert (config.client.optimiser.lr, config.client.optimiser.head_lr) == (1.0, None)
 
 
 def test_the_same_kind_keeps_the_strategys_table() -> None:
     assert configure(sets=["adapter=tinylora"]) == configure()
-    assert configure(sets=["client.optimiser=sgd"]).client.optimiser.head_lr == 3.0
+    assert configure(sets=["client.optimiser=adamw"]).client.optimiser.head_lr == 2e-2
 
 
 @pytest.mark.parametrize(
@@ -208,8 +212,8 @@ def test_values_of_set(item: str, path: str, value: Any) -> None:
         ("roundz=5", ["roundz", "did you mean 'rounds'"]),
         ("evaluate.evry=5", ["evaluate.evry", "did you mean 'every'"]),
         ("client.epoch=5", ["client.epoch", "did you mean 'epochs'"]),
-        ("server.beta=5", ["server.beta", "did you mean 'beta"]),
-        ("client.optimiser.momentun=5", ["client.optimiser.momentun", "did you mean 'momentum'"]),
+        ("server.lrr=5", ["server.lrr", "did you mean 'lr'"]),
+        ("client.optimiser.bet1=5", ["client.optimiser.bet1", "did you mean 'beta1'"]),
         ("data.source.pth=5", ["data.source.pth", "Known here: kind"]),
         ("strategy.nam=spry", ["strategy.nam", "did you mean 'name'"]),
         ("engine=forwad", ["engine", "did you mean 'forward'"]),

@@ -73,7 +73,7 @@ def test_a_rehearsal_has_the_slopes_and_the_costs(family, k, independent):
     task, params, batch, _, _ = scene(family, False, TinyLora(r=2, u=3))
     if k == "all" and independent == 2:
         pytest.skip("unit vectors are the same for every part of a batch")
-    real = Forward(directions=k, tangents=2, micro_batch=3, independent=independent)
+    real = Forward(directions=k, tangents=2, micro_batch=3, independent=independent, rehearse=False)
     rehearsal = real.model_copy(update={"rehearse": True})
     directions = real.directions_for(Order(1, 1, 1, tuple(params), params))
     expected = real(task.loss, params, batch, directions, task.head)

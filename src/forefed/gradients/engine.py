@@ -85,6 +85,10 @@ class GradientEngine(Choice):
         """The engine whose costs are recorded: itself, unless it only rehearses another one."""
         return self
 
+    def among(self, simulated: bool) -> GradientEngine:
+        """The engine for clients that are simulated, or that are not."""
+        return self
+
     def sample(
         self, loss: LossFn, batch: Batch, directions: DirectionSet | None, like: Params
     ) -> tuple[Batch, DirectionSet | None]:
@@ -130,17 +134,26 @@ class SlopeEngine(GradientEngine):
     """Of so many directions the one is walked that points most along the last global update
     (FwdLLM; needs memo.kind = "last_update"); the estimate is freed of the bias."""
 
-    rehearse: bool = False
-    """The same slopes by one backward pass and its products with the directions, for quick
-    rehearsals of many directions. Forward-equivalents and memory are recorded as those of the
-    engine itself; seconds are not. Finite differences are rehearsed in their limit, eps towards 0:
-    without their error."""
+    rehearse: bool | Literal["auto"] = "auto"
+    """The same slopes by one backward pass and its products with the directions. Passes and memory
+    are recorded as those of the engine itself; seconds are not. "auto": where clients are simulated
+    and directions = "all", which gives the gradient either way. Finite differences are rehearsed in
+    their limit, eps towards 0: without their error."""
 
     estimates: ClassVar[bool] = True
 
     @property
     def stands_for(self) -> GradientEngine:
-        return self.model_copy(update={"rehearse": False}) if self.rehearse else self
+        return self.model_copy(update={"rehearse": False}) if self.rehearses else self
+
+    @property
+    def rehearses(self) -> bool:
+        return self.rehearse is True  # "auto" is decided by ``among``
+
+    def among(self, simulated: bool) -> GradientEngine:
+        if self.rehearse != "auto":
+            return self
+        return self.model_copy(update={"rehearse": simulated and self.directions == "all"})
 
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         return [n for n in names if self.head == "perturbed" or n not in head]
@@ -171,7 +184,7 @@ class SlopeEngine(GradientEngine):
         mean_loss, grad = 0.0, Accumulator(exact)
         slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
         fallbacks: Counter[str] = Counter()
-        slopes = rehearsed if self.rehearse else self.slopes
+        slopes = rehearsed if self.rehearses else self.slopes
         for rows, share_of_rows, ks in self.parts(loss, batch, len(slopes_K)):
             along = directions if len(ks) == len(slopes_K) else Window(directions, ks)
             for part, share_of_part in micro_batches(loss, rows, self.micro_batch):

@@ -29,7 +29,8 @@ class Targeted(Adapter):
     endings. Where query, key and value are one fused matrix (GPT-2's ``c_attn``), that matrix is
     meant."""
     layers: Layers = "all"
-    """``all``, ``first:N``, ``last:N``, or a list of block numbers from 0."""
+    """``all``, ``first:N``, ``last:N`` (all, where blocks are fewer), or a list of block
+    numbers from 0."""
 
     @field_validator("targets", mode="before")
     @classmethod

@@ -59,7 +59,7 @@ def resolve(
         blocks: its blocks.
         head: names of the head's modules, never targeted (nor is a language model's output matrix).
         targets: a key of ``SYMBOLS``, or names and endings of names.
-        layers: "all", "first:N", "last:N", or block numbers.
+        layers: "all", "first:N", "last:N" (all blocks where there are fewer), or block numbers.
 
     Raises:
         UserError: a target or a layer that this model does not have; lists the candidates.
@@ -104,9 +104,8 @@ def _layer_numbers(layers: str | tuple[int, ...], count: int) -> set[int]:
         return set(range(count))
     if isinstance(layers, str):
         end, number = layers.split(":")
-        if int(number) > count:
-            raise UserError(f"adapter.layers: '{layers}', but the model has {count} blocks")
-        return set(range(int(number)) if end == "first" else range(count - int(number), count))
+        few = min(int(number), count)  # a strategy's default has to suit every model
+        return set(range(few) if end == "first" else range(count - few, count))
     outside = sorted(i for i in layers if not 0 <= i < count)
     if outside:
         raise UserError(

@@ -127,7 +127,8 @@ def kept_engines(config: Config) -> Engines:
     """
     key = Key(config.seed)
     if not isinstance(config.engine, Auto):
-        return Engines(key, ((1.0, config.engine),))
+        simulated = config.partition.kind != "sites"
+        return Engines(key, ((1.0, config.engine.among(simulated)),))
     groups = read_json(config.folder / PLAN)["groups"]
     shared = {"shared": config.engine.shared}
     engines = tuple(

@@ -11,7 +11,14 @@ DEMO: dict[str, Any] = {
     "strategy": {"name": "spry"},
     "rounds": 160,
     "cohort": 8,
-    "adapter": {"kind": "tinylora", "r": 4, "u": 16, "layers": "last:1"},
+    "adapter": {
+        "kind": "tinylora",
+        "r": 4,
+        "u": 16,
+        "targets": "qv-and-outputs",
+        "layers": "last:1",
+    },
+    "assign": {"kind": "contiguous", "copies": 1},
     "engine": {"kind": "forward", "directions": 4},
     "client": {
         "max_steps": 1,

@@ -60,6 +60,12 @@ class Progress(Watcher):
             f"{federation.data.population.size:,} clients, {config.cohort} per round",
             highlight=False,
         )
+        if federation.trainer.engine.stands_for is not federation.trainer.engine:
+            self.console.print(
+                "[dim]slopes rehearsed by backward passes (engine.rehearse): passes and memory "
+                "are recorded as the engine's own, seconds are not[/dim]",
+                highlight=False,
+            )
         for name, count in federation.data.counts.items():
             if count and name in ("empty", "truncated", "dropped", "out_of_reach"):
                 what = name.replace("_", " ")

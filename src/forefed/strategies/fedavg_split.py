@@ -17,6 +17,6 @@ FEDAVG_SPLIT = Strategy(
     name="fedavg_split",
     summary="FedAvg on SPRY's split: each client trains a few units by backprop.",
     source="arXiv 2405.15551, section 5",
-    sections={**FEDAVG.sections, "assign": SPRY.sections["assign"]},
+    sections={**FEDAVG.sections, "assign": {"kind": "contiguous"}},
     fixed=SPRY.fixed,
 )
