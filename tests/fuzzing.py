@@ -16,7 +16,7 @@ import torch
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Order, Update
 from forefed.deploy.envelope import Envelope, encode, read
-from forefed.wire import Dense
+from forefed.wire import Dense, Quantised
 from forefed.wire.message import pack, unpack
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
 from forefed.wire.records import Entry, RoundRecord, decode_record, encode_record
@@ -34,6 +34,10 @@ MESSAGES: dict[str, tuple[bytes, Decoder]] = {
     "dense": (
         Dense().encode(Update(2, 7, GRAD, None, METRICS), 3),
         lambda data: Dense().decode(data, ORDER),
+    ),
+    "quantised": (
+        Quantised(bits=4).encode(Update(2, 7, GRAD, None, METRICS), 3),
+        lambda data: Quantised(bits=4).decode(data, ORDER),
     ),
     "scalars": (
         Scalars().encode(Update(2, 7, None, SLOPES, METRICS), 3),

@@ -15,7 +15,7 @@ from forefed.data.sources import SOURCES, Files, Source
 from forefed.deploy.places import SITE, NodeSettings, read_toml
 from forefed.run.config import Config, configure
 
-METRICS = ("loss", "steps", "skipped", "clamped", "forwards", "seconds", "peak_bytes", "fallback")
+METRICS = ("loss", "steps", "skipped", "clamped", "forwards", "peak_bytes", "fallback")
 """Plain numbers that local training reports; the last one with the name of an operator."""
 
 
