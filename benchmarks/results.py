@@ -34,6 +34,7 @@ ORDER = (
     "sets",
     "map",
     "ablations",
+    "robust",
     "speakers",
     "newsgroups",
     "questions",
