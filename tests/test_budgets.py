@@ -24,7 +24,7 @@ from forefed.gradients.forward import Forward
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.scene import Job, Measured, Step
 from forefed.run import configure, run
-from forefed.run.budgets import Engines, variance_of
+from forefed.run.budgets import Engines, kept_engines, variance_of
 from forefed.run.build import build
 from forefed.wire import Codec, Dense, Scalars
 
@@ -265,3 +265,20 @@ def test_weights_halve_the_error_and_keep_the_mean() -> None:
         expected = 15 * share**2 * float(g.square().sum())
         assert squared / draws == pytest.approx(expected, rel=0.15)
         assert float((total / draws - g).square().sum()) < 6 * expected / draws
+
+
+@pytest.mark.parametrize(
+    ("sets", "rehearsed"),
+    [
+        ([], True),
+        (["engine.directions=4"], False),
+        (["engine.rehearse=false"], False),
+        (["engine.directions=4", "engine.rehearse=true"], True),
+        (["partition.kind=sites", "partition.names=['a', 'b']"], False),
+    ],
+    ids=str,
+)
+def test_exact_slopes_of_simulated_clients_are_rehearsed(sets: list[str], rehearsed: bool) -> None:
+    engine = kept_engines(configure(sets=["strategy=spry", *sets])).of(0)
+    assert engine.rehearses is rehearsed
+    assert (engine.stands_for is not engine) is rehearsed
