@@ -131,10 +131,19 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "faults": ["faults.error=0.6", "faults.crash=0.6"],
     "engine.shared: an exact": ["strategy=fedavg", "engine.shared=true"],
     "engine.shared with": ["codec=scalars", "engine.shared=true", "client.optimiser=adamw"],
-    "engine.candidates are compared": ["engine.candidates=4", "engine.law=gauss16"],
-    "engine.candidates: the bias": ["engine.candidates=4", "memo=last_update"],
+    "engine.candidates are compared": [
+        "engine.directions=4",
+        "engine.candidates=4",
+        "engine.law=gauss16",
+    ],
+    "engine.candidates: the bias": [
+        "engine.directions=4",
+        "engine.candidates=4",
+        "memo=last_update",
+    ],
     "engine.candidates and engine.pool": [
-        *("engine.candidates=4", "engine.law=gauss16", "memo=last_update", "engine.pool=8")
+        *("engine.directions=4", "engine.candidates=4"),
+        *("engine.law=gauss16", "memo=last_update", "engine.pool=8"),
     ],
     "engine.directions = 'all' walks": ["engine.pool=8", "engine.directions=all"],
     "engine.pool": ["strategy=fedavg", "engine.pool=8"],
