@@ -113,6 +113,7 @@ def test_faulty_files(what: str, forefed_command: Command, world: World, tmp_pat
     assert file.read_bytes() == content and not list(tmp_path.rglob("config.json"))
 
 
+ESTIMATED = ["engine.directions=4"]
 CONTRADICTIONS: dict[str, list[str]] = {
     "client.keep_optimiser": ["codec=scalars", "client.keep_optimiser=true"],
     "transforms": ["codec=scalars", 'transforms=["clip"]'],
@@ -131,26 +132,20 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "faults": ["faults.error=0.6", "faults.crash=0.6"],
     "engine.shared: an exact": ["strategy=fedavg", "engine.shared=true"],
     "engine.shared with": ["codec=scalars", "engine.shared=true", "client.optimiser=adamw"],
-    "engine.candidates are compared": [
-        "engine.directions=4",
-        "engine.candidates=4",
-        "engine.law=gauss16",
-    ],
-    "engine.candidates: the bias": [
-        "engine.directions=4",
-        "engine.candidates=4",
-        "memo=last_update",
-    ],
+    "engine.candidates are compared": [*ESTIMATED, "engine.candidates=4", "engine.law=gauss16"],
+    "engine.candidates: the bias": [*ESTIMATED, "engine.candidates=4", "memo=last_update"],
     "engine.candidates and engine.pool": [
-        *("engine.directions=4", "engine.candidates=4"),
-        *("engine.law=gauss16", "memo=last_update", "engine.pool=8"),
+        *(*ESTIMATED, "engine.candidates=4", "engine.law=gauss16"),
+        *("memo=last_update", "engine.pool=8"),
     ],
     "engine.directions = 'all' walks": ["engine.pool=8", "engine.directions=all"],
     "engine.pool": ["strategy=fedavg", "engine.pool=8"],
     "memo.kind = 'last_update'": ["memo=last_update"],
-    "memo.kind = 'curvature' is made": ["memo=curvature"],
+    "memo.kind = 'curvature' is made": [*ESTIMATED, "memo=curvature"],
     "memo.kind = 'curvature' shapes": ["memo=curvature", "codec=scalars", "engine.directions=all"],
-    "memo.kind = 'curvature' changes": ["memo=curvature", "codec=scalars", "engine.pool=8"],
+    "memo.kind = 'curvature' changes": [
+        *(*ESTIMATED, "memo=curvature", "codec=scalars", "engine.pool=8")
+    ],
     "download.kind = 'scalars'": ["download=scalars"],
     "download.kind = 'pool'": ["download=pool"],
 }
