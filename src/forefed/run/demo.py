@@ -20,6 +20,7 @@ DEMO: dict[str, Any] = {
     },
     "assign": {"kind": "contiguous", "copies": 1},
     "engine": {"kind": "forward", "directions": 4},
+    "codec": {"kind": "dense"},
     "client": {
         "max_steps": 1,
         "batch_size": 16,

@@ -7,8 +7,9 @@ models" (NeurIPS 2024, arXiv 2405.15551), Algorithm 1.
     server  averages every unit over the clients that trained it, then      (rule)
             applies an adaptive step to the units that were trained         (server)
 
-With ``codec.kind = "scalars"`` a client sends its slopes and the server replays its steps; with
-``client.max_steps = 1`` besides, that is the paper's per-iteration mode.
+A client sends what its units have changed by, at four bits an element. With ``codec.kind =
+"scalars"`` it sends its slopes, and the server replays its steps; with ``client.max_steps = 1``
+besides, that is the paper's per-iteration mode.
 
 Departures, each a setting:
 - the head has its exact gradient and is trained by every client (published: perturbed together with
@@ -18,9 +19,12 @@ Departures, each a setting:
 - a few-parameter adapter whose client units are small enough for exact gradients by unit vectors
   (published: LoRA r = 1 and one random direction, whose noise is that of thousands of dimensions);
   ``adapter.kind = "lora"``, ``engine.directions = 1``, ``engine.law = "gauss16"``;
-- clients take plain gradient steps and the server an Adam step (published: AdamW at clients, which
-  scales the noise of an estimate up to full steps, and FedYogi); ``client.optimiser = "adamw"``,
-  ``server.kind = "yogi"``.
+- every unit is trained by four clients or more (published: one, where units are enough);
+  ``assign.copies = 1``;
+- the server averages (published: FedYogi); ``server.kind = "yogi"``. With random directions take plain
+  client steps and an adaptive server instead (docs/spry.md): AdamW at a client scales the noise of
+  an estimate up to full steps;
+- updates travel at four bits an element (published: in full); ``codec.kind = "dense"``.
 """
 
 from forefed.strategies.strategy import Strategy
@@ -40,7 +44,7 @@ SPRY = Strategy(
         "assign": {"kind": "contiguous", "copies": 4},
         "engine": {"kind": "forward", "directions": "all"},
         "client": {"optimiser": {"kind": "adamw", "lr": 2e-2, "head_lr": 2e-2}},
-        "codec": {"kind": "dense"},
+        "codec": {"kind": "quantised", "bits": 4},
         "rule": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
     },
