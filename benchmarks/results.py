@@ -32,6 +32,7 @@ ORDER = (
     "sick",
     "remedies",
     "sets",
+    "ag_news",
     "map",
     "ablations",
     "robust",
