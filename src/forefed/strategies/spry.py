@@ -21,9 +21,9 @@ Departures, each a setting:
   ``adapter.kind = "lora"``, ``engine.directions = 1``, ``engine.law = "gauss16"``;
 - every unit is trained by four clients or more (published: one, where units are enough);
   ``assign.copies = 1``;
-- the server averages (published: FedYogi); ``server.kind = "yogi"``. With random directions take plain
-  client steps and an adaptive server instead (docs/spry.md): AdamW at a client scales the noise of
-  an estimate up to full steps;
+- the server averages (published: FedYogi); ``server.kind = "yogi"``. With random directions take
+  plain client steps and an adaptive server instead (docs/spry.md): AdamW at a client scales the
+  noise of an estimate up to full steps;
 - updates travel at four bits an element (published: in full); ``codec.kind = "dense"``.
 """
 
