@@ -18,7 +18,13 @@ from forefed.run.rebuild import replay_log
 
 SCALARS = ["codec=scalars", "codec.head_directions=8", "client.max_steps=1"]
 FOLLOWING = {
-    "own directions": ["strategy=spry", *SCALARS, "download=scalars", "server=yogi"],
+    "own directions": [
+        "strategy=spry",
+        "engine.directions=4",
+        *SCALARS,
+        "download=scalars",
+        "server=yogi",
+    ],
     "curvature": ["strategy=hiso", "engine.directions=4", *SCALARS],
     "pool": ["strategy=fedkseed", "adapter=lora", "engine.pool=32", "client.max_steps=1"],
 }

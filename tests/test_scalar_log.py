@@ -26,8 +26,19 @@ from test_run_resume import same
 
 PER_STEP = ["codec=scalars", "codec.head_directions=8", "client.max_steps=1"]
 RUNS = {
-    "own directions": ["strategy=spry", *PER_STEP, "download=scalars", "server=yogi"],
-    "several steps": ["strategy=spry", "codec=scalars", "client.max_steps=2"],
+    "own directions": [
+        "strategy=spry",
+        "engine.directions=4",
+        *PER_STEP,
+        "download=scalars",
+        "server=yogi",
+    ],
+    "several steps": [
+        "strategy=spry",
+        "engine.directions=4",
+        "codec=scalars",
+        "client.max_steps=2",
+    ],
     "shared, curvature": ["strategy=hiso", "engine.directions=4", "codec.head_directions=8"],
     "pool": ["strategy=fedkseed", "adapter=lora", "engine.pool=64"],
     "updates that wait": ["strategy=decomfl", "collect=variance", "collect.at_most=7"],
