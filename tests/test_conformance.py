@@ -125,7 +125,8 @@ CHECKED: dict[str, Result] = {}
 def few(world: World, out: Path, sets: list[str]) -> list[str]:
     """The same with fewer numbers per matrix, where SPRY's adapter stands as it comes."""
     config = world.config(out, *sets).model_dump()
-    return [*sets, "adapter.u=6"] if config["adapter"].get("u") == 64 else sets
+    own = STRATEGIES["spry"].sections["adapter"]["u"]
+    return [*sets, "adapter.u=6"] if config["adapter"].get("u") == own else sets
 
 
 def run_twice(world: World, out: Path, sets: list[str]) -> Result:
@@ -162,6 +163,8 @@ def check_record(result: Result) -> None:
     held = sum(partition["sizes"]) + partition["dropped"]
     if partition["kind"] != "bootstrap":
         assert held == environment["data"]["counts"]["examples"]
+    exact = config["engine"].get("directions") == "all"  # rehearsed by default
+    assert environment["rehearsed"] is (exact and config["engine"]["rehearse"] == "auto")
     units = environment["model"]["units"]
     assert environment["model"]["trainable"] == sum(size for _, _, size in units) > 0
 

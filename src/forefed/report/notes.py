@@ -54,7 +54,9 @@ NOTES: tuple[tuple[str, str], ...] = (
     (
         "Wall time",
         "Time on the machine of the record, with the clients of a round simulated one after "
-        "another unless the settings say otherwise; not the time of a real federation.",
+        "another unless the settings say otherwise; not the time of a real federation. Where the "
+        "environment says rehearsed, slopes were found by backward passes, and forward mode would "
+        "have taken longer.",
     ),
     (
         "Lost answers",

@@ -60,6 +60,11 @@ class Federation:
     def start(self) -> RunState:
         return RunState(0, self.task.params)
 
+    @property
+    def rehearsed(self) -> bool:
+        """Are slopes found by backward passes, so that seconds are not the engine's own?"""
+        return self.trainer.engine.stands_for is not self.trainer.engine
+
     def majority(self) -> float | None:
         """Quality of always answering the same: the most frequent class, or nothing."""
         return self.task.objective.baseline(self.data.test)

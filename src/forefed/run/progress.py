@@ -60,7 +60,7 @@ class Progress(Watcher):
             f"{federation.data.population.size:,} clients, {config.cohort} per round",
             highlight=False,
         )
-        if federation.trainer.engine.stands_for is not federation.trainer.engine:
+        if federation.rehearsed:
             self.console.print(
                 "[dim]slopes rehearsed by backward passes (engine.rehearse): passes and memory "
                 "are recorded as the engine's own, seconds are not[/dim]",

@@ -174,9 +174,10 @@ def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
     }
     majority = federation.majority()
     data: Json = {**federation.data.provenance, "counts": federation.data.counts}
+    about = {"majority": majority, "data": data, "model": model}
     write_json(
         folder / "environment.json",
-        {**record.environment(), "majority": majority, "data": data, "model": model},
+        {**record.environment(), **about, "rehearsed": federation.rehearsed},
     )
     write_json(folder / "partition.json", federation.data.population.summary())
     config, log = federation.config, None

@@ -1,6 +1,9 @@
 """FedFGD: SPRY without the split (the ablation of arXiv 2405.15551, section 5).
 
 Every client perturbs all trainable units; each step's error grows with all their dimensions.
+
+Random directions, as published; SPRY's unit vectors would make this FedAvg at many times its cost.
+So the clients take plain steps (published: AdamW) and the server an adaptive one, Adam (FedYogi).
 """
 
 from forefed.strategies.strategy import Strategy

@@ -47,9 +47,8 @@ class Quantised(Codec):
         flat_D = trees.flatten(grad)
         step_D = self._steps(scales, grad).clamp_min(torch.finfo(torch.float32).tiny)
         u_D = Key(round).fold("quantised", update.client).uniform(flat_D.shape)
-        levels_D = (
-            torch.floor(flat_D / step_D + u_D).clamp(-self.m, self.m).nan_to_num()
-        )  # scale tells
+        # what is not finite makes the scale so, which the receiver refuses
+        levels_D = torch.floor(flat_D / step_D + u_D).clamp(-self.m, self.m).nan_to_num()
         body = {"scales": scales, "levels": self._packed(levels_D)}
         return pack("quantised", update_meta(update, round), pack_tensors(body))
 
