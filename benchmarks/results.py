@@ -41,8 +41,11 @@ ORDER = (
     "questions",
 )
 MARK = "<!-- below: written by make results -->"
-SHOWN = ("Results", "Cost to a target", "Where each method loses", "Tuning")
+SHOWN = ("Overview", "Results", "Cost to a target", "Where each method loses", "Tuning")
 """Parts of a study's results that the page itself shows; its own page has all of them."""
+MANY = 3
+"""From so many places on, their overview stands for the tables of each."""
+OF_EACH = ("Results", "Cost to a target")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -81,7 +84,10 @@ def section(name: str, folder: Path) -> str:
     source = (STUDIES / f"{name}.toml").read_text(encoding="utf-8")
     about = [line[1:].strip() for line in source.split('name = "')[0].splitlines()]
     found = (folder / "results.md").read_text(encoding="utf-8")
-    shown = [part for part in re.split(r"\n(?=## )", found)[1:] if part[3:].startswith(SHOWN)]
+    cells = json.loads((folder / STUDY).read_text(encoding="utf-8"))["cells"]
+    many = len({json.dumps([c["dataset"], c["condition"]]) for c in cells}) >= MANY
+    wanted = tuple(title for title in SHOWN if not (many and title in OF_EACH))
+    shown = [part for part in re.split(r"\n(?=## )", found)[1:] if part[3:].startswith(wanted)]
     made = (
         f"`make results STUDY={name}` (`forefed compare benchmarks/studies/{name}.toml`), "
         f"{made_by(folder)}. Curves, budgets and the protocol: [{name}.html](results/{name}.html)."

@@ -10,6 +10,7 @@ import pytest
 from forefed.core.errors import UserError
 from forefed.report.comparison import STUDY, Comparison, read_comparison, write_results
 from forefed.report.comparison.loses import losses
+from forefed.report.comparison.parts import overview_part
 from forefed.report.comparison.statistics import Interval, interval, paired, student
 from forefed.report.comparison.table import difference_text, quality_text, results_of
 from forefed.report.comparison.views import (
@@ -114,6 +115,24 @@ def made_up(folder: Path, lm: bool = False, alphas: tuple[float, ...] = (0.1,)) 
     }
     (folder / STUDY).write_text(json.dumps(study))
     return read_comparison(folder)
+
+
+def test_the_overview_by_hand(tmp_path: Path) -> None:
+    """Two places: 0.83 and 0.93; four rounds of 10 forwards, 700 bytes up and 300 down."""
+    comparison = made_up(tmp_path, alphas=(0.1, 10))
+    part = overview_part(comparison, results_of(comparison))
+    assert part is not None
+    (title, quality), (_, forwards), (_, traffic) = part.tables
+    assert title == "final accuracy" and quality.heads == ("", "dense", "small")
+    assert [row[0] for row in quality.rows] == ["partition.alpha = 0.1", "partition.alpha = 10"]
+    assert [row[1].split(" ")[0] for row in quality.rows] == ["83.0", "93.0"]
+    assert forwards.rows[0][1:] == ("40", "200")
+    assert traffic.rows[1][1:] == ("4 kB", "400 B")
+
+
+def test_one_place_needs_no_overview(tmp_path: Path) -> None:
+    comparison = made_up(tmp_path)
+    assert overview_part(comparison, results_of(comparison)) is None
 
 
 def test_the_main_table_by_hand(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from forefed.core.types import Json
@@ -61,6 +61,33 @@ class Part:
     paragraphs: tuple[str, ...] = ()
     tables: tuple[tuple[str, Table], ...] = ()
     figures: tuple[Figure, ...] = ()
+
+
+def overview_part(comparison: Comparison, results: Sequence[Result]) -> Part | None:
+    """Methods against places, where there are several: quality, compute and bytes at a glance."""
+    if len(comparison.places) < 2:
+        return None
+    by = {(r.place, r.method): r for r in results}
+    heads = ("", *comparison.methods)
+
+    def table(text: Callable[[Result], str]) -> Table:
+        rows = ((p.label, *(text(by[p, m]) for m in comparison.methods)) for p in comparison.places)
+        return Table(heads, tuple(rows))
+
+    def in_all(*keys: str) -> Callable[[Result], float | None]:
+        return lambda r: sum(r.costs[k] for k in keys) if keys[0] in r.costs else None
+
+    passes, traffic = in_all("forwards"), in_all("bytes_up", "bytes_down")
+    quality = f"final {words.title(comparison.metric)}"
+    return Part(
+        "Overview",
+        ("The last round's quality, and what the whole run took; means over seeds.",),
+        (
+            (quality, table(lambda r: quality_text(comparison.metric, r.quality))),
+            ("forward-equivalents", table(lambda r: words.short(passes(r)))),
+            ("bytes both ways", table(lambda r: words.size(traffic(r)))),
+        ),
+    )
 
 
 def main_part(comparison: Comparison, results: Sequence[Result]) -> Part:
@@ -300,6 +327,7 @@ def parts_of(comparison: Comparison) -> tuple[list[Result], list[Part]]:
     """All parts, in the order in which they are read."""
     results = results_of(comparison)
     parts = [
+        overview_part(comparison, results),
         main_part(comparison, results),
         failed_part(comparison),
         loses_part(comparison, results),
