@@ -35,6 +35,7 @@ ORDER = (
     "ag_news",
     "map",
     "ablations",
+    "economy",
     "robust",
     "speakers",
     "newsgroups",
