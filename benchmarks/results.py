@@ -31,6 +31,7 @@ ORDER = (
     "main",
     "sick",
     "remedies",
+    "capacity",
     "sets",
     "ag_news",
     "map",
