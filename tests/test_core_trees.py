@@ -29,8 +29,10 @@ def test_the_digest_sees_names_shapes_types_and_bits():
         {"a": torch.zeros(2, 3, dtype=torch.float64)},
         {"a": torch.tensor([[0.0, 0, 0], [0, 0, 1e-30]])},
         {"a": torch.full((2, 3), -0.0)},
+        {"a": torch.zeros(2, 3, dtype=torch.bfloat16)},
+        {"a": torch.full((2, 3), 1e-30, dtype=torch.bfloat16)},
     ]
-    assert len({trees.digest(t) for t in [base, *others]}) == 6
+    assert len({trees.digest(t) for t in [base, *others]}) == 8
     assert trees.digest({"a": base["a"], "b": base["a"]}) == trees.digest(
         {"b": base["a"], "a": base["a"]}
     )

@@ -209,6 +209,17 @@ def test_a_later_run_finds_what_is_kept_for_its_weights(tmp_path: Path) -> None:
     assert weights_before(task_of(), 2) is None  # trained before, so never kept
 
 
+def test_what_bfloat16_weights_make_is_kept_too(tmp_path: Path) -> None:
+    late = TinyLora(r=2, u=3, layers="last:1")
+    task, batch = tiny_task("bert", late, n_layers=3, dtype=torch.bfloat16), batch_of(False)
+    values = []
+    for reused in (0, 5):
+        loss = kept(task, tmp_path)
+        values.append(float(loss(task.params, batch)))
+        assert loss.prefix.cache.reused == reused
+    assert values[0] == values[1]
+
+
 def test_evaluation_leaves_out_what_nobody_trains() -> None:
     task, examples = task_of(layers="last:1"), tiny_examples(7, False)
     params, cache = moved(task.params), PrefixCache(LIMIT)

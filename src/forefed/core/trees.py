@@ -69,5 +69,5 @@ def digest(tree: Tree) -> str:
     for name in sorted(tree):
         x = tree[name].detach().cpu().contiguous()
         sha.update(f"{name}|{x.dtype}|{tuple(x.shape)}|".encode())
-        sha.update(x.numpy().tobytes())
+        sha.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return sha.hexdigest()
