@@ -92,6 +92,9 @@ class DirectionSet(Protocol):
     def tangents(self, like: Params, ks: range) -> Params:
         """Directions ``ks``, stacked: name -> [len(ks), *shape]."""
 
+    def project(self, grad: Params, ks: range | None = None) -> Tensor:
+        """<grad, v_k> for every k, or for ``ks``: [K] float64."""
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -74,15 +74,16 @@ class RandomDirections:
             estimate[name] = (total / len(finite)).to(x.dtype)
         return estimate
 
-    def project(self, grad: Params) -> Tensor:
-        """<grad, v_k> for every k: [K] float64."""
-        slopes_K = torch.zeros(self.k, dtype=torch.float64)
+    def project(self, grad: Params, ks: range | None = None) -> Tensor:
+        """<grad, v_k> for every k, or for ``ks``: [K] float64."""
+        ks = range(self.k) if ks is None else ks
+        slopes_K = torch.zeros(len(ks), dtype=torch.float64)
         for name, g in grad.items():
             at_once = max(1, ELEMENTS_AT_ONCE // max(1, g.numel()))
-            for start in range(0, self.k, at_once):
-                ks = range(start, min(start + at_once, self.k))
-                for k, v in zip(ks, self._values(name, g, ks), strict=True):
-                    slopes_K[k] += torch.dot(g.flatten().double(), v.flatten().double()).cpu()
+            for start in range(0, len(ks), at_once):
+                some = ks[start : start + at_once]
+                for i, v in enumerate(self._values(name, g, some), start):
+                    slopes_K[i] += torch.dot(g.flatten().double(), v.flatten().double()).cpu()
         return slopes_K
 
     def _values(self, name: str, like: Tensor, ks: Sequence[int]) -> Tensor:
@@ -133,9 +134,10 @@ class BasisDirections:
             return None
         return {n: x.to(like[n]) for n, x in trees.unflatten(slopes_K, like).items()}
 
-    def project(self, grad: Params) -> Tensor:
+    def project(self, grad: Params, ks: range | None = None) -> Tensor:
         """The gradient's own elements, [D] float64."""
-        return trees.flatten(grad).double().cpu()
+        slopes_K = trees.flatten(grad).double().cpu()
+        return slopes_K if ks is None else slopes_K[ks.start : ks.stop]
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,10 @@ class Window:
         return len(self.ks)
 
     def tangents(self, like: Params, ks: range) -> Params:
-        return self.of.tangents(like, range(self.ks.start + ks.start, self.ks.start + ks.stop))
+        return self.of.tangents(like, self.ks[ks.start : ks.stop])
+
+    def project(self, grad: Params, ks: range | None = None) -> Tensor:
+        return self.of.project(grad, self.ks if ks is None else self.ks[ks.start : ks.stop])
 
 
 Directions = RandomDirections | BasisDirections

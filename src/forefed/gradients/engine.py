@@ -317,22 +317,12 @@ def value_and_grad(
     }
 
 
-REHEARSED_AT_ONCE = 64
-"""Directions in memory."""
-
-
 def rehearsed(
     loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
 ) -> Slopes:
     """Loss, slopes over ``body`` and the gradient of ``exact``, by one backward pass."""
     value, grad = value_and_grad(loss, {**body, **exact}, {}, batch)
-    total = directions.count(body)
-    slopes_K = torch.zeros(total, dtype=torch.float64)
-    for start in range(0, total, REHEARSED_AT_ONCE):
-        ks = range(start, min(start + REHEARSED_AT_ONCE, total))
-        for n, along_K in directions.tangents(body, ks).items():
-            products = along_K.flatten(1).double() @ grad[n].flatten().to(along_K.device).double()
-            slopes_K[start : ks.stop] += products.cpu()
+    slopes_K = directions.project(trees.pick(grad, body))
     return Slopes(value, slopes_K, {n: grad[n] for n in exact})
 
 
