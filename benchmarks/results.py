@@ -32,6 +32,7 @@ ORDER = (
     "sick",
     "remedies",
     "capacity",
+    "zeroth",
     "sets",
     "ag_news",
     "map",
