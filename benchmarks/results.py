@@ -22,6 +22,7 @@ from forefed.compare import compare
 from forefed.compare.study import Study, check_study, study_of_file
 from forefed.core.errors import UserError
 from forefed.report.comparison import STUDY
+from forefed.report.words import plural
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "benchmarks" / "studies"
@@ -109,7 +110,7 @@ def made_by(folder: Path) -> str:
             environment = json.loads(path.read_text(encoding="utf-8"))
             commit = str(environment.get("commit") or "unknown")
             commits[commit] = commits.get(commit, 0) + 1
-    listed = ", ".join(f"{commit} ({count} runs)" for commit, count in commits.items())
+    listed = ", ".join(f"{commit} ({plural(count, 'run')})" for commit, count in commits.items())
     return f"{sum(commits.values())} of {len(cells)} runs, by commit {listed}"
 
 
