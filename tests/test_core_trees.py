@@ -33,6 +33,7 @@ def test_the_digest_sees_names_shapes_types_and_bits():
         {"a": torch.full((2, 3), 1e-30, dtype=torch.bfloat16)},
     ]
     assert len({trees.digest(t) for t in [base, *others]}) == 8
+    assert trees.digest({"a": torch.zeros(()).expand(0)}) == trees.digest({"a": torch.zeros(0)})
     assert trees.digest({"a": base["a"], "b": base["a"]}) == trees.digest(
         {"b": base["a"], "a": base["a"]}
     )

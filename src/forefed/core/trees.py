@@ -69,5 +69,6 @@ def digest(tree: Tree) -> str:
     for name in sorted(tree):
         x = tree[name].detach().cpu().contiguous()
         sha.update(f"{name}|{x.dtype}|{tuple(x.shape)}|".encode())
-        sha.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
+        if x.numel():  # bytes by a view, as numpy has no bfloat16; of nothing there may be no view
+            sha.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
