@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-MAX_LINES = 400
+MAX_LINES = 800
 FOLDERS = ("src", "tests", "benchmarks", "tools", "examples")
 GLOBAL_GENERATORS = re.compile(
     r"torch\.(manual_seed|rand|randn|randint|randperm)\(|np\.random\.|\brandom\.(seed|random|choice)\("
