@@ -1,0 +1,24 @@
+"""What is learned from a row: a class of one or two texts, the text itself, or an answer in it."""
+
+from forefed.core.settings import Registry
+from forefed.data.encoding import encode_texts
+from forefed.data.tasks.causal_lm import CausalLM
+from forefed.data.tasks.classification import Classification, Pairs
+from forefed.data.tasks.qa import QuestionAnswering
+from forefed.data.tasks.task import Encoded, Head, TextTask
+
+TASKS: Registry[TextTask] = Registry(
+    "data.task", [Classification, Pairs, CausalLM, QuestionAnswering]
+)
+
+__all__ = [
+    "TASKS",
+    "CausalLM",
+    "Classification",
+    "Encoded",
+    "Head",
+    "Pairs",
+    "QuestionAnswering",
+    "TextTask",
+    "encode_texts",
+]

@@ -1,0 +1,166 @@
+"""The base of the tasks: from a table to tokenised examples."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from forefed.core.errors import UserError
+from forefed.core.keys import Key
+from forefed.core.settings import Choice
+from forefed.core.types import Json
+from forefed.data.columns import named
+from forefed.data.encoding import Texts, encode_texts, tokenise
+from forefed.data.examples import Examples, Indices
+from forefed.data.sources import Table
+
+if TYPE_CHECKING:
+    import datasets
+
+Head = Literal["classification", "causal_lm", "spans"]
+"""What a model ends in: a class, the next token, or the first and the last token of an answer."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A table as tokens.
+
+    ``natural_ids`` is the owner of every training example, where the table names owners (or a
+    column of owners was asked for). ``counts``: "examples" and "test" (how many there are), and
+    over both splits "empty", "truncated", "dropped", and for questions "out_of_reach"
+    (``encoding.Tokenised``).
+    """
+
+    train: Examples
+    test: Examples
+    label_names: tuple[str, ...]
+    natural_ids: list[str] | None
+    counts: dict[str, int]
+    provenance: Json
+
+
+class TextTask(Choice):
+    """Base of the tasks."""
+
+    head: ClassVar[Head]
+
+    @abstractmethod
+    def columns(self, rows: datasets.Dataset) -> dict[str, list[str]]:
+        """The columns read, by the setting that names them; guessed where that is "auto".
+
+        Raises:
+            UserError: a column that is not there, or that cannot be guessed.
+        """
+
+    @abstractmethod
+    def texts(
+        self, tables: Sequence[tuple[str, datasets.Dataset]], columns: dict[str, list[str]]
+    ) -> tuple[tuple[str, ...], list[Texts]]:
+        """Class names (none: no classes are learned) and the texts of every (place, rows)."""
+
+    def asked(self, columns: dict[str, list[str]]) -> list[list[str]]:
+        """Of these columns, those of every text that a prediction is made from."""
+        return [columns["text"]]
+
+    def unlabelled(self, tokenizer: Any, texts: Sequence[list[str]], max_length: int) -> Examples:
+        """Examples to predict from, as a model was trained on them.
+
+        Args:
+            texts: by column of ``asked``, all of the same length.
+        """
+        return encode_texts(tokenizer, texts[0], max_length, *texts[1:])
+
+    def groups(self, rows: datasets.Dataset) -> Indices:
+        """A number for every row, 0 upwards; rows of one number are never divided by a split."""
+        return np.arange(len(rows))
+
+    def hold_out(
+        self, rows: datasets.Dataset, fraction: float, key: Key
+    ) -> tuple[Indices, Indices]:
+        """Rows to train on and rows to test on, each ascending and not empty.
+
+        Args:
+            fraction: of the groups, drawn by ``key``.
+        """
+        groups = self.groups(rows)
+        n = int(groups.max(initial=-1)) + 1
+        if n < 2:
+            what = "row" if n == len(rows) else "context"
+            raise UserError(f"data: {n} {what} is too few to train and to test on")
+        size = min(n - 1, max(1, round(n * fraction)))
+        held_out = np.isin(groups, key.fold("test").permutation(n)[:size])
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+    def encode(
+        self,
+        table: Table,
+        tokenizer: Any,
+        max_length: int,
+        test_fraction: float,
+        key: Key,
+        cache_dir: Path | None = None,
+        id_column: str | None = None,
+    ) -> Encoded:
+        """Tokenise a table. Without a test split of its own, a part of its rows becomes one.
+
+        Args:
+            test_fraction: the part of the rows, drawn by ``key`` before any partition.
+            cache_dir: where token arrays are kept between runs; None: nowhere.
+            id_column: the column of owners; None: the table's own, if it has one.
+
+        Raises:
+            UserError: wrong columns or labels, or too few rows; names the column or the row.
+        """
+        columns = self.columns(table.rows)
+        tables = [("training", table.rows)]
+        if table.test is not None:
+            tables.append(("test", table.test))
+            for setting, names in columns.items():
+                for name in names:
+                    named(table.test, name, f"data.task.{setting} (test rows)")
+        owners = id_column or table.natural_id
+        ids = None if owners is None else _owners(table.rows, owners)
+        label_names, (train_texts, *rest) = self.texts(tables, columns)
+        rows = np.arange(len(train_texts))
+        if rest:
+            test_texts = rest[0]
+        else:
+            rows, held_out = self.hold_out(table.rows, test_fraction, key)
+            train_texts, test_texts = train_texts.select(rows), train_texts.select(held_out)
+        train = tokenise(train_texts, tokenizer, max_length, cache_dir)
+        test = tokenise(test_texts, tokenizer, max_length, cache_dir, testing=True)
+        if not len(train.examples) or not len(test.examples):
+            raise UserError(
+                "data: no text is left to learn from or to test on (all are empty or too short); "
+                "check data.task, or raise data.max_length where the prompt fills it"
+            )
+        return Encoded(
+            train=train.examples,
+            test=test.examples,
+            label_names=label_names,
+            natural_ids=None if ids is None else [ids[i] for i in rows[train.kept]],
+            counts={
+                "examples": len(train.examples),
+                "test": len(test.examples),
+                **{name: n + test.counts.get(name, 0) for name, n in train.counts.items()},
+            },
+            provenance={
+                **table.provenance,
+                "columns": columns,
+                "test_split": "given" if rest else f"held out ({test_fraction:g} of the rows)",
+                "tokens": {"train": train.digest, "test": test.digest},
+            },
+        )
+
+
+def _owners(rows: datasets.Dataset, column: str) -> list[str]:
+    values = rows[named(rows, column, "partition.column")][:]
+    missing = next((i for i, v in enumerate(values) if v is None or v == ""), None)
+    if missing is not None:
+        raise UserError(f"partition.column: row {missing + 1} has no owner in column '{column}'")
+    return [str(v) for v in values]
