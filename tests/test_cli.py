@@ -14,7 +14,7 @@ import pytest
 import forefed
 from commands import Command, options, plain
 from federation import CLASSES, World, snapshot
-from forefed.run.choices import _REGISTRIES
+from forefed.run.choices import LISTS as REGISTRIES
 from forefed.strategies import STRATEGIES
 
 
@@ -132,7 +132,7 @@ LISTS = "strategies engines models sources tasks partitions adapters assigns cod
 def test_list(what: str, forefed_command: Command) -> None:
     said = forefed_command("list", what)
     assert said.status == 0, said.err
-    names = {"strategies": list(STRATEGIES), "models": ["minilm"]}.get(what) or _REGISTRIES[
+    names = {"strategies": list(STRATEGIES), "models": ["minilm"]}.get(what) or REGISTRIES[
         what
     ].kinds()
     for name in names:

@@ -51,9 +51,9 @@ OPTIMISER = st.fixed_dictionaries(
 )
 TABLES: dict[str, st.SearchStrategy[Any]] = {
     **{
-        name: table(registry)
-        for name, registry in SLOTS.items()
-        if name not in ("client", "assign")
+        name: table(slot.registry)
+        for name, slot in SLOTS.items()
+        if name not in ("client", "assign") and "." not in name and not slot.many
     },
     "server": OPTIMISER,
     "client": st.fixed_dictionaries(

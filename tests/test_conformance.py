@@ -21,19 +21,16 @@ from federation import CLASSES, SITES, World, lines, without_clock
 from forefed.core import trees
 from forefed.core.settings import parse
 from forefed.data.population import Population
-from forefed.data.sources import SOURCES
-from forefed.data.tasks import TASKS, encode_texts
+from forefed.data.tasks import encode_texts
 from forefed.models.adapters import ADAPTERS
 from forefed.models.load import load_tokenizer
 from forefed.models.objectives import Objective
-from forefed.optimisers import OPTIMISERS
 from forefed.run import Config, Result
 from forefed.run.checkpoint import config_digest
 from forefed.run.config import SLOTS
 from forefed.run.rebuild import replay_log
 from forefed.run.use import _trained
 from forefed.strategies import STRATEGIES
-from forefed.transforms import TRANSFORMS
 from forefed.wire import CODECS
 
 NEEDS: dict[str, list[str]] = {
@@ -59,17 +56,12 @@ NEEDS: dict[str, list[str]] = {
 """What an entry needs beside its name. Partitions get six clients unless they stand here."""
 
 ENTRIES = [
-    *(
-        f"{slot}={kind}"
-        for slot, registry in SLOTS.items()
-        for kind in registry.kinds()
-        # what "auto" chooses depends on the clock: test_budgets.py; "sites": test_deploy_remote.py
-        if kind not in ("auto", "sites")
-    ),
-    *(f"client.optimiser={kind}" for kind in OPTIMISERS.kinds()),
-    *(f"data.task={kind}" for kind in TASKS.kinds()),
-    *(f"data.source={kind}" for kind in SOURCES.kinds() if kind != "hub"),  # no network
-    *(f'transforms=["{kind}"]' for kind in TRANSFORMS.kinds()),
+    f'{place}=["{kind}"]' if slot.many else f"{place}={kind}"
+    for place, slot in SLOTS.items()
+    for kind in slot.registry.kinds()
+    # what "auto" chooses depends on the clock: test_budgets.py; "sites": test_deploy_remote.py;
+    # "hub" is the network
+    if kind not in ("auto", "sites", "hub")
 ]
 METHODS = [(n, c) for n, s in STRATEGIES.items() for c in s.fixed.get("codec", CODECS.kinds())]
 
@@ -303,7 +295,7 @@ def test_clients_without_an_example(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "registry", [*SLOTS.values(), SOURCES, TASKS, TRANSFORMS], ids=lambda r: str(r.slot)
+    "registry", {s.registry.slot: s.registry for s in SLOTS.values()}.values(), ids=lambda r: r.slot
 )
 def test_every_entry_says_what_it_is(registry: Any) -> None:
     for entry in registry:

@@ -17,7 +17,7 @@ from forefed.core.types import Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.ledger import Ledger
-from forefed.deploy.settings import METRICS, at_site, for_sites, read_site
+from forefed.deploy.settings import METRICS, Refusal, at_site, for_sites, read_site
 from forefed.deploy.site import check_leaving, read_order
 from forefed.run import run
 from forefed.run.build import build
@@ -53,6 +53,26 @@ def test_the_server_learns_no_place_and_sites_get_no_place(world, tmp_path):
     local = at_site(text, here, tmp_path / "here")
     assert local.data.source.path.name == "main.jsonl" and local.out == tmp_path / "here"
     assert local.client == config.client and local.engine == config.engine
+
+
+def test_all_settings_travel_but_what_is_the_servers_own(world, tmp_path):
+    config = deployed(world, tmp_path)
+    told = json.loads(for_sites(config))
+    own = {"name", "out", "partition", "faults", "evaluate", "memory"}
+    assert set(told) == {*type(config).model_fields, "digest"} - own
+    assert set(type(config.data).model_fields) - set(told["data"]) == {
+        *("source", "test_fraction", "test_on", "limit", "split_seed")
+    }
+
+
+def test_settings_that_a_site_understands_otherwise_are_refused(world, tmp_path):
+    here = site_settings(world, "main", write_rows(tmp_path / "rows"))
+    told = json.loads(for_sites(deployed(world, tmp_path)))
+    del told["client"]["max_steps"]  # as of a server without this setting: here it has a default
+    with pytest.raises(Refusal, match="mean something else"):
+        at_site(json.dumps(told), here, tmp_path / "here")
+    with pytest.raises(Refusal, match="not known here"):  # as of a server with one setting more
+        at_site(json.dumps({**told, "privacy": {"sigma": 1}}), here, tmp_path / "here")
 
 
 def test_a_site_reads_its_own_columns(world, tmp_path):
@@ -137,11 +157,13 @@ def test_a_server_that_goes_back_to_its_checkpoint_gets_the_same_answers(site, o
     assert [site(at_round(order, r)) for r in (1, 2)] == answers
 
 
-def test_a_round_that_is_done_anew_is_done_from_the_moments_before_it(site, order):
+def test_a_round_that_is_done_anew_is_done_from_the_moments_before_it(
+    site, order, world, tmp_path
+):
     site(order)
     second = at_round(order, 2)
     kept = site(second)
-    other = replace(second, text=second.text.replace('"rounds":3', '"rounds":4'))
+    other = replace(second, text=for_sites(deployed(world, tmp_path, *KEEPING, "rounds=4")))
     assert other.text != second.text
     assert site(other).blobs == kept.blobs
 

@@ -1,19 +1,31 @@
-"""Closed, typed settings, and the registries that the configuration chooses from.
+"""Closed, typed settings, the registries that the configuration chooses from, and its slots.
 
 A ``Choice`` is one entry of a slot: a settings class with a ``kind``, whose docstring's first
-line is what ``forefed list`` prints. A ``Registry`` holds the entries of one slot. Adding an
-algorithm is one file with its ``Choice`` and one line in the registry of its package.
+line is what ``forefed list`` prints. A ``Registry`` holds the entries of one slot. A ``Slot`` in
+the annotation of a field declares it, once, for everything that asks for slots:
+
+    codec: Annotated[SerializeAsAny[Codec], Slot(CODECS, "what bytes travel up?")] = Dense()
+
+Adding an algorithm is one file with its ``Choice`` and one line in the registry of its package;
+adding a slot is one such declaration.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import core_schema
 
 from forefed.core.errors import UserError, nearest
+from forefed.core.plugins import Entries
+
+_LOG = logging.getLogger(__name__)
 
 
 class SettingsError(UserError, ValueError):
@@ -34,12 +46,23 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Former names of settings, which are read for one more version, with a note."""
+
 
 class Choice(Settings):
     """One entry of a slot. Subclasses give ``kind`` a Literal type and a default."""
 
     kind: str
     source: ClassVar[str] = ""
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        """What of the whole configuration (``forefed.Config``) this choice cannot work with.
+
+        Each is a sentence that begins with the setting and says the remedy; all of them are told
+        before anything loads.
+        """
+        return iter(())
 
     @classmethod
     def summary(cls) -> str:
@@ -54,23 +77,35 @@ C = TypeVar("C", bound=Choice)
 
 
 class Registry(Generic[C]):
-    """The entries of one slot by kind."""
+    """The entries of one slot by kind: ours, registered ones, those of installed packages."""
 
     def __init__(self, slot: str, entries: Iterable[type[C]]):
         self.slot = slot
-        self._entries = {entry.kind_name(): entry for entry in entries}
+        own = list(entries)
+        self.base: type[Choice] = _base(own[0])
+        self._entries: Entries[type[C]] = Entries(slot, own, self._checked)
 
     def __iter__(self) -> Iterator[type[C]]:
         return iter(self._entries.values())
 
     def __getitem__(self, kind: str) -> type[C]:
-        if kind not in self._entries:
-            fault = f"'{kind}' is unknown: {nearest(kind, self._entries)}"
-            raise SettingsError({"": fault}, self.slot)
-        return self._entries[kind]
+        for spelling in spellings(kind):
+            if spelling in self._entries:
+                return self._entries[spelling]
+        fault = f"'{kind}' is unknown: {nearest(kind, self._entries)}"
+        raise SettingsError({"": fault}, self.slot)
 
     def kinds(self) -> list[str]:
         return list(self._entries)
+
+    def register(self, entry: type[C]) -> type[C]:
+        """Take an entry in, for this process (a decorator). A package offers its own for every
+        process by an entry point of the group ``forefed.<slot>``.
+
+        Raises:
+            UserError: its kind is taken, or it cannot be an entry of this slot.
+        """
+        return self._entries.add(entry)
 
     def parse(self, raw: Any) -> C:
         """A ``Choice`` from a table (``{kind = "x", ...}``), a bare kind, or a Choice itself.
@@ -79,12 +114,119 @@ class Registry(Generic[C]):
             UserError: unknown kind or key, or a value that does not fit; names the place.
         """
         if isinstance(raw, Choice):
-            return raw  # type: ignore[return-value]
+            if self._entries.get(raw.kind) is not type(raw):
+                name = type(raw).__qualname__
+                fault = (
+                    f"{name} could not be read back from a record; register it first "
+                    f"(forefed.register({name})), or offer it by the entry points "
+                    f"'forefed.{self.slot}'"
+                )
+                raise SettingsError({"": fault}, self.slot)
+            return raw
         table = {"kind": raw} if isinstance(raw, str) else raw
         if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
             fault = f'give a kind, for example kind = "{self.kinds()[0]}"'
             raise SettingsError({"": f"{fault} (one of {', '.join(self.kinds())})"}, self.slot)
-        return parse(self[table["kind"]], table, self.slot)
+        entry = self[table["kind"]]
+        return parse(entry, {**table, "kind": entry.kind_name()}, self.slot)
+
+    def _checked(self, entry: type[C]) -> str:
+        """The kind of what may be an entry.
+
+        Raises:
+            UserError: another class, no kind of its own, no words that say what it is.
+        """
+        name, base = getattr(entry, "__qualname__", repr(entry)), self.base.__name__
+        if not (isinstance(entry, type) and issubclass(entry, self.base)):
+            raise UserError(f"{self.slot}: {name} is no {base}; derive it from forefed's {base}")
+        if inspect.isabstract(entry):
+            missing = ", ".join(sorted(entry.__abstractmethods__))
+            raise UserError(f"{self.slot}: {name} lacks {missing}")
+        kind = entry.model_fields["kind"].default
+        if not isinstance(kind, str):
+            raise UserError(f'{self.slot}: {name} needs a kind: Literal["x"] = "x"')
+        if not entry.summary():
+            raise UserError(f"{self.slot}: {name} needs a docstring; 'forefed list' shows its line")
+        return kind
+
+
+def _base(entry: type[Choice]) -> type[Choice]:
+    """The slot's own class: what stands right below ``Choice``."""
+    return next(c for c in reversed(entry.__mro__) if issubclass(c, Choice) and c is not Choice)
+
+
+def spellings(word: str) -> Iterator[str]:
+    """A word, and its other spellings: optimizer and optimiser, quantized and quantised."""
+    yield word
+    for here, there in (("iz", "is"), ("is", "iz")):
+        if here in word:
+            yield word.replace(here, there)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Declares a field of settings as a slot: what may stand there, and what it decides.
+
+    ``many``: the field is a tuple of choices, applied in order.
+    """
+
+    registry: Registry[Any]
+    question: str
+    many: bool = False
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self.read, handler(source))
+
+    def read(self, raw: Any) -> Any:
+        """The choice (or choices) that ``raw`` stands for."""
+        if not self.many:
+            return self.registry.parse(raw)
+        if not isinstance(raw, list | tuple):
+            fault = f'give a list, for example [{{kind = "{self.registry.kinds()[0]}"}}]'
+            raise SettingsError({"": fault})
+        return tuple(self.registry.parse(one) for one in raw)
+
+
+class ServerOnly:
+    """Marks a setting that is the server's alone and does not travel to the sites of a run."""
+
+
+SERVER_ONLY = ServerOnly()
+
+
+def travelling(settings: Settings) -> dict[str, Any]:
+    """All settings but those marked SERVER_ONLY, in these and in the tables below, as JSON."""
+    told: dict[str, Any] = {}
+    whole = settings.model_dump(mode="json")
+    for name, field in type(settings).model_fields.items():
+        if SERVER_ONLY in field.metadata:
+            continue
+        value = getattr(settings, name)
+        told[name] = travelling(value) if isinstance(value, Settings) else whole[name]
+    return told
+
+
+def slot_of(field: FieldInfo) -> Slot | None:
+    """The slot that a field declares."""
+    return next((m for m in field.metadata if isinstance(m, Slot)), None)
+
+
+def slots_of(settings: type[Settings], below: str = "") -> dict[str, Slot]:
+    """Every slot of these settings and of the tables in them, by its place ("data.source").
+
+    Of a slot's own slots (an optimiser's of a client's loop) those of its default stand here.
+    """
+    found: dict[str, Slot] = {}
+    for name, field in settings.model_fields.items():
+        place, slot = _join(below, name), slot_of(field)
+        if slot is not None:
+            found[place] = slot
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, Settings):
+            found |= slots_of(type(default), place)
+    return found
 
 
 S = TypeVar("S", bound=Settings)
@@ -135,6 +277,52 @@ def _walk(model: type[Settings], loc: tuple[int | str, ...]) -> tuple[type[Setti
             owner = annotation if nested else None
             model = owner or model
     return model, path
+
+
+def canonical(raw: dict[str, Any], model: type[Settings], where: str = "") -> dict[str, Any]:
+    """A table with every setting under its present name: the other spelling (optimizer, quantize)
+    and former names are read, the latter with a note in the log."""
+    found: dict[str, Any] = {}
+    for key, value in raw.items():
+        name, place = _present_name(key, (model,)), _join(where, key)
+        if name in raw and name != key:
+            raise SettingsError(
+                {place: f"is '{name}' in other words, which is given too; drop one"}
+            )
+        if name in model.renamed.values() and name != key:
+            _LOG.warning(
+                "%s is called %s now; the former name goes with the next version", place, name
+            )
+        found[name] = _canonical_value(value, model.model_fields.get(name), _join(where, name))
+    return found
+
+
+def _canonical_value(value: Any, field: FieldInfo | None, where: str) -> Any:
+    if field is None or not isinstance(value, dict | list):
+        return value
+    if isinstance(value, list):
+        return [_canonical_value(one, field, where) for one in value]
+    slot = slot_of(field)
+    if slot is None:
+        default = field.get_default(call_default_factory=True)
+        return canonical(value, type(default), where) if isinstance(default, Settings) else value
+    kind = value.get("kind")
+    entries = tuple(e for e in slot.registry if e.kind_name() in spellings(str(kind))) or tuple(
+        slot.registry
+    )
+    named = {_present_name(key, entries): inner for key, inner in value.items()}
+    for name, inner in named.items():
+        fields = [e.model_fields[name] for e in entries if name in e.model_fields]
+        named[name] = _canonical_value(inner, fields[0] if fields else None, _join(where, name))
+    return named
+
+
+def _present_name(key: str, models: tuple[type[Settings], ...]) -> str:
+    for model in models:
+        for spelling in spellings(model.renamed.get(key, key)):
+            if spelling in model.model_fields:
+                return spelling
+    return key
 
 
 def _join(*parts: str) -> str:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
 from forefed.core.errors import UserError
-from forefed.core.settings import Settings, parse
+from forefed.core.settings import Settings, Slot, parse, travelling
+from forefed.core.types import Json
 from forefed.data.sources import SOURCES, Files, Source
 from forefed.deploy.places import SITE, NodeSettings, read_toml
 from forefed.run.config import Config, configure
 
 METRICS = ("loss", "steps", "skipped", "clamped", "forwards", "peak_bytes", "fallback")
 """Plain numbers that local training reports; the last one with the name of an operator."""
+
+
+DIGEST = "digest"
+"""Place of the digest among the settings that travel."""
 
 
 class Refusal(Exception):
@@ -58,7 +64,7 @@ class Policy(Settings):
 class SiteData(Settings):
     """Where this site's rows are. The server never learns it."""
 
-    source: Annotated[SerializeAsAny[Source], BeforeValidator(SOURCES.parse)]
+    source: Annotated[SerializeAsAny[Source], Slot(SOURCES, "where are this site's texts?")]
     columns: Mapping[str, str | list[str]] = Field(default_factory=dict)
     """This site's names of the task's columns (text, text1, text2, label, prompt)."""
 
@@ -90,33 +96,28 @@ def read_site(folder: Path) -> SiteSettings:
     return site
 
 
-_FOR_SITES: dict[str, Any] = {
-    **dict.fromkeys(
-        ("seed", "rounds", "checkpoint_every", "strategy", "model", "adapter", "engine", "client"),
-        True,
-    ),
-    **dict.fromkeys(("transforms", "codec", "download", "memo"), True),
-    # what a site that follows by records does again
-    **dict.fromkeys(("assign", "rule", "collect", "server", "server_schedule"), True),
-    "data": {"task", "max_length", "client_test_fraction"},
-}
-
-
 def for_sites(config: Config) -> str:
-    """What sites need of a run's configuration, as JSON: the task schema, but no place of data."""
-    return json.dumps(config.model_dump(mode="json", include=_FOR_SITES), separators=(",", ":"))
+    """A run's configuration as it travels, as JSON: all of it but what is SERVER_ONLY, and a digest
+    of that, by which a site notices that it understands something else."""
+    told = travelling(config)
+    return json.dumps({**told, DIGEST: _digest(told)}, separators=(",", ":"))
 
 
 def at_site(settings: str, site: SiteSettings, folder: Path) -> Config:
     """The run's configuration as this site runs it: with its own data, model place and folder.
 
     Raises:
-        Refusal: settings that this version does not know, or that the site does not allow.
+        Refusal: settings that this version does not know or understands otherwise, or that the
+            site does not allow.
     """
     try:
-        config = configure(base=dict(json.loads(settings)))
-    except (UserError, ValueError, TypeError):
+        told = dict(json.loads(settings))
+        digest = told.pop(DIGEST)
+        config = configure(base=told)
+    except (UserError, ValueError, TypeError, KeyError):
         raise Refusal("the run's settings are not known here; are the versions equal?") from None
+    if _digest(travelling(config)) != digest:
+        raise Refusal("the run's settings mean something else here; are the versions equal?")
     if config.model.name not in site.models:
         raise Refusal(f"model '{config.model.name}' is not allowed here")
     site.policy.check(config)
@@ -132,3 +133,7 @@ def at_site(settings: str, site: SiteSettings, folder: Path) -> Config:
             "out": folder,
         }
     )
+
+
+def _digest(told: Json) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

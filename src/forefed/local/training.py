@@ -22,7 +22,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
 from forefed.core import trees
-from forefed.core.settings import Choice
+from forefed.core.settings import Choice, Slot
 from forefed.core.sizes import parse_bytes
 from forefed.core.types import (
     Batch,
@@ -56,7 +56,9 @@ class LocalTraining(Choice):
     """Examples per step; "all": one batch of everything the client has."""
     group_by_length: bool = True
     """Batches of texts of similar length, in random order: less padding to compute."""
-    optimiser: Annotated[SerializeAsAny[Optimiser], BeforeValidator(OPTIMISERS.parse)] = AdamW()
+    optimiser: Annotated[SerializeAsAny[Optimiser], Slot(OPTIMISERS, "how does a client step?")] = (
+        AdamW()
+    )
     proximal: Annotated[float, Field(ge=0)] = 0.0
     """mu of FedProx: every step's gradient gets mu (w - w_start) added, exactly and whatever the
     engine, which holds a client back from drifting off. The logged loss is without it."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
-from forefed.core.settings import Settings
+from forefed.core.settings import Settings, Slot
 from forefed.data.tasks import Head
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.backprop import Backprop, Checkpointed
@@ -24,7 +24,9 @@ class Scene(Settings):
     """Everything that decides what a local step costs, but the engine."""
 
     model: ModelSettings = ModelSettings()
-    adapter: Annotated[SerializeAsAny[Adapter], BeforeValidator(ADAPTERS.parse)] = TinyLora()
+    adapter: Annotated[SerializeAsAny[Adapter], Slot(ADAPTERS, "which numbers are trained?")] = (
+        TinyLora()
+    )
     labels: Annotated[int, Field(ge=0)] | Literal["spans"] = 2
     """Classes; 0 for a language model, "spans" for answers to questions."""
     batch: Annotated[int, Field(ge=1)] = 8
@@ -50,7 +52,10 @@ class Scene(Settings):
         return "spans" if self.labels == "spans" else None
 
 
-Engines = tuple[Annotated[SerializeAsAny[GradientEngine], BeforeValidator(ENGINES.parse)], ...]
+Engines = Annotated[
+    tuple[SerializeAsAny[GradientEngine], ...],
+    Slot(ENGINES, "which ways of getting a gradient?", many=True),
+]
 
 
 class Job(Settings):

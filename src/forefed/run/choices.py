@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from rich.table import Table
 
 from forefed.core.errors import UserError, nearest
-from forefed.core.settings import Choice, Registry
-from forefed.data.sources import SOURCES
-from forefed.data.tasks import TASKS
+from forefed.core.settings import Choice, Registry, spellings
 from forefed.run.config import SLOTS, Config
 from forefed.strategies import STRATEGIES, strategy
-from forefed.transforms import TRANSFORMS
 
-_REGISTRIES: dict[str, Registry[Any]] = {
-    "engines": SLOTS["engine"],
-    "sources": SOURCES,
-    "tasks": TASKS,
-    "partitions": SLOTS["partition"],
-    "adapters": SLOTS["adapter"],
-    "assigns": SLOTS["assign"],
-    "codecs": SLOTS["codec"],
-    "downloads": SLOTS["download"],
-    "collects": SLOTS["collect"],
-    "memos": SLOTS["memo"],
-    "optimisers": SLOTS["server"],
-    "rules": SLOTS["rule"],
-    "transforms": TRANSFORMS,
+LISTS: dict[str, Registry[Any]] = {
+    f"{s.registry.slot.split('.')[-1].removesuffix('s')}s": s.registry for s in SLOTS.values()
 }
+"""What ``forefed list`` knows beside strategies and models: every registry by its plural."""
 
 _MODELS = (
     ("minilm", "the pretrained encoder of the extra 'minilm' (BERT, 6 layers, 22.7 M parameters)"),
@@ -43,7 +30,8 @@ def choices_table(what: str) -> Table:
     Raises:
         UserError: no such list.
     """
-    known = ["strategies", "models", *_REGISTRIES]
+    known = ["strategies", "models", *LISTS]
+    what = next((word for word in spellings(what) if word in known), what)
     if what not in known:
         raise UserError(f"list '{what}': {nearest(what, known)}")
     table = Table(title=what, title_justify="left", box=None, header_style="bold")
@@ -60,7 +48,7 @@ def choices_table(what: str) -> Table:
         return table
     table.add_column("settings", style="dim")
     table.add_column("source", style="dim")
-    for entry in _REGISTRIES[what]:
+    for entry in LISTS[what]:
         table.add_row(entry.kind_name(), entry.summary(), _settings(entry), entry.source)
     return table
 
@@ -84,12 +72,14 @@ def plan_table(config: Config) -> Table:
     table.add_column("choice", no_wrap=True)
     table.add_column("settings", style="dim")
     table.add_row("model", config.model.name, f"dtype={config.model.dtype}")
-    sections = {name: getattr(config, name) for name in SLOTS}
-    sections |= {"data.source": config.data.source, "data.task": config.data.task}
-    for name, choice in sections.items():
-        values = choice.model_dump(exclude={"kind"})
-        settings = ", ".join(f"{k}={_inner(v)}" for k, v in values.items() if v is not None)
-        table.add_row(name, choice.kind, settings)
+    for name in SLOTS:
+        if "." in name and not name.startswith("data."):
+            continue  # stands in its own slot's row
+        there: Any = reduce(getattr, name.split("."), config)
+        for choice in there if isinstance(there, tuple) else (there,):
+            values = choice.model_dump(exclude={"kind"})
+            settings = ", ".join(f"{k}={_inner(v)}" for k, v in values.items() if v is not None)
+            table.add_row(name, choice.kind, settings)
     table.add_row("rounds", str(config.rounds), f"cohort={config.cohort}, seed={config.seed}")
     return table
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Sequence
 from datetime import date, time
+from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
@@ -18,7 +19,7 @@ from forefed.aggregate import RULES, Mean, Rule
 from forefed.assign import ASSIGNS, Assign, Contiguous
 from forefed.collect import COLLECTS, Collect, EveryRound
 from forefed.core.errors import UserError, nearest
-from forefed.core.settings import Registry, Settings, parse
+from forefed.core.settings import SERVER_ONLY, Settings, Slot, canonical, parse, slots_of
 from forefed.core.sizes import parse_bytes
 from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
@@ -29,10 +30,11 @@ from forefed.memo import MEMOS, Memo, Nothing
 from forefed.models.adapters import ADAPTERS, Adapter, TinyLora
 from forefed.models.settings import ModelSettings
 from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
-from forefed.strategies import strategy
+from forefed.strategies import STRATEGIES, Strategy, strategy
 from forefed.transforms import TRANSFORMS, Transform
 from forefed.wire import CODECS, DOWNLOADS, Codec, Dense, DenseDownload, Download
 
+E = TypeVar("E")
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -72,11 +74,16 @@ class EvaluateSettings(Settings):
 
 
 class Config(Settings):
-    """Everything that decides a run. Two runs with equal configurations give equal bytes."""
+    """Everything that decides a run. Two runs with equal configurations give equal bytes.
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "run"
+    A slot is one declaration here (``Slot``); ``forefed list``, ``check``, the documentation, the
+    conformance suite and what travels to the sites of a deployment follow from it. Everything
+    travels but what is marked SERVER_ONLY.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), SERVER_ONLY] = "run"
     """Folder of the run below ``out``."""
-    out: Path = Path("runs")
+    out: Annotated[Path, SERVER_ONLY] = Path("runs")
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     rounds: Annotated[int, Field(ge=1)] = 20
     cohort: Annotated[int, Field(ge=1)] = 10
@@ -91,31 +98,46 @@ class Config(Settings):
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
     strategy: Annotated[StrategySettings, BeforeValidator(lambda x: _named(x))] = StrategySettings()
     model: Annotated[ModelSettings, BeforeValidator(lambda x: _named(x))] = ModelSettings()
-    adapter: Annotated[SerializeAsAny[Adapter], BeforeValidator(ADAPTERS.parse)] = TinyLora()
-    data: DataSettings = DataSettings()
-    partition: Annotated[SerializeAsAny[Partition], BeforeValidator(PARTITIONS.parse)] = Dirichlet()
-    assign: Annotated[SerializeAsAny[Assign], BeforeValidator(ASSIGNS.parse)] = Contiguous()
-    engine: Annotated[SerializeAsAny[GradientEngine], BeforeValidator(ENGINES.parse)] = Forward()
-    client: Annotated[SerializeAsAny[LocalTraining], BeforeValidator(CLIENTS.parse)] = (
-        LocalTraining()
+    adapter: Annotated[SerializeAsAny[Adapter], Slot(ADAPTERS, "which numbers are trained?")] = (
+        TinyLora()
     )
-    transforms: tuple[
-        Annotated[SerializeAsAny[Transform], BeforeValidator(TRANSFORMS.parse)], ...
+    data: DataSettings = DataSettings()
+    partition: Annotated[
+        SerializeAsAny[Partition], Slot(PARTITIONS, "who holds which rows?"), SERVER_ONLY
+    ] = Dirichlet()
+    assign: Annotated[SerializeAsAny[Assign], Slot(ASSIGNS, "which units does a client train?")] = (
+        Contiguous()
+    )
+    engine: Annotated[
+        SerializeAsAny[GradientEngine], Slot(ENGINES, "how does a client get a gradient?")
+    ] = Forward()
+    client: Annotated[
+        SerializeAsAny[LocalTraining], Slot(CLIENTS, "what does a client do with it?")
+    ] = LocalTraining()
+    transforms: Annotated[
+        tuple[SerializeAsAny[Transform], ...],
+        Slot(TRANSFORMS, "what happens to an update on its way?", many=True),
     ] = ()
-    codec: Annotated[SerializeAsAny[Codec], BeforeValidator(CODECS.parse)] = Dense()
-    download: Annotated[SerializeAsAny[Download], BeforeValidator(DOWNLOADS.parse)] = (
+    codec: Annotated[SerializeAsAny[Codec], Slot(CODECS, "what bytes travel up?")] = Dense()
+    download: Annotated[SerializeAsAny[Download], Slot(DOWNLOADS, "what bytes travel down?")] = (
         DenseDownload()
     )
-    collect: Annotated[SerializeAsAny[Collect], BeforeValidator(COLLECTS.parse)] = EveryRound()
-    rule: Annotated[SerializeAsAny[Rule], BeforeValidator(RULES.parse)] = Mean()
-    server: Annotated[SerializeAsAny[Optimiser], BeforeValidator(OPTIMISERS.parse)] = Sgd()
-    memo: Annotated[SerializeAsAny[Memo], BeforeValidator(MEMOS.parse)] = Nothing()
+    collect: Annotated[
+        SerializeAsAny[Collect], Slot(COLLECTS, "when has the server heard enough to move?")
+    ] = EveryRound()
+    rule: Annotated[SerializeAsAny[Rule], Slot(RULES, "how do many updates become one?")] = Mean()
+    server: Annotated[
+        SerializeAsAny[Optimiser], Slot(OPTIMISERS, "how does the server move along it?")
+    ] = Sgd()
+    memo: Annotated[SerializeAsAny[Memo], Slot(MEMOS, "what does the server tell of the past?")] = (
+        Nothing()
+    )
     server_schedule: Literal["constant", "linear"] = "constant"
     """"linear": the server's learning rates fall from their values in round 1 towards 0 at the end
     (averages out the noise of the last cohorts)."""
-    faults: FaultSettings = FaultSettings()
-    evaluate: EvaluateSettings = EvaluateSettings()
-    memory: Annotated[tuple[Budget, ...], BeforeValidator(lambda x: _budgets(x))] = ()
+    faults: Annotated[FaultSettings, SERVER_ONLY] = FaultSettings()
+    evaluate: Annotated[EvaluateSettings, SERVER_ONLY] = EvaluateSettings()
+    memory: Annotated[tuple[Budget, ...], BeforeValidator(lambda x: _budgets(x)), SERVER_ONLY] = ()
     """For ``engine.kind = "auto"``: one size for all clients ("2GB"), or groups
     (``[{budget = "150MB", share = 0.5}, ...]``), each client belonging to one for good."""
 
@@ -134,19 +156,31 @@ def _named(raw: Any) -> Any:
     return {"name": raw} if isinstance(raw, str) else raw
 
 
-SLOTS: dict[str, Registry[Any]] = {
-    "adapter": ADAPTERS,
-    "partition": PARTITIONS,
-    "assign": ASSIGNS,
-    "engine": ENGINES,
-    "client": CLIENTS,
-    "codec": CODECS,
-    "download": DOWNLOADS,
-    "collect": COLLECTS,
-    "rule": RULES,
-    "server": OPTIMISERS,
-    "memo": MEMOS,
-}
+SLOTS: dict[str, Slot] = slots_of(Config)
+"""Every slot by its place in the configuration: "codec", "data.source", "client.optimiser"."""
+
+
+def register(entry: E) -> E:
+    """Take a class into the slot whose base it derives from, or a strategy into their list.
+
+    A decorator. In this process the entry is then everywhere that ours are: configurations,
+    ``forefed list``, records that are read back. So that other processes know it too (the command
+    line, a site, a worker), a package names it as an entry point of the group ``forefed.<slot>``
+    (``forefed.codec``, ``forefed.data.source``, ``forefed.strategy``).
+
+    Raises:
+        UserError: no slot takes such a class, its kind is taken, or it is not complete.
+    """
+    if isinstance(entry, Strategy):
+        STRATEGIES.add(entry)
+        return entry
+    for registry in {id(s.registry): s.registry for s in SLOTS.values()}.values():
+        if isinstance(entry, type) and issubclass(entry, registry.base):
+            registry.register(entry)
+            return entry
+    bases = sorted({s.registry.base.__name__ for s in SLOTS.values()})
+    name = getattr(entry, "__qualname__", repr(entry))
+    raise UserError(f"{name} fits no slot: derive it from one of {', '.join(bases)}")
 
 
 def configure(
@@ -161,9 +195,9 @@ def configure(
         UserError: an unreadable file, an unknown key or kind, a value that does not fit, or a
             setting that contradicts the strategy; one line per mistake.
     """
-    raw = merge(base or {}, read_toml(file) if file else {})
+    raw = merge(canonical(base or {}, Config), canonical(read_toml(file), Config) if file else {})
     for item in sets:
-        raw = merge(raw, assignment(item))
+        raw = merge(raw, canonical(assignment(item), Config))
     unknown = [key for key in raw if key not in Config.model_fields]
     if unknown:
         raise UserError(
@@ -209,13 +243,13 @@ def _spelled_out(section: str, short: str) -> dict[str, Any]:
 
 def _with_kinds(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The strategy's sections on top of the default kinds, so that a section may omit its kind."""
-    kinds = {name: {"kind": Config.model_fields[name].default.kind} for name in SLOTS}
-    optimiser = {"optimiser": {"kind": LocalTraining().optimiser.kind}}
-    data = {
-        "source": {"kind": DataSettings().source.kind},
-        "task": {"kind": DataSettings().task.kind},
-    }
-    return merge(merge(kinds, {"client": optimiser, "data": data}), dict(sections))
+    kinds: dict[str, Any] = {}
+    defaults = Config()
+    for place, slot in SLOTS.items():
+        if not slot.many:
+            chosen = reduce(getattr, place.split("."), defaults)
+            kinds = merge(kinds, nested(place, {"kind": chosen.kind}))  # type: ignore[attr-defined]
+    return merge(kinds, dict(sections))
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -240,6 +274,11 @@ def assignment(item: str) -> dict[str, Any]:
         value = text.strip()  # a bare word is a string
     if isinstance(value, date | time):
         value = text.strip()  # no setting is a date, but a name may look like one
-    for part in reversed(key.strip().split(".")):
+    return nested(key.strip(), value)
+
+
+def nested(place: str, value: Any) -> dict[str, Any]:
+    """The tables in which ``value`` stands at ``place`` ("a.b": {"a": {"b": value}})."""
+    for part in reversed(place.split(".")):
         value = {part: value}
     return dict(value)

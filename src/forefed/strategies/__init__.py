@@ -1,6 +1,7 @@
 """The strategies: one file each, one line here."""
 
 from forefed.core.errors import UserError, nearest
+from forefed.core.plugins import Entries
 from forefed.strategies.baffle import BAFFLE
 from forefed.strategies.decomfl import DECOMFL
 from forefed.strategies.fedadagrad import FEDADAGRAD
@@ -39,7 +40,15 @@ _ALL = (
     HISO,
     FEDKSEED,
 )
-STRATEGIES: dict[str, Strategy] = {s.name: s for s in _ALL}
+
+
+def _name(entry: Strategy) -> str:
+    if not isinstance(entry, Strategy):
+        raise UserError(f"{entry!r} is no forefed.strategies.Strategy")
+    return entry.name
+
+
+STRATEGIES: Entries[Strategy] = Entries("strategy", _ALL, _name)
 
 
 def strategy(name: str) -> Strategy:
