@@ -157,9 +157,7 @@ def test_a_server_that_goes_back_to_its_checkpoint_gets_the_same_answers(site, o
     assert [site(at_round(order, r)) for r in (1, 2)] == answers
 
 
-def test_a_round_that_is_done_anew_is_done_from_the_moments_before_it(
-    site, order, world, tmp_path
-):
+def test_a_round_that_is_done_anew_is_done_from_the_moments_before_it(site, order, world, tmp_path):
     site(order)
     second = at_round(order, 2)
     kept = site(second)
