@@ -26,7 +26,7 @@ class Prepared:
     """The clients, the global test set, and what a record states about them.
 
     ``label_names`` is empty where no classes are learned; ``counts`` is explained at
-    ``tasks.Encoded``.
+    ``tasks.Encoded``; ``notes`` are sentences that a person should read before training.
     """
 
     population: Population
@@ -34,6 +34,7 @@ class Prepared:
     label_names: tuple[str, ...]
     counts: dict[str, int]
     provenance: Json
+    notes: tuple[str, ...] = ()
 
 
 def prepare(
