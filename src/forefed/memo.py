@@ -8,7 +8,8 @@ records (``download.kind = "scalars"``) rebuilds it bit for bit.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -46,6 +47,13 @@ class LastUpdate(Memo):
     kind: Literal["last_update"] = "last_update"
     source: ClassVar[str] = "FwdLLM, arXiv 2308.13894"
 
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if getattr(config.engine, "candidates", 1) == 1:
+            yield (
+                "memo.kind = 'last_update' is broadcast for engine.candidates; set those above 1, "
+                "or drop the memo"
+            )
+
     def after(self, memo: Params, change: Params, last: Params) -> Params:
         return memo | {f"{self.kind}/{n}": x for n, x in change.items()}
 
@@ -60,6 +68,28 @@ class Curvature(Memo):
     """Least element of H (published: none, so a direction may grow without bound)."""
 
     source: ClassVar[str] = "HiSo, arXiv 2506.02370"
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if not config.codec.sends_slopes:
+            yield (
+                "memo.kind = 'curvature' is made of the clients' slopes; set codec.kind = 'scalars'"
+            )
+        counts = (
+            getattr(config.engine, "directions", 1),
+            getattr(config.codec, "directions", None),
+            getattr(config.codec, "head_directions", None),
+        )
+        if "all" in counts:
+            yield (
+                "memo.kind = 'curvature' shapes random directions, and 'all' are unit vectors; "
+                "give numbers of directions (engine.directions, codec.directions, "
+                "codec.head_directions)"
+            )
+        if config.engine.pool is not None:
+            yield (
+                "memo.kind = 'curvature' changes the directions, and engine.pool keeps them for "
+                "the run; drop one"
+            )
 
     def after(self, memo: Params, change: Params, last: Params) -> Params:
         new = dict(memo)

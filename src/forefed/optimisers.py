@@ -37,6 +37,12 @@ class Optimiser(Choice):
 
     state_names: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def linear(self) -> bool:
+        """Is a step a fixed multiple of the gradient, so that steps along a mean are the mean of
+        steps?"""
+        return False
+
     def scaled(self, factor: float) -> Self:
         """The same optimiser with both learning rates times ``factor`` (for schedules)."""
         head_lr = None if self.head_lr is None else self.head_lr * factor
@@ -91,6 +97,10 @@ class Sgd(Optimiser):
     weight_decay: Rate = 0.0
 
     state_names: ClassVar[tuple[str, ...]] = ("m",)
+
+    @property
+    def linear(self) -> bool:
+        return not (self.momentum or self.weight_decay)
 
     def update(
         self, rate: float, w: Tensor, g: Tensor, moments: dict[str, Tensor], t: int

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -58,6 +58,21 @@ class GradientEngine(Choice):
 
         ``head`` names the parameters of the classification head among ``params``.
         """
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        slopes = self.estimates or config.codec.sends_slopes
+        projects = "unless codec.kind = 'scalars' projects its gradient"
+        if self.shared and not slopes:
+            yield f"engine.shared: an exact engine has no directions to share {projects}"
+        if self.shared and config.codec.sends_slopes and not config.client.linear:
+            yield (
+                "engine.shared with codec.kind = 'scalars' averages slopes before anything is "
+                "rebuilt, which is exact for plain gradient steps only; set client.optimiser.kind "
+                "= 'sgd' without momentum and weight decay and client.proximal = 0, or codec.kind "
+                "= 'dense'"
+            )
+        if self.pool is not None and not slopes:
+            yield f"engine.pool: an exact engine has no directions to draw {projects}"
 
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         """The names that this engine's slopes run over; the others get an exact gradient."""
@@ -141,6 +156,40 @@ class SlopeEngine(GradientEngine):
     their limit, eps towards 0: without their error."""
 
     estimates: ClassVar[bool] = True
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
+        unit_vectors = self.directions == "all"
+        if unit_vectors and self.head == "perturbed" and config.adapter.kind == "head":
+            yield (
+                "engine.directions = 'all' over a perturbed head costs a tangent per element of "
+                "the head; set engine.head = 'exact', which is the same gradient for one pass"
+            )
+        if unit_vectors and self.independent > 1:
+            yield (
+                "engine.independent: the unit vectors of engine.directions = 'all' give the exact "
+                "gradient already; leave it at 1"
+            )
+        if unit_vectors and (self.candidates > 1 or self.pool is not None):
+            yield (
+                "engine.directions = 'all' walks along unit vectors, so there is nothing to "
+                "choose; give a number, or leave engine.candidates and engine.pool alone"
+            )
+        if self.candidates > 1 and config.memo.kind != "last_update":
+            yield (
+                "engine.candidates are compared with the last global update; set memo.kind = "
+                "'last_update'"
+            )
+        if self.candidates > 1 and self.law != "gauss16":
+            yield (
+                "engine.candidates: the bias of the choice is known for Gaussian directions only; "
+                "set engine.law = 'gauss16'"
+            )
+        if self.candidates > 1 and self.pool is not None:
+            yield (
+                "engine.candidates and engine.pool: directions come either from candidates or "
+                "from a pool"
+            )
 
     @property
     def stands_for(self) -> GradientEngine:

@@ -8,7 +8,8 @@ an estimate of both together drowns the adapters in the head's noise.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Params
 from forefed.gradients.engine import GradientEngine, exact_head
@@ -18,6 +19,14 @@ class ExactHead(GradientEngine):
     """Exact gradient of the classification head only; memory of inference."""
 
     kind: Literal["exact_head"] = "exact_head"
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if config.adapter.kind != "head":
+            yield (
+                "engine.kind = 'exact_head' trains the head alone; set adapter.kind = 'head', or "
+                "another engine"
+            )
 
     def __call__(
         self,

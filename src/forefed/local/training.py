@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -72,6 +73,23 @@ class LocalTraining(Choice):
         int, BeforeValidator(lambda x: parse_bytes(x, "client.prefix_cache_limit"))
     ] = parse_bytes("500MB")
     """When so much is kept, the run goes on without keeping more."""
+
+    @property
+    def linear(self) -> bool:
+        """Does nothing but a fixed multiple of the gradient move a client's parameters?"""
+        return self.optimiser.linear and not self.proximal
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if self.keep_optimiser and config.codec.sends_slopes:
+            yield (
+                "client.keep_optimiser: the server cannot replay moments that stay at the client; "
+                "use codec.kind = 'dense', or drop the moments"
+            )
+        if self.proximal > 0 and self.max_steps == 1:
+            yield (
+                "client.proximal pulls back to where a client started, and its first step starts "
+                "there; allow more steps (client.max_steps), or drop it"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -113,6 +114,13 @@ class HeadOnly(Adapter):
     """Nothing but the classification head."""
 
     kind: Literal["head"] = "head"
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if config.data.task.head == "causal_lm":
+            yield (
+                "adapter.kind = 'head': a language model has no classification head to train; "
+                "set adapter.kind = 'lora' or 'tinylora'"
+            )
 
 
 ADAPTERS: Registry[Adapter] = Registry("adapter", [Lora, TinyLora, Ia3, BitFit, HeadOnly])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import Any
 
 from rich.table import Table
 
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import Choice, Registry, spellings
-from forefed.run.config import SLOTS, Config
+from forefed.run.config import SLOTS, Config, chosen
 from forefed.strategies import STRATEGIES, strategy
 
 LISTS: dict[str, Registry[Any]] = {
@@ -75,8 +74,7 @@ def plan_table(config: Config) -> Table:
     for name in SLOTS:
         if "." in name and not name.startswith("data."):
             continue  # stands in its own slot's row
-        there: Any = reduce(getattr, name.split("."), config)
-        for choice in there if isinstance(there, tuple) else (there,):
+        for choice in chosen(config, name):
             values = choice.model_dump(exclude={"kind"})
             settings = ", ".join(f"{k}={_inner(v)}" for k, v in values.items() if v is not None)
             table.add_row(name, choice.kind, settings)

@@ -19,7 +19,7 @@ from forefed.aggregate import RULES, Mean, Rule
 from forefed.assign import ASSIGNS, Assign, Contiguous
 from forefed.collect import COLLECTS, Collect, EveryRound
 from forefed.core.errors import UserError, nearest
-from forefed.core.settings import SERVER_ONLY, Settings, Slot, canonical, parse, slots_of
+from forefed.core.settings import SERVER_ONLY, Choice, Settings, Slot, canonical, parse, slots_of
 from forefed.core.sizes import parse_bytes
 from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
@@ -160,6 +160,12 @@ SLOTS: dict[str, Slot] = slots_of(Config)
 """Every slot by its place in the configuration: "codec", "data.source", "client.optimiser"."""
 
 
+def chosen(config: Config, place: str) -> tuple[Choice, ...]:
+    """What stands in a slot: one choice, or those of a slot that takes many."""
+    there: Any = reduce(getattr, place.split("."), config)
+    return there if SLOTS[place].many else (there,)
+
+
 def register(entry: E) -> E:
     """Take a class into the slot whose base it derives from, or a strategy into their list.
 
@@ -203,8 +209,8 @@ def configure(
         raise UserError(
             f"{unknown[0]}: unknown setting; {nearest(unknown[0], Config.model_fields)}"
         )
-    chosen = parse(StrategySettings, _named(raw.get("strategy", {})), "strategy")
-    method = strategy(chosen.name)
+    named = parse(StrategySettings, _named(raw.get("strategy", {})), "strategy")
+    method = strategy(named.name)
     config = parse(Config, merge(_with_kinds(method.sections), raw))
     for section, kinds in method.fixed.items():
         kind = getattr(config, section).kind
@@ -247,8 +253,8 @@ def _with_kinds(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     defaults = Config()
     for place, slot in SLOTS.items():
         if not slot.many:
-            chosen = reduce(getattr, place.split("."), defaults)
-            kinds = merge(kinds, nested(place, {"kind": chosen.kind}))  # type: ignore[attr-defined]
+            (default,) = chosen(defaults, place)
+            kinds = merge(kinds, nested(place, {"kind": default.kind}))
     return merge(kinds, dict(sections))
 
 

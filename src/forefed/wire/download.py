@@ -6,7 +6,8 @@ alone: they hold the slopes, from which server and client rebuild the same bits.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 from forefed.core.settings import Choice, Registry
 
@@ -31,6 +32,13 @@ class ScalarDownload(Download):
     source: ClassVar[str] = "DeComFL, arXiv 2405.15861"
     by_records: ClassVar[bool] = True
 
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if not config.codec.sends_slopes:
+            yield (
+                "download.kind = 'scalars': clients repeat what the server did with slopes; set "
+                "codec.kind = 'scalars', or download.kind = 'dense'"
+            )
+
 
 class PoolDownload(Download):
     """One sum of slopes per direction of the pool, from the first values on; no parameters."""
@@ -39,6 +47,36 @@ class PoolDownload(Download):
     source: ClassVar[str] = "FedKSeed, arXiv 2312.06353"
     by_records: ClassVar[bool] = True
     by_sums: ClassVar[bool] = True
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        codec = config.codec
+        counts = (
+            getattr(config.engine, "directions", 1),
+            getattr(codec, "directions", None),
+            getattr(codec, "head_directions", None),
+        )
+        server = config.server
+        plain = (
+            codec.sends_slopes
+            and config.engine.pool is not None
+            and "all" not in counts
+            and config.assign.kind == "everything"
+            and config.client.linear
+            and server.linear
+            and server.lr == 1
+            and server.head_lr in (None, 1)
+            and config.server_schedule == "constant"
+            and (config.memo.kind, config.collect.kind) == ("none", "round")
+        )
+        if not plain:
+            yield (
+                "download.kind = 'pool': sums of slopes tell the parameters only with codec.kind = "
+                "'scalars', engine.pool set, no 'all' directions, assign.kind = 'everything', "
+                "plain gradient steps at the clients (client.optimiser.kind = 'sgd', no momentum, "
+                "weight decay or client.proximal) and plain averaging at the server (server.kind = "
+                "'sgd', server.lr = 1, server_schedule = 'constant', memo.kind = 'none', "
+                "collect.kind = 'round'); set these, or download.kind = 'scalars'"
+            )
 
 
 DOWNLOADS: Registry[Download] = Registry("download", [DenseDownload, ScalarDownload, PoolDownload])

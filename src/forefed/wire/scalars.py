@@ -13,7 +13,8 @@ measurements of the gradient.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +43,18 @@ class Scalars(Codec):
 
     source: ClassVar[str] = "arXiv 2306.10015, arXiv 2405.15551"
     sends_slopes: ClassVar[bool] = True
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if config.transforms:
+            yield (
+                "transforms: under codec.kind = 'scalars' the client's slopes travel, not its "
+                "update, so there is nothing to transform; use codec.kind = 'dense'"
+            )
+        if config.engine.estimates and self.directions is not None:
+            yield (
+                "codec.directions is for exact engines; an estimating engine sends the slopes of "
+                "its own engine.directions"
+            )
 
     def encode(self, update: Update, round: int) -> bytes:
         assert update.slopes is not None
