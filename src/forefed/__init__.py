@@ -16,9 +16,19 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
     from forefed.core.errors import UserError
-    from forefed.run import Config, Result, Watcher, configure, run
+    from forefed.run import Config, Result, Watcher, configure, register, run
+    from forefed.strategies import Strategy
 
-__all__ = ["Config", "Result", "UserError", "Watcher", "configure", "run"]
+__all__ = [
+    "Config",
+    "Result",
+    "Strategy",
+    "UserError",
+    "Watcher",
+    "configure",
+    "register",
+    "run",
+]
 __version__ = "0.1.0"
 
 
@@ -32,4 +42,8 @@ def __getattr__(name: str) -> Any:
         from forefed.core.errors import UserError
 
         return UserError
+    if name == "Strategy":
+        from forefed.strategies import Strategy
+
+        return Strategy
     return getattr(forefed.run, name)

@@ -145,7 +145,7 @@ class Registry(Generic[C]):
         kind = entry.model_fields["kind"].default
         if not isinstance(kind, str):
             raise UserError(f'{self.slot}: {name} needs a kind: Literal["x"] = "x"')
-        if not entry.summary():
+        if not (entry.__doc__ or "").strip():
             raise UserError(f"{self.slot}: {name} needs a docstring; 'forefed list' shows its line")
         return kind
 

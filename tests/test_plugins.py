@@ -1,0 +1,136 @@
+"""Entries of somebody else: registered in a process, or offered by an installed package."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+import forefed
+from federation import CLASSES, World
+from forefed.core.errors import UserError
+from forefed.core.plugins import Entries
+from forefed.optimisers import OPTIMISERS, Optimiser, Rate
+from forefed.run import Config, configure
+from forefed.run.config import SLOTS
+from forefed.strategies import STRATEGIES
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "own_method"
+
+
+class Signs(Optimiser):
+    """Signs of the gradient."""
+
+    kind: Literal["signs"] = "signs"
+    lr: Rate = 0.1
+
+    def update(
+        self, rate: float, w: Tensor, g: Tensor, moments: dict[str, Tensor], t: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        return {}, w - rate * torch.sign(g)
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test registers is gone after it."""
+    for entries in (STRATEGIES, *(s.registry._entries for s in SLOTS.values())):
+        monkeypatch.setattr(entries, "_entries", dict(entries._entries))
+    yield
+
+
+def test_an_own_choice_is_refused_until_it_is_registered(registries: None) -> None:
+    with pytest.raises(ValueError, match=r"forefed\.register\(Signs\)"):
+        Config(server=Signs())
+    with pytest.raises(UserError, match="'signs' is unknown"):
+        configure(sets=["server=signs"])
+    assert forefed.register(Signs) is Signs
+    config = configure(sets=["server=signs", "client.optimiser={kind='signs', lr=0.5}"])
+    assert isinstance(config.server, Signs) and config.client.optimiser == Signs(lr=0.5)
+    stored = json.loads(json.dumps(config.model_dump(mode="json")))
+    assert configure(base=stored) == config
+
+
+def test_an_own_method_runs_like_ours(registries: None, world: World, tmp_path: Path) -> None:
+    forefed.register(Signs)
+    forefed.register(
+        forefed.Strategy("mine", "A method of a test.", "none", {"server": {"kind": "signs"}})
+    )
+    result = world.run(tmp_path, "strategy=mine")
+    assert json.loads((result.folder / "config.json").read_text())["server"]["kind"] == "signs"
+    assert result.summary["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (type("Lion", (), {}), "fits no slot"),
+        ("lion", "fits no slot"),
+        (type("Half", (Optimiser,), {"__doc__": "A half."}), "lacks update"),
+        (type("Sgd2", (Signs,), {"__doc__": "Taken.", "__annotations__": {}}), "'signs' is taken"),
+        (type("Mute", (Signs,), {"__doc__": None, "__module__": __name__}), "docstring"),
+    ],
+)
+def test_what_cannot_be_registered(registries: None, entry: Any, words: str) -> None:
+    OPTIMISERS.register(Signs)
+    with pytest.raises(UserError, match=words):
+        forefed.register(entry)
+
+
+def test_a_package_that_cannot_be_loaded_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[forefed.things]\nx = no_such_module:X\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    forefed.core.plugins._offered.cache_clear()
+    things: Entries[int] = Entries("things", [1], str)
+    try:
+        assert things["1"] == 1  # our own need nobody's code
+        with pytest.raises(UserError, match=r"the package 'broken' offers 'x'.*uninstall"):
+            list(things)
+    finally:
+        forefed.core.plugins._offered.cache_clear()
+
+
+def test_the_example_package_works_everywhere(world: World, tmp_path: Path) -> None:
+    source, site = tmp_path / "source", tmp_path / "packages"
+    shutil.copytree(EXAMPLE, source)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    done = subprocess.run(
+        [*pip, "--no-build-isolation", "--target", site, source], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    paths = os.pathsep.join(
+        [str(site), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    )
+    play = Path(__file__).parent / "plugin_play.py"
+    places = (world.root, tmp_path / "out", world.bert, world.llama, world.texts)
+    said = subprocess.run(
+        [sys.executable, play, *map(str, (*places, world.pairs, world.questions))],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert said.returncode == 0, said.stderr
+    told = json.loads(said.stdout)
+    assert told["whole"] == told["resumed"] == told["replayed"]
+    assert any(name in told["predicted"] for name in CLASSES) and told["heard"] == [3, 3]
+    code = "from forefed.cli import main; main()"
+    listed = subprocess.run(
+        [sys.executable, "-c", code, "list", "optimizers"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "200"},
+    )
+    assert "lion" in listed.stdout and "2302.06675" in listed.stdout
