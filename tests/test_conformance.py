@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from digests import check_digest
 from federation import CLASSES, SITES, World, lines, without_clock
 from forefed.core import trees
 from forefed.core.settings import parse
@@ -80,7 +81,8 @@ def test_every_strategy_with_every_codec(
 ) -> None:
     fewer = ["codec.head_directions=8"] if codec == "scalars" else []
     needs = NEEDS.get(f"strategy={method}", [])
-    run_twice(world, tmp_path, [f"strategy={method}", f"codec={codec}", *fewer, *needs])
+    result = run_twice(world, tmp_path, [f"strategy={method}", f"codec={codec}", *fewer, *needs])
+    check_digest(f"{method}/{codec}", result)
 
 
 @pytest.mark.parametrize(("method", "adapter"), product(STRATEGIES, ADAPTERS.kinds()))
