@@ -27,7 +27,7 @@ def test_run_tells_and_keeps(forefed_command: Command, world: World, tmp_path: P
     assert "texts empty: 1" in out and "texts truncated: 1" in out
     assert "slopes rehearsed by backward passes" in out
     assert json.loads((tmp_path / "mine" / "environment.json").read_text())["rehearsed"] is True
-    assert "round 1/2" in out and "round 2/2" in out and "majority class" in out
+    assert "round 1/2" in out and "round 2/2" in out and "most frequent class" in out
     before = snapshot(tmp_path / "mine")
     again = forefed_command(*arguments)
     assert again.status == 0 and "finished already; nothing was done" in plain(again.out)

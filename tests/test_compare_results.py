@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from forefed.core.errors import UserError
+from forefed.core.metrics import ACCURACY, BITS_PER_BYTE
 from forefed.report.comparison import STUDY, Comparison, read_comparison, write_results
 from forefed.report.comparison.loses import losses
 from forefed.report.comparison.parts import overview_part
@@ -28,7 +29,7 @@ def test_an_interval_by_hand() -> None:
     found = interval([0.80, 0.82, 0.87])
     assert found is not None and found.n == 3
     assert found.mean == pytest.approx(0.83)
-    assert found.half == pytest.approx(4.3027 * (0.0013**0.5) / 3**0.5)
+    assert found.half == pytest.approx(4.302653 * (0.0013**0.5) / 3**0.5)
     assert interval([]) is None
     assert interval([0.5]) == Interval(0.5, None, 1)
 
@@ -47,10 +48,10 @@ def test_a_paired_difference_by_hand() -> None:
     found = paired(ours, theirs)
     assert found is not None and found.n == 3
     assert found.mean == pytest.approx(0.03)
-    assert found.half == pytest.approx(4.3027 * 0.01 / 3**0.5)
-    assert difference_text("accuracy", found) == "+3.0 ± 2.5*"
-    assert difference_text("accuracy", Interval(0.03, 0.031, 3)) == "+3.0 ± 3.1"
-    assert quality_text("bits_per_byte", found) == "0.030 ± 0.025"
+    assert found.half == pytest.approx(4.302653 * 0.01 / 3**0.5)
+    assert difference_text(ACCURACY, found) == "+3.0 ± 2.5*"
+    assert difference_text(ACCURACY, Interval(0.03, 0.031, 3)) == "+3.0 ± 3.1"
+    assert quality_text(BITS_PER_BYTE, found) == "0.030 ± 0.025"
 
 
 # A study: rounds 1 to 4, tested after each; a round costs up + down bytes and some forwards.
@@ -127,7 +128,7 @@ def test_the_overview_by_hand(tmp_path: Path) -> None:
     assert [row[0] for row in quality.rows] == ["partition.alpha = 0.1", "partition.alpha = 10"]
     assert [row[1].split(" ")[0] for row in quality.rows] == ["83.0", "93.0"]
     assert forwards.rows[0][1:] == ("40", "200")
-    assert traffic.rows[1][1:] == ("4 kB", "400 B")
+    assert traffic.rows[1][1:] == ("4.00 kB", "400 B")
 
 
 def test_one_place_needs_no_overview(tmp_path: Path) -> None:
@@ -188,7 +189,7 @@ def test_budgets_of_their_own(tmp_path: Path) -> None:
     comparison = made_up(tmp_path)
     found = under_budgets(comparison, comparison.places[0], results_of(comparison))
     titles = [b.title for b in found if b.title.startswith("bytes")]
-    assert titles == [f"bytes both ways ≤ {x}" for x in ("100 B", "400 B", "1.3 kB", "4 kB")]
+    assert titles == [f"bytes both ways ≤ {x}" for x in ("100 B", "400 B", "1.30 kB", "4.00 kB")]
     assert rounded_up(52_123) == pytest.approx(53_000) and rounded_up(400) == 400
 
 

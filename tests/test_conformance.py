@@ -22,10 +22,10 @@ from federation import CLASSES, SITES, World, lines, without_clock
 from forefed.core import trees
 from forefed.core.settings import parse
 from forefed.data.population import Population
-from forefed.data.tasks import encode_texts
+from forefed.data.tasks import TASKS, encode_texts
 from forefed.models.adapters import ADAPTERS
 from forefed.models.load import load_tokenizer
-from forefed.models.objectives import Objective
+from forefed.models.objectives import OBJECTIVES, Objective
 from forefed.run import Config, Result
 from forefed.run.checkpoint import config_digest
 from forefed.run.config import SLOTS
@@ -141,12 +141,19 @@ def run_twice(world: World, out: Path, sets: list[str]) -> Result:
     return first
 
 
+def task_has_details(config: dict[str, Any]) -> bool:
+    """Is there more to say of an evaluation than numbers?"""
+    objective = OBJECTIVES[TASKS[config["data"]["task"]["kind"]].head]
+    return objective.details is not Objective.details
+
+
 def check_record(result: Result) -> None:
     """The files of a finished run agree with one another and with what it was asked."""
     folder, config = result.folder, read(result.folder, "config.json")
     assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
         *("config.json", "environment.json", "partition.json", "rounds.jsonl"),
         *("evaluations.jsonl", "checkpoint.safetensors", "adapter", "summary.json"),
+        *(("details.json",) if task_has_details(config) else ()),
         *(("scalars.log",) if config["codec"]["kind"] == "scalars" else ()),
     }
     if config["codec"]["kind"] == "scalars":  # the log alone says what the run ended with

@@ -30,7 +30,7 @@ def test_the_demo_from_start_to_report(forefed_command: Command, tmp_path: Path)
     assert said.status == 0, said.err
     folder = tmp_path / "demo"
     out = plain(said.out)
-    assert "40 clients, 2 per round" in out and "majority class" in out and "Try next" in out
+    assert "40 clients, 2 per round" in out and "most frequent class" in out and "Try next" in out
 
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "demo" in page and len(page) > 10_000

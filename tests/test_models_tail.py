@@ -110,7 +110,7 @@ def test_evaluation_never_holds_the_logits_of_a_batch() -> None:
     task, params, batch = setup("gpt2")
     examples = tiny_examples(5, causal=True, types=False)
     sums = task.evaluate(params, examples, range(5), 5)
-    assert sums["nll_sum"] == pytest.approx(float(whole(task.loss).sum(params, batch)), rel=1e-12)
+    assert sums["loss_sum"] == pytest.approx(float(whole(task.loss).sum(params, batch)), rel=1e-12)
     widest = 0
 
     def spy(_: object, __: object, logits: torch.Tensor) -> None:

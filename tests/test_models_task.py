@@ -252,13 +252,14 @@ def test_evaluate_sums_over_examples(family: str, causal: bool) -> None:
     sums = task.evaluate(params, examples, chosen, batch_size=3)
     batch = examples.batch(chosen)
     weight = task.loss.weight(batch)
-    total = sums["nll_sum" if causal else "loss_sum"]
-    assert total == pytest.approx(float(task.loss(params, batch)) * weight, rel=1e-10)
+    assert sums["loss_sum"] == pytest.approx(float(task.loss(params, batch)) * weight, rel=1e-10)
     assert (sums["weight"], sums["n"]) == (weight, 4)
     if causal:
         assert sums["bytes"] == 3 * examples.lengths()[chosen].sum()
     else:
-        assert sums["correct"] == int((task.logits(params, batch).argmax(1) == batch.labels).sum())
+        assert np.trace(sums["confusion"]) == int(
+            (task.logits(params, batch).argmax(1) == batch.labels).sum()
+        )
 
 
 def test_a_language_model_predicts_the_marked_tokens_only() -> None:

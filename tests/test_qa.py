@@ -323,9 +323,9 @@ def test_evaluation_by_hand(world: World) -> None:
     assert sums["f1"] == pytest.approx(sum(f1(*pair) for pair in zip(plain, right, strict=True)))
     assert sums["n"] == sums["weight"] == 3
     assert sums["loss_sum"] == pytest.approx(3 * float(task.loss(params, examples.batch(range(3)))))
-    assert task.objective.baseline(examples) == pytest.approx(1 / 3)
+    assert task.objective.constant(examples, examples) == pytest.approx(1 / 3)
     all_answered = encode([about("w5", 0), about("w7", 6)]).test
-    assert task.objective.baseline(all_answered) is None
+    assert task.objective.constant(examples, all_answered) is None
 
 
 def test_decoders_are_refused(world: World) -> None:
@@ -363,7 +363,7 @@ def test_a_run_and_its_use(world: World, tmp_path: Path, forefed_command: Comman
 
     assert forefed_command("report", result.folder).status == 0
     page = (result.folder / "report.html").read_text()
-    assert "Test F1" in page and "exactly right" in page and "never an answer 25.0 %" in page
+    assert "Test F1" in page and "exact match" in page and "no answer at all 25.0 %" in page
 
 
 def test_the_command_says_what_was_cut(

@@ -3,13 +3,12 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from forefed.core.errors import UserError
+from forefed.core.metrics import ACCURACY
 from forefed.report import read_run
 from forefed.report.read import finite, run_labels
-from forefed.report.words import duration, listing, margin, short, size
+from forefed.report.words import duration, listing, short, size
 from report_records import read_lines, record, write_lines
 
 
@@ -19,7 +18,7 @@ def test_a_finished_run_gives_its_totals_and_its_best(tmp_path):
     tests[1]["accuracy"] = 0.9  # round 2 was better than the end
     write_lines(folder / "evaluations.jsonl", tests)
     run = read_run(folder)
-    assert run.finished and run.done == 4 and run.metric == "accuracy" and run.torn == 0
+    assert run.finished and run.done == 4 and run.metric == ACCURACY and run.torn == 0
     assert run.total("bytes_up") == 4 * 8 * 100 and run.orders == 32
     assert run.spent("bytes") == {r: r * 8 * 1100 for r in range(5)}
     assert run.spent("forwards")[3] == 150
@@ -121,7 +120,7 @@ def test_equal_names_are_told_apart(tmp_path):
 
 def test_numbers_read_as_people_write_them():
     assert [size(n) for n in (None, 0, 999, 1234, 999_600, 2.5e9)] == [
-        "–", "0 B", "999 B", "1.23 kB", "1 MB", "2.5 GB",
+        "–", "0 B", "999 B", "1.23 kB", "1.00 MB", "2.50 GB",
     ]  # fmt: skip
     assert [short(n) for n in (950, 18_240, 1e6)] == ["950", "18.2 k", "1 M"]
     assert [duration(s) for s in (0.4213, 99.96, 3599.7, 7500)] == [
@@ -130,17 +129,6 @@ def test_numbers_read_as_people_write_them():
     assert [listing(x) for x in (["a"], ["a", "b"], ["a", "b", "c"])] == [
         "a", "a and b", "a, b and c",
     ]  # fmt: skip
-
-
-def test_the_margin_equals_a_hand_computed_one():
-    # (50 + 2) / 104 = 0.5; 1.96 * sqrt(0.25 / 104)
-    assert margin(0.5, 100) == pytest.approx(0.096096, abs=1e-6)
-
-
-@given(st.integers(1, 10_000), st.data())
-def test_the_margin_is_never_zero_and_shrinks_with_the_test_set(n, data):
-    accuracy = data.draw(st.integers(0, n)) / n
-    assert 0 < margin(accuracy, 4 * n) < margin(accuracy, n) < 0.5
 
 
 def test_the_record_is_only_read(tmp_path):

@@ -16,6 +16,7 @@ from forefed.compare.grid import TUNING, Cell, Point, make_cell, points, unique
 from forefed.compare.study import Study
 from forefed.core.errors import UserError
 from forefed.core.types import Json
+from forefed.models.objectives import OBJECTIVES
 from forefed.report.read import read_run
 
 T = TypeVar("T")
@@ -101,8 +102,8 @@ def choose(
             missing[dataset, method] = f"no tuning run had a result ({reasons[0]})"
             continue
         any_cell = next(iter(by_point.values()))[0]
-        fewer = by == "loss" or any_cell.config.data.task.head == "causal_lm"  # bits per byte
-        sign = -1 if fewer else 1
+        decides = OBJECTIVES[any_cell.config.data.task.head].measures.decides
+        sign = -1 if by == "loss" else decides.sign
         best = max(known, key=lambda point: sign * known[point])
         choices[dataset, method] = Chosen(
             dataset,

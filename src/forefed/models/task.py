@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from forefed.models.adapters import Adapter
 from forefed.models.attach import attach, head_modules
 from forefed.models.blocks import Blocks
 from forefed.models.functional import Call, CurrentCall, Functional
-from forefed.models.objectives import NextToken, Objective, objective_of
+from forefed.models.objectives import NextToken, Objective, Sums, merge, objective_of
 from forefed.models.quantised import quantise_blocks
 from forefed.models.recompute import checkpointed, recomputing
 from forefed.models.tail import Tail, Wrap, find_tail
@@ -151,39 +150,36 @@ class Task:
         indices: Sequence[int] | Indices,
         batch_size: int,
         around: Around = lambda params, batch: nullcontext(),
-    ) -> dict[str, float]:
+    ) -> Sums:
         """Sums over the named examples, so that several parts can be added up.
 
         Args:
             around: open while a batch is computed (a cached prefix).
 
         Returns:
-            Classification: ``loss_sum``, ``weight`` (examples), ``correct``, ``n``. Language
-            modelling: ``nll_sum`` (nats), ``weight`` (predicted tokens), ``bytes``, ``n``. Question
-            answering: ``loss_sum``, ``weight`` (examples with a loss), ``exact``, ``f1``, ``n``.
+            ``loss_sum`` over ``weight`` terms (examples, or predicted tokens), ``n`` examples, and
+            what the objective counts.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         by_length = chosen[np.argsort(examples.lengths()[chosen], kind="stable")]
-        sums: defaultdict[str, float] = defaultdict(float)
+        parts = []
         with torch.no_grad():
             for start in range(0, len(by_length), batch_size):
                 rows = by_length[start : start + batch_size]
                 batch = examples.batch(rows)
                 with around(params, batch):
-                    for name, x in self._evaluate(params, batch, examples, rows).items():
-                        sums[name] += x
-        return {**sums, "n": float(len(chosen))}
+                    parts.append(self._evaluate(params, batch, examples, rows))
+        return {**merge(parts), "n": float(len(chosen))}
 
-    def _evaluate(
-        self, params: Params, batch: Batch, examples: Examples, rows: Indices
-    ) -> dict[str, float]:
-        weight = float(self.loss.weight(batch))
-        if self.causal:
-            nll = float(self.loss.sum(params, batch))
-            return {"weight": weight, "nll_sum": nll, "bytes": float(examples.n_bytes[rows].sum())}
-        logits = self.logits(params, batch)
-        loss = float(self.objective.loss_sum(logits, batch))
-        return {"weight": weight, "loss_sum": loss, **self.objective.right(logits, examples, rows)}
+    def _evaluate(self, params: Params, batch: Batch, examples: Examples, rows: Indices) -> Sums:
+        logits = torch.empty(0)
+        if self.objective.reads_logits:
+            logits = self.logits(params, batch)
+            loss = self.objective.loss_sum(logits, batch)
+        else:
+            loss = self.loss.sum(params, batch)
+        sums = {"loss_sum": float(loss), "weight": float(self.loss.weight(batch))}
+        return {**sums, **self.objective.counts(logits, examples, rows)}
 
 
 def task_from_model(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from forefed.core.intervals import Ends
 from forefed.core.types import Json
 from forefed.report import words
 from forefed.report.read import Run, finite, run_labels
@@ -26,9 +27,7 @@ def _one(run: Run) -> str:
         return f"{start}, and there is no evaluation yet."
     if value is None:
         return f"{start}. The last evaluation is not a number: training diverged."
-    if run.metric == "bits_per_byte":
-        return f"{start}. {_language(run, value)}{_since_best(run, value)}"
-    return f"{start}. {_share(run, final, value)}{_since_best(run, value)}"
+    return f"{start}. {_reached(run, final, value)}{_since_best(run, value)}"
 
 
 def _state(run: Run) -> str:
@@ -38,45 +37,39 @@ def _state(run: Run) -> str:
     return f"Not finished: {run.done:,}{planned} rounds are recorded"
 
 
-def _share(run: Run, final: Json, value: float) -> str:
-    n = int(finite(final.get("n")) or 0)
-    spread = words.margin(value, n) if n else 0.0
-    share = f"{100 * value:.1f} % (± {100 * spread:.1f})"
-    if run.metric == "f1":
-        exact = 100 * (finite(final.get("exact_match")) or 0.0)
-        text = (
-            f"The model's answers to {n:,} test questions have an F1 of {share}, and {exact:.1f} % "
-            f"are exactly right{_at(run, final)}"
-        )
-    else:
-        text = f"The model labels {share} of {n:,} test texts correctly{_at(run, final)}"
+def _reached(run: Run, final: Json, value: float) -> str:
+    assert run.measures and run.metric
+    metric, n = run.metric, int(finite(final.get("n")) or 0)
+    ends = run.interval(final)
+    known = f" (95 %: {words.between(metric, ends)})" if ends else ""
+    text = f"The model reaches {words.reached(metric, value)}{known}"
+    for other in run.measures.metrics[1:2]:
+        more = other.of(final)
+        text += "" if more is None else f" and {words.reached(other, more)}"
+    text += f" on {n:,} test {run.measures.terms}{_at(run, final)}"
     if run.untrained is not None:
-        what = "the F1" if run.metric == "f1" else "it"
-        text += f"; before training {what} was {100 * run.untrained:.1f} %"
+        before = words.quality(metric, run.untrained, unit=False)
+        if not metric.higher_is_better and value < run.untrained:
+            saved = 100 * (1 - value / run.untrained)
+            text += f", {saved:.1f} % less than the {before} before training"
+        else:
+            text += f"; before training it was {before}"
     if run.majority is None:
-        return f"{text}."
-    always = f"{_always(run)}, {100 * run.majority:.1f} %"
-    gain = value - run.majority
-    if gain > spread:
-        return f"{text}. That is {100 * gain:.1f} points above {always}."
-    if gain >= -spread:
+        gained = run.untrained is None or metric.sign * (value - run.untrained) > 0
+        return f"{text}." if gained else f"{text}. That is no better than before."
+    always = f"{metric.chance}, {words.quality(metric, run.majority)}"
+    gap = metric.sign * (value - run.majority)
+    if gap > _half(ends):
+        side = "above" if metric.higher_is_better else "below"
+        return f"{text}. That is {words.difference(metric, gap)} {side} {always}."
+    if gap >= -_half(ends):
         return f"{text}. That is no better than {always}."
     return f"{text}. That is worse than {always}."
 
 
-def _always(run: Run) -> str:
-    return "never answering" if run.metric == "f1" else "always naming the most frequent class"
-
-
-def _language(run: Run, value: float) -> str:
-    text = f"The model needs {value:.3f} bits per byte of test text{_at(run, run.final)}"
-    before = run.untrained
-    if before is None:
-        return f"{text}."
-    if value < before:
-        saved = 100 * (1 - value / before)
-        return f"{text}, {saved:.1f} % less than the {before:.3f} before training."
-    return f"{text}. That is no better than the {before:.3f} before training."
+def _half(ends: Ends | None) -> float:
+    """Half the width of an interval; 0 where there is none."""
+    return (ends[1] - ends[0]) / 2 if ends else 0.0
 
 
 def _at(run: Run, line: Json | None) -> str:
@@ -90,9 +83,7 @@ def _since_best(run: Run, value: float) -> str:
     best = run.quality(run.best)
     if best is None or run.best is None:
         return ""
-    n = int(finite(run.best.get("n")) or 0)
-    share = run.metric != "bits_per_byte"
-    slack = words.margin(best, n) if share and n else 0.01 * best
+    slack = _half(run.interval(run.best)) or 0.01 * abs(best)
     if abs(best - value) <= slack:
         return ""
     reached = words.quality(run.metric, best)
@@ -109,33 +100,31 @@ def _several(runs: Sequence[Run]) -> str:
     if len(scored) < 2:
         return f"{len(runs)} runs; fewer than two have a result so far, so nothing is compared."
     metric = scored[0][1].metric
-    share = metric != "bits_per_byte"
-    scored.sort(key=lambda item: item[0], reverse=share)
+    assert metric
+    scored.sort(key=lambda item: metric.sign * item[0], reverse=True)
     (first, run, label), (second, other, next_label) = scored[:2]
     text = (
         f"Of {len(runs)} runs, {label} ends with the best result, {words.quality(metric, first)}; "
         f"{next_label} follows with {words.quality(metric, second)}."
     )
-    if share:
-        counts = [int(finite((r.final or {}).get("n")) or 0) for r in (run, other)]
-        if all(counts):
-            noise = math.hypot(words.margin(first, counts[0]), words.margin(second, counts[1]))
-            gap = 100 * (first - second)
-            chance = f"what the choice of test texts explains (± {100 * noise:.1f})"
-            text += (
-                f" The difference of {gap:.1f} points is larger than {chance}."
-                if first - second > noise
-                else f" The difference of {gap:.1f} points lies within {chance}: neither is shown "
-                "to be better."
-            )
+    halves = [_half(r.interval(r.final)) for r in (run, other)]
+    if all(halves):
+        noise, gap = math.hypot(*halves), abs(first - second)
+        said = f"The difference of {words.difference(metric, gap)}"
+        chance = f"what the choice of test texts explains (± {words.difference(metric, noise)})"
+        text += (
+            f" {said} is larger than {chance}."
+            if gap > noise
+            else f" {said} lies within {chance}: neither is shown to be better."
+        )
     text += _price(run, label, other, next_label)
     beaten = [
         f"{name} ({words.quality(metric, value)} against {words.quality(metric, r.majority)})"
         for value, r, name in scored
-        if share and r.majority is not None and value <= r.majority
+        if r.majority is not None and metric.sign * (value - r.majority) <= 0
     ]
     if beaten:
-        text += f" No better than {_always(run)}: {', '.join(beaten)}."
+        text += f" No better than {metric.chance}: {', '.join(beaten)}."
     open_runs = [name for r, name in zip(runs, labels, strict=True) if not r.finished]
     if open_runs:
         text += f" Not finished: {', '.join(open_runs)}."

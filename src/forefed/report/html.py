@@ -51,7 +51,7 @@ def report_page(runs: Sequence[Run]) -> str:
             blocks.section("Lost answers", _losses(runs, names)),
             blocks.section("Settings", _settings(runs, names)),
             blocks.section("Environment", _environment(runs, names)),
-            blocks.section("What the numbers mean", _notes()),
+            blocks.section("What the numbers mean", _notes(runs)),
         )
         if part
     )
@@ -68,9 +68,7 @@ def _check(runs: Sequence[Run]) -> None:
     measured = {run.metric: run for run in runs if run.metric}
     if len(measured) > 1:
         facts = " and ".join(
-            f"{run.folder} measures {metric.replace('_', ' ')}"
-            for metric, run in measured.items()
-            if metric
+            f"{run.folder} measures {metric.title}" for metric, run in measured.items() if metric
         )
         raise UserError(f"{facts}; runs of different tasks need a report each")
 
@@ -105,7 +103,7 @@ def _head(runs: Sequence[Run], title: str) -> str:
 def _ruler(run: Run) -> str:
     """A share on a scale from 0 to 1, between what costs nothing and what is perfect."""
     value = run.quality(run.final)
-    if value is None or run.majority is None:
+    if value is None or run.majority is None or not run.metric or run.metric.scale != "share":
         return ""
     at = 100 * run.majority
     always = f"{words.always(run.metric)} {at:.1f} %"
@@ -126,7 +124,7 @@ def _cards(run: Run) -> str:
     best = words.quality(run.metric, run.quality(run.best), unit=False)
     cards = [
         (
-            f"Test {words.title(run.metric)}" if run.metric != "bits_per_byte" else "Bits per byte",
+            f"Test {words.title(run.metric)}",
             quality,
             f"untrained {untrained}, best {best}",
         ),
@@ -281,6 +279,9 @@ def _environment(runs: Sequence[Run], names: Sequence[str]) -> str:
     return blocks.folded(tables.environment_rows(runs), names, "facts that all runs share")
 
 
-def _notes() -> str:
-    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in NOTES)
+def _notes(runs: Sequence[Run]) -> str:
+    measures = next((run.measures for run in runs if run.measures), None)
+    metrics = [(m.title, m.about) for m in (measures.metrics if measures else ()) if m.about]
+    notes = (*metrics, *NOTES)
+    terms = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in notes)
     return f"<dl>{terms}</dl>"

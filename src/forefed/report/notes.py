@@ -2,16 +2,9 @@
 
 NOTES: tuple[tuple[str, str], ...] = (
     (
-        "Accuracy ±",
-        "Share of test texts with the right label. The ± is the 95 % interval that comes from the "
-        "number of test texts (Agresti and Coull); how much another seed would change is not in "
-        "it. One run is one seed.",
-    ),
-    (
-        "F1, exact match",
-        "Of answers to questions: the words that an answer shares with the right one, and the "
-        "share of answers with the same words; case, punctuation and articles do not count "
-        "(SQuAD). Where there is no answer, only none is right.",
+        "95 % interval",
+        "Where the value would lie on other test texts of the same kind (Wilson's for shares); how "
+        "much another seed would change is not in it. One run is one seed.",
     ),
     (
         "Best",
@@ -19,20 +12,15 @@ NOTES: tuple[tuple[str, str], ...] = (
         "The final value is the one to quote.",
     ),
     (
-        "Most frequent class",
-        "The accuracy of always answering the label that is most frequent in the test set. A "
-        "result that is not clearly above it has learnt nothing that shows. For answers to "
-        "questions: the F1 of never giving one, where some questions have none.",
+        "The answer that costs nothing",
+        "The class that is most frequent in training, the labels or the score that fit the "
+        "training rows best, or no answer at all. A result that is not clearly better has learnt "
+        "nothing that shows.",
     ),
     (
         "Untrained",
         "The same model and test set before round 1: a pretrained body, and for classification a "
         "new head.",
-    ),
-    (
-        "Bits per byte",
-        "What the model needs to encode a byte of test text; comparable across tokenizers, lower "
-        "is better.",
     ),
     (
         "Bytes up, down",

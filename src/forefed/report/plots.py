@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -73,11 +74,8 @@ def quality_plot(runs: Sequence[Run], against: Against, wide: bool = False) -> s
             )
         ax.set_xlabel(AXES[against])
         ax.yaxis.set_major_locator(ticks())
-        if metric != "bits_per_byte":
-            ax.set_ylabel(words.title(metric))
-            label_axis(ax.yaxis, lambda y: f"{100 * y:.3g} %")
-        else:
-            ax.set_ylabel("bits per byte (lower is better)")
+        ax.set_ylabel(words.axis(metric))
+        label_axis(ax.yaxis, partial(words.tick, metric))
         if against == "round":
             whole_rounds(ax)
         else:

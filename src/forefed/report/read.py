@@ -12,14 +12,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from forefed.core.errors import UserError
+from forefed.core.intervals import Ends, wilson
+from forefed.core.metrics import Measures, Metric, of_old_records
 from forefed.core.types import LOSS_REASONS, Json
 
-Metric = Literal["accuracy", "f1", "bits_per_byte"]
 Cost = Literal["bytes", "forwards"]
 
 
@@ -54,11 +56,17 @@ class Run:
         rounds = finite(self.config.get("rounds"))
         return None if rounds is None else int(rounds)
 
+    @cached_property
+    def measures(self) -> Measures | None:
+        """What an evaluation measures; None before the first one."""
+        if not self.tests:
+            return None
+        return Measures.of_json(self.environment.get("measures")) or of_old_records(self.tests)
+
     @property
     def metric(self) -> Metric | None:
-        """What the test set measures; None before the first evaluation."""
-        metrics: tuple[Metric, ...] = get_args(Metric)
-        return next((m for line in self.tests for m in metrics if m in line), None)
+        """The metric that decides; None before the first evaluation."""
+        return self.measures.decides if self.measures else None
 
     @property
     def tests(self) -> tuple[Json, ...]:
@@ -73,13 +81,25 @@ class Run:
     @property
     def best(self) -> Json | None:
         """The best evaluation on the test set, the earliest of equals."""
-        scored = [line for line in self.tests if self.quality(line) is not None]
-        sign = 1 if self.metric == "bits_per_byte" else -1
-        return min(scored, key=lambda line: sign * (self.quality(line) or 0.0), default=None)
+        best = None
+        for line in self.tests:
+            if self.metric and (best is None or self.metric.better(line, best)):
+                best = line
+        return None if self.quality(best) is None else best
 
     def quality(self, line: Json | None) -> float | None:
-        """Accuracy or F1 (0..1) or bits per byte of one evaluation; None where it is no number."""
-        return None if line is None or self.metric is None else finite(line.get(self.metric))
+        """The metric that decides, of one evaluation; None where it is no number."""
+        return self.metric.of(line) if self.metric else None
+
+    def interval(self, line: Json | None) -> Ends | None:
+        """95 % interval of the quality, for another draw of test examples; None where unknown."""
+        value, n = self.quality(line), finite((line or {}).get("n"))
+        if line is None or value is None or self.metric is None:
+            return None
+        low, high = finite(line.get("low")), finite(line.get("high"))
+        if low is not None and high is not None:
+            return low, high
+        return wilson(value * n, n) if self.metric.scale == "share" and n else None
 
     @property
     def untrained(self) -> float | None:
@@ -89,8 +109,7 @@ class Run:
 
     @property
     def majority(self) -> float | None:
-        """Quality of always naming the most frequent class, or of never giving an answer; None
-        where neither means anything."""
+        """Quality of the answer that costs nothing (``Metric.chance``), where there is one."""
         return finite(self.environment.get("majority"))
 
     def total(self, key: str) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.report import words
 from forefed.report.read import Run, finite, run_labels
@@ -38,11 +39,13 @@ def result_rows(runs: Sequence[Run]) -> list[Row]:
         return Row(name, tuple(values))
 
     always = words.always(runs[0].metric)
+    measures = next((run.measures for run in runs if run.measures), None)
+    others = measures.metrics[1:] if measures else ()
     rows = [
         row("rounds", [progress(run) for run in runs]),
         row(f"final {quality_name(runs)}", [_scored(run, run.final) for run in runs]),
         row(f"best {quality_name(runs)}", [_best(run) for run in runs]),
-        row("final exact match", [_exact(run) for run in runs]),
+        *(row(f"final {m.title}", [_other(m, run) for run in runs]) for m in others),
         row(always, [_majority(run) for run in runs]),
         row("untrained", [_quality(run, run.untrained) for run in runs]),
         row("bytes up per answer", [words.size(up_per_answer(run)) for run in runs]),
@@ -61,15 +64,13 @@ def result_rows(runs: Sequence[Run]) -> list[Row]:
         row("clients asked at least once", [_asked(run) for run in runs]),
         row("local steps skipped", [_skipped(run) for run in runs]),
     ]
-    absent = {"final exact match"} if all(run.metric != "f1" for run in runs) else set()
-    if all(run.majority is None for run in runs):
-        absent.add(always)
-    return [entry for entry in rows if entry.name not in absent]
+    known = any(run.majority is not None for run in runs)
+    return [entry for entry in rows if known or entry.name != always]
 
 
 def quality_name(runs: Sequence[Run]) -> str:
     metrics = {run.metric for run in runs} - {None}
-    return words.title(metrics.pop()) if len(metrics) == 1 else "accuracy"
+    return words.title(metrics.pop() if len(metrics) == 1 else None)
 
 
 def progress(run: Run) -> str:
@@ -255,17 +256,14 @@ def _majority(run: Run) -> str:
     return _quality(run, run.majority)
 
 
-def _exact(run: Run) -> str:
-    return words.quality(run.metric, finite((run.final or {}).get("exact_match")))
+def _other(metric: Metric, run: Run) -> str:
+    return words.quality(metric, metric.of(run.final), unit=False)
 
 
 def _scored(run: Run, line: Json | None) -> str:
-    """Quality with the 95 % interval that the size of the test set gives."""
-    value = run.quality(line)
-    n = finite((line or {}).get("n"))
-    if value is None or run.metric == "bits_per_byte" or not n:
-        return _quality(run, value)
-    return f"{100 * value:.1f} ± {100 * words.margin(value, int(n)):.1f} %"
+    """Quality with its 95 % interval."""
+    shown, ends = _quality(run, run.quality(line)), run.interval(line)
+    return f"{shown} ({words.between(run.metric, ends)})" if ends and run.metric else shown
 
 
 def _best(run: Run) -> str:

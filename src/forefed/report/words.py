@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
-from forefed.report.read import Metric
+from forefed.core.intervals import Ends
+from forefed.core.metrics import Metric
+from forefed.core.sizes import format_bytes
 
 ABSENT = "–"
 
 
 def size(count: float | None) -> str:
-    """Bytes: 1.2 MB."""
-    if count is None:
-        return ABSENT
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB"):
-        count /= 1000
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-    return f"{count / 1000:,.3g} TB"
+    """Bytes: 1.20 MB."""
+    return ABSENT if count is None else format_bytes(count)
 
 
 def short(count: float | None) -> str:
@@ -52,21 +44,61 @@ def duration(seconds: float | None) -> str:
 
 def quality(metric: Metric | None, value: float | None, unit: bool = True) -> str:
     """61.2 % or 2.661 bits per byte."""
-    if value is None:
+    if value is None or metric is None:
         return ABSENT
-    if metric == "bits_per_byte":
-        return f"{value:.3f} bits per byte" if unit else f"{value:.3f}"
-    return f"{100 * value:.1f} %"
+    scale, digits, _ = scaled(metric)
+    sign = {"share": " %", "bits": f" {metric.title}" if unit else "", "number": ""}[metric.scale]
+    return f"{scale * value:.{digits}f}{sign}"
+
+
+def scaled(metric: Metric) -> tuple[int, int, str]:
+    """By what a value is multiplied to be shown, its decimals, and the unit of a difference."""
+    return {
+        "share": (100, 1, " points"),
+        "bits": (1, 3, f" {metric.title}"),
+        "number": (1, 3, ""),
+    }[metric.scale]
+
+
+def difference(metric: Metric, value: float) -> str:
+    """How far two qualities are apart: "1.3 points"."""
+    scale, digits, unit = scaled(metric)
+    return f"{scale * abs(value):.{digits}f}{unit}"
+
+
+def reached(metric: Metric, value: float) -> str:
+    """Quality with its name: "61.2 % accuracy", "2.661 bits per byte", "RMSE 0.523"."""
+    if metric.scale == "number":
+        return f"{metric.title} {quality(metric, value)}"
+    return f"{quality(metric, value, unit=False)} {metric.title}"
+
+
+def between(metric: Metric, ends: Ends | None) -> str:
+    """An interval: "59.1 to 63.2"."""
+    if ends is None:
+        return ""
+    scale, digits, _ = scaled(metric)
+    return " to ".join(f"{scale * end:.{digits}f}" for end in ends)
 
 
 def title(metric: Metric | None) -> str:
     """What quality is called."""
-    return {"f1": "F1", "bits_per_byte": "bits per byte"}.get(metric or "", "accuracy")
+    return metric.title if metric else "quality"
+
+
+def axis(metric: Metric) -> str:
+    """The label of an axis of quality."""
+    return metric.title if metric.higher_is_better else f"{metric.title} (lower is better)"
+
+
+def tick(metric: Metric, value: float) -> str:
+    """A number on that axis."""
+    return f"{100 * value:.3g} %" if metric.scale == "share" else f"{value:.4g}"
 
 
 def always(metric: Metric | None) -> str:
     """What costs nothing and is compared with."""
-    return "never an answer" if metric == "f1" else "most frequent class"
+    return metric.chance if metric else ""
 
 
 def setting(value: object) -> str:
@@ -90,14 +122,3 @@ def plural(count: int, noun: str) -> str:
 def listing(parts: list[str]) -> str:
     """a, b and c."""
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)
-
-
-def margin(accuracy: float, n: int) -> float:
-    """Half the width of the 95 % interval of an accuracy measured on ``n`` examples.
-
-    Source: Agresti and Coull 1998 ("add two successes and two failures"), which stays above zero
-    at accuracies of 0 and 1. It covers the choice of test examples only, not the run's own luck.
-    For an F1 it is wide enough: no numbers from 0 to 1 spread more than noughts and ones.
-    """
-    middle = (accuracy * n + 2) / (n + 4)
-    return 1.96 * math.sqrt(middle * (1 - middle) / (n + 4))

@@ -66,8 +66,9 @@ class Federation:
         return self.trainer.engine.stands_for is not self.trainer.engine
 
     def majority(self) -> float | None:
-        """Quality of always answering the same: the most frequent class, or nothing."""
-        return self.task.objective.baseline(self.data.test)
+        """Quality of always answering what the training rows say most often, or nothing."""
+        train = self.data.population.examples
+        return self.task.objective.constant(train, self.data.test)
 
 
 def build(

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
+from forefed.core.metrics import Measures
 from forefed.core.types import Json
 from forefed.data.prepare import Prepared
 from forefed.models.load import portable_name
 from forefed.models.objectives import objective_of
 from forefed.run.config import Config
-from forefed.run.evaluate import always, score
 
 
 def model_card(config: Config, data: Prepared, summary: Json) -> str:
     """What the adapter is, how it was trained, how well it does, and how to load it."""
     base = portable_name(config.model)
-    final, baseline = summary["final"], summary["baseline"]
-    untrained = f"untrained {baseline['untrained']:.3f}"
-    if baseline["majority"] is not None:
-        untrained = f"{always(final)} {baseline['majority']:.3f}, {untrained}"
-    what = "tokens" if "bits_per_byte" in final else "examples"
-    result = f"{score(final)} on {final['n']} test {what} ({untrained})"
     objective = objective_of(data.label_names, config.data.task.head)
+    final, measures = summary["final"], objective.measures
+    beside = against(measures, summary["baseline"])
+    result = f"{measures.said(final)} on {final['n']} test {measures.terms} ({beside})"
     arguments = f"base, num_labels={objective.outputs}" if objective.has_head else "base"
     totals = summary["totals"]
     labels = (
@@ -64,3 +62,13 @@ Texts were cut at {config.data.max_length} tokens.
 {json.dumps(data.provenance, indent=1, ensure_ascii=False)}
 ```
 """
+
+
+def against(measures: Measures, baseline: Mapping[str, float | None]) -> str:
+    """What a result is compared with, by the metric that decides: "untrained 0.333, ..."."""
+    names = {"majority": measures.decides.chance}
+    return ", ".join(
+        f"{names.get(name) or name.replace('_', ' ')} {value:.3f}"
+        for name, value in baseline.items()
+        if value is not None
+    )

@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from forefed.core.sizes import format_bytes
 from forefed.core.types import Json, Lost, Reply
+from forefed.models.objectives import OBJECTIVES
 from forefed.run.build import Federation
+from forefed.run.card import against
 from forefed.run.config import Config
-from forefed.run.evaluate import always, score
 from forefed.run.run import Result, Watcher
 
 
@@ -21,6 +23,7 @@ class Progress(Watcher):
     def __init__(self, console: Console, config: Config):
         self.console = console
         self.config = config
+        self.measures = OBJECTIVES[config.data.task.head].measures
         self.score = ""
         self.bytes = [0, 0]
         self.finished = False
@@ -83,7 +86,10 @@ class Progress(Watcher):
         self.bytes[0] += line["bytes_up"]
         self.bytes[1] += line["bytes_down"]
         loss = "loss -" if line["loss"] != line["loss"] else f"loss {line['loss']:.3f}"
-        facts = f"{loss}  {self.score}  up {size(self.bytes[0])}  down {size(self.bytes[1])}"
+        facts = (
+            f"{loss}  {self.score}  up {format_bytes(self.bytes[0])}  "
+            f"down {format_bytes(self.bytes[1])}"
+        )
         self.bars.update(self.rounds, completed=line["round"], facts=facts)
         self.bars.reset(self.clients, facts="")
         if not self.console.is_terminal:
@@ -91,7 +97,7 @@ class Progress(Watcher):
 
     def evaluated(self, line: Json) -> None:
         if line["split"] == "test":
-            self.score = score(line)
+            self.score = self.measures.said(line)
             if not self.console.is_terminal:
                 self.console.print(f"round {line['round']}: test {self.score}")
 
@@ -108,19 +114,9 @@ class Progress(Watcher):
         if self.finished:
             self.console.print("This run is finished already; nothing was done.")
         final, baseline = summary["final"], summary["baseline"]
-        self.console.print(f"\n[bold]{score(final)}[/bold] on {final['n']:,} test examples")
-        same = (
-            "" if baseline["majority"] is None else f"{always(final)} {baseline['majority']:.3f}, "
-        )
-        unit = " bits per byte" if "bits_per_byte" in final else ""
-        self.console.print(f"{same}untrained {baseline['untrained']:.3f}{unit}")
+        said, terms = self.measures.said(final), self.measures.terms
+        low, high = final.get("low"), final.get("high")
+        ends = "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
+        self.console.print(f"\n[bold]{said}[/bold] on {final['n']:,} test {terms}{ends}")
+        self.console.print(against(self.measures, baseline))
         self.console.print(f"adapter: {result.folder / 'adapter'}   record: {result.folder}")
-
-
-def size(count: float) -> str:
-    """Bytes for people: 1.2 MB (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

@@ -1,10 +1,11 @@
 """The record of a run: a folder that a person, a report and a resumed run can read.
 
 config.json        the resolved configuration
-environment.json   versions, processor, data provenance, model
+environment.json   versions, processor, data provenance, model, and what is measured
 partition.json     who holds what
 rounds.jsonl       one line per round
 evaluations.jsonl  one line per evaluation (round 0: the untrained model)
+details.json       of the last one on the test set what is no single number (confusion, classes)
 checkpoint.safetensors, adapter/, summary.json (when finished), report.html (on request)
 """
 
@@ -29,6 +30,7 @@ from forefed.core.types import Json
 from forefed.run.config import Config
 
 ROUNDS, EVALUATIONS, SUMMARY = "rounds.jsonl", "evaluations.jsonl", "summary.json"
+DETAILS = "details.json"
 
 
 @contextmanager

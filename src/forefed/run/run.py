@@ -23,7 +23,7 @@ from forefed.run.card import model_card
 from forefed.run.checkpoint import config_digest, load_checkpoint, save_checkpoint
 from forefed.run.compat import check
 from forefed.run.config import Config, configure
-from forefed.run.evaluate import better, evaluate_clients, evaluate_global, quality
+from forefed.run.evaluate import evaluate_clients, evaluate_global
 from forefed.run.log import LOG, ScalarLog, create_log, open_log
 from forefed.run.rebuild import go_on
 from forefed.run.star import RoundReport, RunState, losses_by_reason
@@ -174,7 +174,8 @@ def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
     }
     majority = federation.majority()
     data: Json = {**federation.data.provenance, "counts": federation.data.counts}
-    about = {"majority": majority, "data": data, "model": model}
+    measures = federation.task.objective.measures.to_json()
+    about = {"measures": measures, "majority": majority, "data": data, "model": model}
     write_json(
         folder / "environment.json",
         {**record.environment(), **about, "rehearsed": federation.rehearsed},
@@ -190,7 +191,10 @@ def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
 def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Watcher) -> None:
     settings = federation.config.evaluate
     task, test, prefix = federation.task, federation.data.test, federation.prefix
-    lines = [evaluate_global(task, state.params, test, settings.batch_size, prefix)]
+    line, details = evaluate_global(task, state.params, test, settings.batch_size, prefix)
+    lines = [line]
+    if details:
+        write_json(folder / record.DETAILS, {"round": state.round, **details})
     if settings.clients:
         population = federation.data.population
         key = Key(federation.config.seed).fold("evaluate", state.round)
@@ -273,16 +277,17 @@ def _finish(federation: Federation, folder: Path, state: RunState) -> Result:
     """Adapter, model card and summary; the summary comes last and marks the run as finished."""
     rounds = record.read_lines(folder, record.ROUNDS)
     tests = [e for e in record.read_lines(folder, record.EVALUATIONS) if e["split"] == "test"]
+    decides = federation.task.objective.measures.decides
     best = tests[0]
     for line in tests:
-        best = line if better(line, best) else best
+        best = line if decides.better(line, best) else best
     summary: Json = {
         "status": "finished",
         "rounds": state.round,
         "digest": trees.digest(state.params),
         "baseline": {
             "majority": federation.majority(),
-            "untrained": quality(tests[0]),
+            "untrained": decides.of(tests[0]),
         },
         "final": tests[-1],
         "best": best,

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from forefed.core.errors import UserError
+from forefed.core.metrics import Metric
 from forefed.core.types import Json
-from forefed.report.read import Metric, Run, read_run
+from forefed.report.read import Run, read_run
 
 STUDY = "study.json"
 
@@ -80,13 +81,8 @@ class Comparison:
         """What all runs are measured by."""
         return next(c.run.metric for c in self.cells if c.run and c.run.metric)
 
-    @property
-    def shares(self) -> bool:
-        """Is quality a share, shown in percent (else bits per byte, of which fewer are better)?"""
-        return self.metric != "bits_per_byte"
-
     def better(self, a: float, b: float) -> bool:
-        return a > b if self.shares else a < b
+        return self.metric.sign * (a - b) > 0
 
 
 def _key(place: Place) -> tuple[str, tuple[tuple[str, Any], ...]]:
@@ -121,11 +117,11 @@ def read_comparison(folder: Path) -> Comparison:
                 line["error"],
             )
         )
-    measured = {c.run.metric for c in cells if c.run}
+    measured = list(dict.fromkeys(c.run.metric.title for c in cells if c.run and c.run.metric))
     if len(measured) != 1:
+        said = f"measured by {' and by '.join(measured)}" if measured else "not measured yet"
         raise UserError(
-            f"{folder}: the runs must all be measured by accuracy, or F1, or bits per byte; "
-            "compare different tasks in studies of their own"
+            f"{folder}: the runs are {said}; compare different tasks in studies of their own"
         )
     return Comparison(folder, study, tuple(cells))
 

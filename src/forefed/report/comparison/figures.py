@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from forefed.report import words
@@ -85,8 +86,5 @@ def by_setting(comparison: Comparison, view: Robustness, key: str) -> str:
 
 def _quality_axis(ax: Axes, comparison: Comparison) -> None:
     ax.yaxis.set_major_locator(ticks())
-    if comparison.shares:
-        ax.set_ylabel(words.title(comparison.metric))
-        label_axis(ax.yaxis, lambda y: f"{100 * y:.3g} %")
-    else:
-        ax.set_ylabel("bits per byte (lower is better)")
+    ax.set_ylabel(words.axis(comparison.metric))
+    label_axis(ax.yaxis, partial(words.tick, comparison.metric))

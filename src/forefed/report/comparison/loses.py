@@ -54,13 +54,13 @@ def _worst(comparison: Comparison, results: Sequence[Result], method: str) -> st
 
 
 def _gap_text(comparison: Comparison, gap: float, half: float | None, best: Result) -> str:
-    scale, digits = (100, 1) if comparison.shares else (1, 3)
-    unit = "points below" if comparison.shares else "bits per byte above"
+    scale, digits, unit = words.scaled(comparison.metric)
+    side = "below" if comparison.metric.higher_is_better else "above"
     text = f"{scale * abs(gap):.{digits}f}"
     if half is None:
-        return f"{text} {unit} {best.method}, on one seed"
+        return f"{text}{unit} {side} {best.method}, on one seed"
     sure = "" if abs(gap) > half else ", which the seeds do not tell from 0"
-    return f"{text} ± {scale * half:.{digits}f} {unit} {best.method}{sure}"
+    return f"{text} ± {scale * half:.{digits}f}{unit} {side} {best.method}{sure}"
 
 
 def pairing(comparison: Comparison) -> str:

@@ -94,11 +94,11 @@ def main_part(comparison: Comparison, results: Sequence[Result]) -> Part:
     """Final quality and costs, one table per place."""
     metric = comparison.metric
     quality = f"final {words.title(metric)}"
-    unit = "points" if comparison.shares else "bits per byte"
+    unit = words.scaled(metric)[2].strip()
     heads = (
         "method",
         quality,
-        f"difference to {comparison.reference} ({unit})",
+        f"difference to {comparison.reference}" + (f" ({unit})" if unit else ""),
         "seeds",
         "rounds",
         *(cost.title for cost in COSTS),

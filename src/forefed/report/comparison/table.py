@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.report import words
 from forefed.report.comparison.cells import Comparison, Place
 from forefed.report.comparison.statistics import Interval, interval, paired
-from forefed.report.read import Metric, Run
+from forefed.report.read import Run
 from forefed.report.tables import down_per_order, up_per_answer
 
 
@@ -124,17 +125,17 @@ def quality_text(metric: Metric, found: Interval | None) -> str:
     """As in "81.2 ± 0.9 %", "2.661 ± 0.012"; one seed has no interval."""
     if found is None:
         return words.ABSENT
-    if metric != "bits_per_byte":
-        spread = "" if found.half is None else f" ± {100 * found.half:.1f}"
-        return f"{100 * found.mean:.1f}{spread} %"
-    return f"{found.mean:.3f}" + ("" if found.half is None else f" ± {found.half:.3f}")
+    scale, digits, _ = words.scaled(metric)
+    spread = "" if found.half is None else f" ± {scale * found.half:.{digits}f}"
+    percent = " %" if metric.scale == "share" else ""
+    return f"{scale * found.mean:.{digits}f}{spread}{percent}"
 
 
 def difference_text(metric: Metric, found: Interval | None) -> str:
     """As in "+1.3 ± 0.8 points"; a star where the interval leaves 0 out."""
     if found is None:
         return words.ABSENT
-    scale, digits = (1, 3) if metric == "bits_per_byte" else (100, 1)
+    scale, digits, _ = words.scaled(metric)
     text = f"{scale * found.mean:+.{digits}f}"
     if found.half is not None:
         star = "*" if abs(found.mean) > found.half else ""

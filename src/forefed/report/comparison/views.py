@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from forefed.core.metrics import Metric
 from forefed.report import words
 from forefed.report.comparison.cells import Comparison, Place
 from forefed.report.comparison.statistics import Interval, interval
 from forefed.report.comparison.table import Result, quality_text
-from forefed.report.read import Cost, Metric, Run, finite
+from forefed.report.read import Cost, Run, finite
 
 NEAR = 0.95
 """Part of a final quality that counts as having reached it."""
@@ -123,13 +124,14 @@ def target_of(comparison: Comparison, results: Sequence[Result], place: Place) -
     finals = [r.quality.mean for r in results if r.place == place and r.quality]
     if not finals:
         return None
-    best = max(finals) if comparison.shares else min(finals)
+    sign = comparison.metric.sign
+    best = sign * max(sign * final for final in finals)
     return near(comparison, best)
 
 
 def near(comparison: Comparison, quality: float) -> float:
-    """95 % of an accuracy; bits per byte are 1 / 0.95 times as many."""
-    return quality * NEAR if comparison.shares else quality / NEAR
+    """95 % of a quality of which more is better; of others 1 / 0.95 times as many."""
+    return quality * NEAR if comparison.metric.higher_is_better else quality / NEAR
 
 
 def cost_to(comparison: Comparison, runs: Sequence[Run], targets: Sequence[float]) -> Reached:
@@ -193,8 +195,7 @@ def lost_quality(metric: Metric, found: Sequence[Interval | None]) -> str:
     means = [i.mean for i in found if i]
     if len(means) < 2:
         return words.ABSENT
-    gap = max(means) - min(means)
-    return f"{gap:.3f}" if metric == "bits_per_byte" else f"{100 * gap:.1f} points"
+    return words.difference(metric, max(means) - min(means))
 
 
 def budget_rows(comparison: Comparison, found: Sequence[Budgeted]) -> tuple[tuple[str, ...], ...]:

@@ -21,7 +21,7 @@ def write_results(folder: Path) -> None:
         folder / "results.json",
         {
             "study": comparison.study["name"],
-            "metric": comparison.metric,
+            "metric": comparison.metric.key,
             "reference": comparison.reference,
             "results": [result.to_json() for result in results],
             "tuning": comparison.study["tuning"],

@@ -1,0 +1,152 @@
+"""The base of the objectives: what a model is trained to say, its loss, and how right it is.
+
+Axes: B examples, C classes, M terms of a loss.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from forefed.core.intervals import Ends
+from forefed.core.metrics import Measures
+from forefed.core.types import Batch, Json
+from forefed.data.examples import IGNORED_LABEL, Examples, Indices
+
+Rows = Sequence[int] | Indices
+Sums = Mapping[str, Any]
+"""What ``counts`` returns: numbers and arrays, which add, and lists, which are joined: ``+`` gives
+those of both parts."""
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """Base of the objectives. ``label_names`` are the classes, where there are any."""
+
+    label_names: tuple[str, ...] = ()
+
+    auto: ClassVar[str]
+    """The class of transformers that loads such a model."""
+    peft_task: ClassVar[str | None]
+    """PEFT's name for it."""
+    measures: ClassVar[Measures]
+    """What an evaluation measures; the first metric decides."""
+    has_head: ClassVar[bool] = True
+    reads_logits: ClassVar[bool] = True
+    """Does ``counts`` need logits? Where not, those of a batch are never held at once."""
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the head; 0 without one."""
+        return len(self.label_names)
+
+    def options(self) -> dict[str, Any]:
+        """What the model's configuration is told."""
+        return {"num_labels": self.outputs} if self.has_head else {}
+
+    def logits(self, output: Any) -> Tensor:
+        """The logits in what the model returns."""
+        logits: Tensor = output.logits
+        return logits
+
+    def weight(self, batch: Batch) -> int:
+        """Terms of the mean loss."""
+        return batch.size
+
+    @abstractmethod
+    def losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss of every example [B], in float32 or wider."""
+
+    def loss_sum(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The sum of ``losses``."""
+        return self.losses(logits, batch).sum()
+
+    @abstractmethod
+    def counts(self, logits: Tensor, examples: Examples, rows: Rows) -> Sums:
+        """Sums over these examples from which ``results`` follow, for any union of parts."""
+
+    @abstractmethod
+    def results(self, sums: Sums) -> dict[str, float]:
+        """The metrics by key.
+
+        Args:
+            sums: of ``counts``, with ``loss_sum``, ``weight`` and ``n`` (examples, not 0).
+        """
+
+    def interval(self, sums: Sums) -> Ends | None:
+        """95 % interval of the metric that decides, for another draw of examples."""
+        return None
+
+    def details(self, sums: Sums) -> Json:
+        """Results that are no single numbers, for pictures and tables of a report."""
+        return {}
+
+    def number(self, sums: Sums) -> int:
+        """How many terms (``measures.terms``) were tested."""
+        return int(sums["n"])
+
+    @abstractmethod
+    def answers(self, logits: Tensor, examples: Examples, rows: Rows) -> list[str]:
+        """What the model says of these examples, in words."""
+
+    def constant(self, train: Examples, test: Examples) -> float | None:
+        """What the answer that costs nothing (``Metric.chance``) reaches on the test examples, by
+        the metric that decides; None where there is none.
+
+        Args:
+            train: where that answer is learned; a test example has no say in it.
+        """
+        return None
+
+
+class CrossEntropy(Objective):
+    """Base of those whose loss is a sum of cross-entropies in nats."""
+
+    shares: ClassVar[int] = 1
+    """Terms that count as one loss together."""
+
+    def terms(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits [M, C] and classes [M], as many for every example; ``IGNORED_LABEL``: no term."""
+        return wide(logits), batch.labels.to(logits.device)
+
+    def losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self._cross_entropy(logits, batch, "none").view(batch.size, -1).sum(1)
+
+    def loss_sum(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self._cross_entropy(logits, batch, "sum")  # one kernel
+
+    def _cross_entropy(self, logits: Tensor, batch: Batch, reduction: str) -> Tensor:
+        terms, classes = self.terms(logits, batch)
+        loss = cross_entropy(terms, classes, ignore_index=IGNORED_LABEL, reduction=reduction)
+        return loss if self.shares == 1 else loss / self.shares
+
+
+def merge(parts: Iterable[Sums]) -> Sums:
+    """The sums of all parts."""
+    total: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total[name] + value if name in total else value
+    return total
+
+
+def share(part: float, whole: float) -> float:
+    """``part / whole``; 0 of nothing is 0, as scikit-learn has it."""
+    return float(part / whole) if whole else 0.0
+
+
+def mean_loss(sums: Sums) -> float:
+    """NaN where no example has a loss."""
+    return float(sums["loss_sum"] / sums["weight"]) if sums.get("weight") else math.nan
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
