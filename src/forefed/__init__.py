@@ -16,11 +16,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
     from forefed.core.errors import UserError
-    from forefed.run import Config, Result, Watcher, configure, register, run
+    from forefed.core.keys import Key
+    from forefed.run import Config, Result, Watcher, configure, register, run, simulate
     from forefed.strategies import Strategy
 
 __all__ = [
     "Config",
+    "Key",
     "Result",
     "Strategy",
     "UserError",
@@ -28,6 +30,7 @@ __all__ = [
     "configure",
     "register",
     "run",
+    "simulate",
 ]
 __version__ = "0.1.0"
 
@@ -42,6 +45,10 @@ def __getattr__(name: str) -> Any:
         from forefed.core.errors import UserError
 
         return UserError
+    if name == "Key":
+        from forefed.core.keys import Key
+
+        return Key
     if name == "Strategy":
         from forefed.strategies import Strategy
 

@@ -33,7 +33,7 @@ from forefed.local import Trainer
 from forefed.models.load import load_tokenizer
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.build import load_model, make_server, make_trainer, measured
+from forefed.run.build import load_model, make_server, make_trainer, measured, task_view
 from forefed.run.config import Config
 from forefed.run.replica import Replica
 from forefed.run.server import Server
@@ -86,7 +86,7 @@ def prepare(config: Config) -> Prepared:
     task = load_model(config, rows.label_names)
     longest = int(rows.train.lengths().max())
     check_length(task.model.config, longest, "data.max_length")
-    trainer = make_trainer(config, task, config.engine, None)
+    trainer = make_trainer(config, task_view(config, task, None), config.engine)
     server = make_server(config, task, lambda _: trainer)
     return Prepared(config, task, trainer, rows, measured(lambda _: trainer), server)
 

@@ -2,5 +2,15 @@
 
 from forefed.run.config import Config, configure, register
 from forefed.run.run import Result, Watcher, run
+from forefed.run.simulate import Simulation, simulate
 
-__all__ = ["Config", "Result", "Watcher", "configure", "register", "run"]
+__all__ = [
+    "Config",
+    "Result",
+    "Simulation",
+    "Watcher",
+    "configure",
+    "register",
+    "run",
+    "simulate",
+]

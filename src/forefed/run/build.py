@@ -9,7 +9,16 @@ from typing import Any, Protocol
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.core.types import LOSS_REASONS, ClientState, Order, Reply, Transport, Update
+from forefed.core.types import (
+    LOSS_REASONS,
+    ClientState,
+    Order,
+    Params,
+    Reply,
+    Transport,
+    Unit,
+    Update,
+)
 from forefed.data.examples import ClientData
 from forefed.data.prepare import Prepared, prepare
 from forefed.gradients import GradientEngine
@@ -22,11 +31,25 @@ from forefed.models.task import Task
 from forefed.run.budgets import Engines, Planner, measure_now, resolve, variance_of
 from forefed.run.compat import check
 from forefed.run.config import Config
-from forefed.run.inprocess import ClientStore, InProcess
+from forefed.run.inprocess import ClientFn, ClientStore, InProcess
 from forefed.run.pool import PooledServer, pooled_groups, sums_of
 from forefed.run.replica import Replica
 from forefed.run.server import Server
 from forefed.run.star import RunState, Star
+
+
+class Model(Protocol):
+    """What the loop needs to know of what is trained: a ``Task``, or a caller's own parameters."""
+
+    @property
+    def params(self) -> Params:
+        """The first values, by name."""
+
+    @property
+    def units(self) -> tuple[Unit, ...]: ...
+
+    @property
+    def head(self) -> frozenset[str]: ...
 
 
 class Carrier(Transport, Protocol):
@@ -107,28 +130,46 @@ def build(
     longest = int(data.population.examples.lengths().max())
     check_length(task.model.config, longest, "data.max_length")
     engines = resolve(config, task.units, data, planner, say)
-    trainer = make_trainer(config, task, engines.of(0), engines.spare)
+    trainer = make_trainer(config, task_view(config, task, engines.spare), engines.of(0))
 
     def trainer_of(client: int) -> Trainer:
         return replace(trainer, engine=engines.of(client))
 
-    server = make_server(config, task, trainer_of)
-    transport: Carrier
-    if connect is not None:
-        transport = connect(config, task)
-    else:
+    transport = connect(config, task) if connect is not None else None
+    star, transport = assemble(
+        config, task, trainer_of, population.size, population.client, transport
+    )
+    prefix = _prefix(config, task, None)
+    return Federation(config, task, data, star, trainer, transport, engines, prefix)
+
+
+def assemble(
+    config: Config,
+    model: Model,
+    trainer_of: Callable[[int], Trainer],
+    population: int,
+    lookup: Callable[[int], ClientData],
+    transport: Carrier | None = None,
+    measure: bool = True,
+) -> tuple[Star, Carrier]:
+    """The loop over a model and its clients; without a transport they are all in this process.
+
+    ``measure``: record the peak memory of a step, which costs a tenth of a second a round.
+    """
+    server = make_server(config, model, trainer_of)
+    if transport is None:
         transport = InProcess(
-            population.size,
-            population.client,
-            measured(trainer_of),
+            population,
+            lookup,
+            measured(trainer_of) if measure else unmeasured(trainer_of),
             config.codec.encode,
             ClientStore(),
             {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
-            _replica(config, task, server),
+            _replica(config, model, server),
         )
     star = Star(
-        key,
-        task.units,
+        Key(config.seed),
+        model.units,
         config.cohort,
         config.assign,
         transport,
@@ -140,21 +181,25 @@ def build(
         config.cohort_min,
         config.over_select,
     )
-    prefix = _prefix(config, task, None)
-    return Federation(config, task, data, star, trainer, transport, engines, prefix)
+    return star, transport
 
 
-def make_trainer(config: Config, task: Task, engine: GradientEngine, spare: int | None) -> Trainer:
-    """A client's half of the run. ``spare``: bytes that its budget leaves (None: no budget)."""
-    view = TaskView(task.loss, task.loss_recomputed, task.head, _prefix(config, task, spare))
+def task_view(config: Config, task: Task, spare: int | None) -> TaskView:
+    """What training needs of a task. ``spare``: bytes that a client's budget leaves beside it
+    (None: no budget)."""
+    return TaskView(task.loss, task.loss_recomputed, task.head, _prefix(config, task, spare))
+
+
+def make_trainer(config: Config, view: TaskView, engine: GradientEngine) -> Trainer:
+    """A client's half of the run."""
     return Trainer(config.client, engine, config.codec, view, tuple(config.transforms))
 
 
-def make_server(config: Config, task: Task, trainer_of: Callable[[int], Trainer]) -> Server:
+def make_server(config: Config, model: Model, trainer_of: Callable[[int], Trainer]) -> Server:
     """The server's half of the run, which a client that follows by records has, too."""
     slots: dict[str, Any] = {
         "key": Key(config.seed),
-        "head": task.head,
+        "head": model.head,
         "rule": config.rule,
         "optimiser": config.server,
         "transforms": config.transforms,
@@ -170,17 +215,17 @@ def make_server(config: Config, task: Task, trainer_of: Callable[[int], Trainer]
     return PooledServer(
         **slots,
         rebuild=lambda order, update: sums_of(trainer_of(order.client), order, update),
-        first=task.params,
-        groups=pooled_groups(trainer_of(0), config.seed, task.params),
+        first=model.params,
+        groups=pooled_groups(trainer_of(0), config.seed, model.params),
         steps=config.client.optimiser,
     )
 
 
-def _replica(config: Config, task: Task, server: Server) -> Replica | None:
+def _replica(config: Config, model: Model, server: Server) -> Replica | None:
     """What the clients keep; with a pool of directions they begin with the run's first values."""
     if not config.download.by_records:
         return None
-    return Replica(server.replay, RunState(0, task.params) if config.download.by_sums else None)
+    return Replica(server.replay, RunState(0, model.params) if config.download.by_sums else None)
 
 
 def _prefix(config: Config, task: Task, spare: int | None) -> FrozenPrefix | None:
@@ -228,9 +273,12 @@ def rebuild(trainer: Trainer, order: Order, update: Update) -> Update:
     )
 
 
-def measured(
-    trainer_of: Callable[[int], Trainer],
-) -> Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]:
+def unmeasured(trainer_of: Callable[[int], Trainer]) -> ClientFn:
+    """Every client's own trainer."""
+    return lambda order, data, state: trainer_of(order.client)(order, data, state)
+
+
+def measured(trainer_of: Callable[[int], Trainer]) -> ClientFn:
     """The trainer, with the first step's peak memory measured once per round and engine."""
     measured: set[tuple[int, GradientEngine]] = set()
 

@@ -19,7 +19,7 @@ from forefed.models.export import save_adapter
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.budgets import kept_engines
-from forefed.run.build import load_model, make_server, make_trainer
+from forefed.run.build import load_model, make_server, make_trainer, task_view
 from forefed.run.checkpoint import config_digest, load_checkpoint
 from forefed.run.config import Config
 from forefed.run.log import LOG, LoggedRound, ScalarLog, open_log
@@ -115,7 +115,7 @@ def replay_log(place: Path) -> Rebuilt:
             "the model's files or the versions of the libraries are others"
         )
     engines = kept_engines(config)
-    trainer = make_trainer(config, task, engines.of(0), engines.spare)
+    trainer = make_trainer(config, task_view(config, task, engines.spare), engines.of(0))
     server = make_server(config, task, lambda c: replace(trainer, engine=engines.of(c)))
     state, stop, digests = RunState(0, task.params), log.start, []
     for logged, after in replayed(log, state, server):

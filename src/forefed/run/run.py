@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,14 +234,11 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
     def total(metric: str) -> float:
         return sum(u.metrics.get(metric, 0.0) for u in report.updates)
 
-    losses = [(u.metrics.get("loss", math.nan), u.n_examples) for u in report.updates]
-    finite = [(loss, n) for loss, n in losses if math.isfinite(loss) and n > 0]
-    weight = sum(n for _, n in finite)
     peaks = [u.metrics["peak_bytes"] for u in report.updates if "peak_bytes" in u.metrics]
     fallbacks = {name for u in report.updates for name in u.metrics if name.startswith(FALLBACK)}
     return {
         "round": report.round,
-        "loss": sum(loss * n for loss, n in finite) / weight if weight else math.nan,
+        "loss": report.loss,
         "bytes_up": report.bytes_up,
         "bytes_down": report.bytes_down,
         "seconds": {name: round(value, 6) for name, value in seconds.items()},

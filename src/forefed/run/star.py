@@ -50,6 +50,14 @@ class RoundReport:
     """What the scalar log keeps of the round (nothing where tensors travel)."""
 
     @property
+    def loss(self) -> float:
+        """The clients' mean training loss, by example (NaN: no finite one came)."""
+        losses = [(u.metrics.get("loss", math.nan), u.n_examples) for u in self.updates]
+        finite = [(loss, n) for loss, n in losses if math.isfinite(loss) and n > 0]
+        weight = sum(n for _, n in finite)
+        return sum(loss * n for loss, n in finite) / weight if weight else math.nan
+
+    @property
     def heard(self) -> tuple[int, ...]:
         return tuple(u.client for u in self.updates)
 
