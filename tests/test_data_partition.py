@@ -147,8 +147,99 @@ def test_pathological_and_shards_limit_the_classes() -> None:
     )
     sizes = [len(r) for r in rows_of(Shards(clients=20).split(labels[:999], None, KEY))]
     assert set(sizes) <= {48, 49, 50}
-    alone = Pathological(clients=2, classes_per_client=1).split(labels, None, KEY)
-    assert alone.dropped == 800
+    alone = Pathological(clients=2, classes_per_client=1, uncovered="drop")
+    assert alone.split(labels, None, KEY).dropped == 800
+
+
+@pytest.mark.parametrize(("clients", "each"), [(5, 2), (4, 3), (10, 1), (3, 4), (7, 9)])
+def test_pathological_covers_every_class(clients: int, each: int) -> None:
+    labels = np.arange(1000) % 10
+    for value in range(5):
+        shares = Pathological(clients=clients, classes_per_client=each).split(
+            labels, None, Key(value)
+        )
+        held = [set(labels[rows].tolist()) for rows in rows_of(shares)]
+        assert {len(c) for c in held} == {each} and set.union(*held) == set(range(10))
+        assert shares.dropped == 0 and len(set(all_of(rows_of(shares)))) == 1000
+
+
+FLOWERS: list[tuple[Partition, str, dict[str, Any]]] = [
+    (Iid(clients=7), "IidPartitioner", {"num_partitions": 7}),
+    *(
+        (
+            Dirichlet(clients=6, alpha=alpha, min_size=least),
+            "DirichletPartitioner",
+            {
+                **{"num_partitions": 6, "partition_by": "label", "alpha": alpha, "seed": 0},
+                **{"min_partition_size": least, "self_balancing": False},
+            },
+        )
+        for alpha, least in ((0.1, 0), (1.0, 5), (1e6, 0), (1e-6, 0), (0.5, 9))
+    ),
+    *(
+        (
+            Pathological(clients=n, classes_per_client=each),
+            "PathologicalPartitioner",
+            {
+                **{"num_partitions": n, "partition_by": "label", "seed": 0},
+                "num_classes_per_partition": each,
+                "class_assignment_mode": "first-deterministic",
+            },
+        )
+        for n, each in ((6, 2), (9, 3), (4, 1))
+    ),
+    (Natural(), "NaturalIdPartitioner", {"partition_by": "owner"}),
+]
+
+
+@pytest.mark.parametrize(("ours", "name", "theirs"), FLOWERS)
+@pytest.mark.filterwarnings("ignore")
+def test_the_shares_are_those_of_flwr_datasets(
+    ours: Partition, name: str, theirs: dict[str, Any]
+) -> None:
+    partitioner = pytest.importorskip("flwr_datasets.partitioner")
+    datasets = pytest.importorskip("datasets")
+    labels = np.array([0, 1, 2, 3] * 50 + [0] * 17)
+    owners: list[str | None] = [f"o{i * i % 11}" for i in range(len(labels))]
+    for value in (1, 2, 3):
+        key = Key(value)
+        order = key.fold("order").permutation(len(labels))
+        if isinstance(ours, Natural):
+            order = np.arange(len(labels))
+        seed = {"seed": key.fold("flower").value} if "seed" in theirs else {}
+        flower = getattr(partitioner, name)(**{**theirs, **seed})
+        flower.dataset = datasets.Dataset.from_dict(
+            {"row": order, "label": labels[order], "owner": [owners[i] for i in order]}
+        )
+        expected = [sorted(flower.load_partition(c)["row"]) for c in range(flower.num_partitions)]
+        assert rows_of(ours.split(labels, owners, key)) == expected
+
+
+def test_shards_are_dealt_out_as_flwr_datasets_does() -> None:
+    partitioner = pytest.importorskip("flwr_datasets.partitioner")
+    datasets = pytest.importorskip("datasets")
+    flower = partitioner.ShardPartitioner(
+        **{"num_partitions": 6, "partition_by": "label", "num_shards_per_partition": 3},
+        **{"shard_size": 1, "seed": KEY.fold("flower").value},
+    )
+    flower.dataset = datasets.Dataset.from_dict({"row": range(18), "label": range(18)})
+    expected = [sorted(flower.load_partition(c)["row"]) for c in range(6)]
+    # Every class has as many examples as there are shards of it, so a shard is a class.
+    labels = np.repeat(np.arange(18), 4)
+    shares = rows_of(Shards(clients=6, shards_per_client=3).split(labels, None, KEY))
+    assert [sorted(set(labels[rows].tolist())) for rows in shares] == expected
+
+
+def test_classes_and_rows_left_to_nobody_are_refused_unless_asked_for() -> None:
+    labels = np.arange(1800) % 20
+    with pytest.raises(UserError, match=r"20 classes \(900 of 1,800 examples would belong to nobo"):
+        Pathological(clients=5, classes_per_client=2).split(labels, None, KEY)
+    owners: list[str | None] = [None, "a", "b"] * 20
+    with pytest.raises(UserError, match="20 of 60 training rows have no owner in column 'who'"):
+        Natural(column="who").split(LABELS, owners, KEY)
+    assert Natural(unowned="drop").split(LABELS, owners, KEY).dropped == 20
+    with pytest.raises(UserError, match="60 of 60 training rows have no owner"):
+        Natural(unowned="drop").split(LABELS, [None] * 60, KEY)
 
 
 def test_natural_minimum_and_cap() -> None:

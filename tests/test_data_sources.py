@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from forefed.core.errors import UserError
 from forefed.data import pydocs
+from forefed.data.rows import Rows
 from forefed.data.sources import SOURCES, Files, Hub
 
 ROWS = [{"text": "one, two", "label": "x"}, {"text": 'a "b"\nc', "label": "y"}]
@@ -21,6 +22,11 @@ def write(path: Path, content: str | bytes) -> Path:
     data = content.encode() if isinstance(content, str) else content
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
+
+
+def as_rows(rows: Rows) -> list[dict[str, object]]:
+    columns = {name: rows[name] for name in rows.column_names}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 JSONL = "\n".join(map(json.dumps, ROWS))
@@ -41,7 +47,7 @@ CSV = 'text,label\n"one, two",x\n"a ""b""\nc",y\n'
 )
 def test_formats_read_alike(tmp_path: Path, name: str, content: str) -> None:
     table = Files(path=write(tmp_path / name, content)).load()
-    assert table.rows.to_list() == ROWS
+    assert as_rows(table.rows) == ROWS
     assert table.test is None and table.natural_id is None
     (about,) = table.provenance["files"]
     assert (about["name"], about["rows"]) == (name, 2)
@@ -50,8 +56,8 @@ def test_formats_read_alike(tmp_path: Path, name: str, content: str) -> None:
 
 def test_parquet_and_format_setting(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "x.parquet")
-    assert Files(path=tmp_path / "x.parquet").load().rows.to_list() == ROWS
-    assert Files(path=write(tmp_path / "x.txt", CSV), format="csv").load().rows.to_list() == ROWS
+    assert as_rows(Files(path=tmp_path / "x.parquet").load().rows) == ROWS
+    assert as_rows(Files(path=write(tmp_path / "x.txt", CSV), format="csv").load().rows) == ROWS
 
 
 def test_folder_with_splits_and_without(tmp_path: Path) -> None:
@@ -71,7 +77,7 @@ def test_folder_with_splits_and_without(tmp_path: Path) -> None:
 def test_long_field_of_a_csv_file(tmp_path: Path) -> None:
     long = "x" * 200_000
     table = Files(path=write(tmp_path / "t.csv", f"text,label\n{long},a\n")).load()
-    assert table.rows[0]["text"] == long
+    assert table.rows["text"] == [long]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +104,8 @@ def test_long_field_of_a_csv_file(tmp_path: Path) -> None:
 )
 def test_faulty_files(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(UserError) as error:
-        Files(path=write(tmp_path / name, content)).load()
+        rows = Files(path=write(tmp_path / name, content)).load().rows
+        rows[rows.column_names[0]]
     assert message in str(error.value)
 
 
@@ -116,7 +123,7 @@ def test_missing_damaged_and_unfitting(tmp_path: Path) -> None:
         Files(path=tmp_path, test=tmp_path / "no.csv").load()
     write(tmp_path / "b.jsonl", '{"text": [1]}')
     with pytest.raises(UserError, match="do not fit together"):
-        Files(path=tmp_path).load()
+        Files(path=tmp_path).load().rows["text"]
 
 
 def test_hub_without_a_network_says_what_to_do() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
+from forefed.data.rows import Rows
 from forefed.data.sources import Table
 
 WORDS = ("<pad>", "<unk>", "<s>", "</s>", "a", "b", "c", "d", "é")
@@ -38,8 +38,8 @@ def tokenizer(bos: bool = False, eos: bool = True) -> Any:
 
 
 def table(test: dict[str, Any] | None = None, owner: str | None = None, **columns: Any) -> Table:
-    rows = datasets.Dataset.from_dict(columns)
-    return Table(rows, test and datasets.Dataset.from_dict(test), owner, {"kind": "test"})
+    rows = Rows.of(columns)
+    return Table(rows, test and Rows.of(test), owner, {"kind": "test"})
 
 
 def tokens(examples: Any) -> list[list[int]]:

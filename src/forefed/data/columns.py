@@ -1,18 +1,18 @@
-"""Finds the columns that a task reads, and turns a label column into class ids."""
+"""Finds the columns that a task reads, and their texts."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from forefed.core.errors import UserError, nearest
+from forefed.data.rows import CHUNK, Rows, Strings
 
 if TYPE_CHECKING:
-    import datasets
+    import pyarrow
+
+FEWEST_WORDS = 10
+"""Rows from which on texts of one word are pointed out."""
 
 AUTO = "auto"
 TEXTS: tuple[tuple[str, ...], ...] = (
@@ -59,7 +59,7 @@ LABELS = (
 )
 
 
-def named(rows: datasets.Dataset, column: str, where: str) -> str:
+def named(rows: Rows, column: str, where: str) -> str:
     """``column`` itself; raises UserError if the rows have none of this name."""
     if column not in rows.column_names:
         raise UserError(
@@ -69,7 +69,7 @@ def named(rows: datasets.Dataset, column: str, where: str) -> str:
 
 
 def guess(
-    rows: datasets.Dataset,
+    rows: Rows,
     conventional: Sequence[tuple[str, ...]],
     where: str,
     taken: Sequence[str],
@@ -85,20 +85,20 @@ def guess(
     free = [c for c in rows.column_names if c not in taken]
     found = first_named(free, conventional)
     if found is None:
-        found = [c for c in free if _is_text(rows, c)]
+        found = [c for c in free if rows.is_text(c)]
         if len(found) != len(conventional[0]):
             raise cannot_tell(rows, where)
     return found
 
 
-def guess_label(rows: datasets.Dataset, where: str, taken: Sequence[str]) -> str:
-    """The column of class labels: by its type (a ``datasets.ClassLabel``), else by its name.
+def guess_label(rows: Rows, where: str, taken: Sequence[str]) -> str:
+    """The column of class labels: by its type (a ``ClassLabel`` of datasets), else its name.
 
     Raises:
         UserError: no or several answers; names all columns.
     """
     free = [c for c in rows.column_names if c not in taken]
-    typed = [c for c in free if hasattr(rows.features[c], "names")]
+    typed = [c for c in free if c in rows.classes]
     found = typed if len(typed) == 1 else first_named(free, LABELS)
     if found is None:
         raise cannot_tell(rows, where)
@@ -116,7 +116,7 @@ def first_named(
     return None
 
 
-def cannot_tell(rows: datasets.Dataset, where: str) -> UserError:
+def cannot_tell(rows: Rows, where: str) -> UserError:
     """The error of a column that must be named."""
     columns = ", ".join(rows.column_names)
     return UserError(
@@ -124,97 +124,68 @@ def cannot_tell(rows: datasets.Dataset, where: str) -> UserError:
     )
 
 
-def texts(rows: datasets.Dataset, columns: Sequence[str]) -> list[str]:
+def texts(rows: Rows, columns: Sequence[str]) -> Strings:
     """One text per row: the columns' values joined by a newline; a missing value is empty text.
 
     Raises:
-        UserError: a column of lists or tables.
+        UserError: a column of lists, objects or bytes.
     """
-    parts = []
-    for column in columns:
-        values = rows[column][:]
-        bad = next((i for i, v in enumerate(values) if isinstance(v, list | dict)), None)
+    import pyarrow
+    import pyarrow.compute as pc
+
+    parts = [_strings(rows, column) for column in columns]
+    if len(parts) == 1:
+        return Strings(parts[0])
+    return Strings(
+        pc.binary_join_element_wise(*parts, pyarrow.scalar("\n", pyarrow.large_string()))
+    )
+
+
+def _strings(rows: Rows, column: str) -> pyarrow.ChunkedArray:
+    import pyarrow
+    import pyarrow.compute as pc
+
+    array = rows.array(column)
+    if rows.is_text(column):
+        return pc.fill_null(array.cast(pyarrow.large_string()), "")
+    blocks: list[pyarrow.Array] = []
+    done = 0
+    while done < len(array) or not blocks:
+        values = array.slice(done, CHUNK).to_pylist()
+        bad = next((i for i, v in enumerate(values) if isinstance(v, list | dict | bytes)), None)
         if bad is not None:
-            raise UserError(f"data.task: column '{column}' holds no text (row {bad + 1})")
-        parts.append(["" if v is None else str(v) for v in values])
-    return ["\n".join(row) for row in zip(*parts, strict=True)]
+            place = f"row {done + bad + 1}"
+            raise UserError(f"data.task: column '{column}' holds no text ({place})")
+        strings = ["" if v is None else str(v) for v in values]
+        blocks.append(pyarrow.array(strings, pyarrow.large_string()))
+        done += len(values)
+    return pyarrow.chunked_array(blocks)
 
 
-def class_ids(
-    tables: Sequence[tuple[str, datasets.Dataset]], column: str, names: Sequence[str] | None
-) -> tuple[tuple[str, ...], list[NDArray[np.int64]]]:
-    """Class names, and the class [N] of every row of each table.
-
-    Names are those given; else a ``ClassLabel``'s own, in its order; else all that occur, in sorted
-    order (numbers by value). Names given for a column of integers name the classes 0, 1, ...
+def check_texts(texts: Strings, column: str, named: bool, setting: str = "text") -> tuple[str, ...]:
+    """Notes on texts that look like no texts.
 
     Args:
-        tables: (what a message calls it, rows).
+        named: the user named the column.
 
     Raises:
-        UserError: a missing label, one that is not in ``names``, or rows of a single class.
+        UserError: no text at all, or ids in a column that was guessed.
     """
-    values = [(place, _names_of(place, rows, column)) for place, rows in tables]
-    typed = getattr(tables[0][1].features[column], "names", None)
-    if names is not None:
-        known = list(names)
-        numerals = all(v.isdigit() for _, column_values in values for v in column_values)
-        if typed is None and numerals and not any(name.isdigit() for name in known):
-            index = {str(i): i for i in range(len(known))}
-        else:
-            index = {name: i for i, name in enumerate(known)}
-    else:
-        occurring = {v for _, column_values in values for v in column_values}
-        known = list(typed) if typed else sorted(occurring, key=_by_value)
-        index = {name: i for i, name in enumerate(known)}
-    ids = []
-    for place, column_values in values:
-        bad = next((i for i, v in enumerate(column_values) if v not in index), None)
-        if bad is not None:
-            raise UserError(
-                f"data.task.label: '{column_values[bad]}' in row {bad + 1} of the {place} rows is "
-                f"none of the labels: {nearest(column_values[bad], index)}"
-            )
-        ids.append(np.array([index[v] for v in column_values], dtype=np.int64))
-    if len(np.unique(ids[0])) < 2:
+    import pyarrow.compute as pc
+
+    def share(pattern: str) -> float:
+        found = pc.match_substring_regex(texts.array, pattern)
+        return float(pc.sum(found).as_py() or 0) / len(texts)
+
+    if not len(texts) or share(r"\S") == 0:
+        raise UserError(f"data.task.{setting}: every text in column '{column}' is empty")
+    if len(texts) < FEWEST_WORDS or share(r"\S\s+\S") > 0.1 or share(r"^\s*[!-~]+\s*$") < 0.9:
+        return ()
+    example = next(text.strip() for text in texts if text.strip())[:40]
+    numbered = share("[0-9]") > 0.9 and pc.count_distinct(texts.array).as_py() == len(texts)
+    if numbered and not named:
         raise UserError(
-            f"data.task.label: every training row has the label '{values[0][1][0]}' (column "
-            f"'{column}'); a classifier needs two classes at least"
+            f"data.task.{setting}: column '{column}' holds ids rather than texts (like "
+            f"'{example}'); name the column of texts"
         )
-    return tuple(known), ids
-
-
-def _names_of(place: str, rows: datasets.Dataset, column: str) -> list[str]:
-    typed = getattr(rows.features[column], "names", None)
-    found = []
-    for i, value in enumerate(rows[column][:]):
-        if typed is not None and value is not None and 0 <= value < len(typed):
-            found.append(str(typed[value]))
-            continue
-        name = None if typed is not None else _name(value)
-        if name is None:
-            raise UserError(
-                f"data.task.label: row {i + 1} of the {place} rows has no class in column "
-                f"'{column}' ({value!r}); mend or remove the row, or name another column or split"
-            )
-        found.append(name)
-    return found
-
-
-def _name(value: Any) -> str | None:
-    if isinstance(value, float):
-        return str(int(value)) if math.isfinite(value) and value.is_integer() else None
-    if isinstance(value, str | int):
-        return str(value) or None
-    return None
-
-
-def _by_value(name: str) -> tuple[int, float, str]:
-    try:
-        return 0, int(name), name
-    except ValueError:
-        return 1, 0, name
-
-
-def _is_text(rows: datasets.Dataset, column: str) -> bool:
-    return str(getattr(rows.features[column], "dtype", None)) in ("string", "large_string")
+    return (f"the texts in column '{column}' are single words (like '{example}'): is it the one?",)

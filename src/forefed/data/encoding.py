@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
+from forefed.data.rows import Strings
 
 CHUNK = 2048  # texts per call of the tokeniser
 _FORMAT = "forefed-tokens-2"
@@ -47,9 +48,11 @@ class Texts:
     Question answering: ``spans.Questions``.
     """
 
-    first: list[str]
-    second: list[str] | None
+    first: Sequence[str]
+    second: Sequence[str] | None
     labels: NDArray[np.int64] | None
+    notes: tuple[str, ...] = ()
+    """Sentences for the user."""
 
     tests_keep_more: ClassVar[bool] = False
     """Are there rows that a test keeps though nothing can be learned from them?"""
@@ -59,9 +62,10 @@ class Texts:
 
     def select(self, rows: Indices) -> Texts:
         return Texts(
-            [self.first[i] for i in rows],
-            None if self.second is None else [self.second[i] for i in rows],
+            _take(self.first, rows),
+            None if self.second is None else _take(self.second, rows),
             None if self.labels is None else self.labels[rows],
+            self.notes,
         )
 
     def rows(self, tokenizer: Any, max_length: int) -> Iterator[Row]:
@@ -72,6 +76,10 @@ class Texts:
     def attach(self, found: Tokenised) -> Tokenised:
         """What was made of these texts, with what a cache of numbers does not hold."""
         return found
+
+
+def _take(texts: Sequence[str], rows: Indices) -> Sequence[str]:
+    return texts.take(rows) if isinstance(texts, Strings) else [texts[i] for i in rows]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reads text tables from files, in memory, and names the place of every fault.
+"""Finds and reads tables of text: which files, which format, and the place of every fault.
 
 Read here and not with ``datasets.load_dataset``, which would copy private texts into a cache folder
 in the user's home and names no line.
@@ -6,22 +6,19 @@ in the user's home and names no line.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
-import io
-import json
-import sys
-import zlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from forefed.core.errors import UserError
 from forefed.core.types import Json
-
-if TYPE_CHECKING:
-    import pyarrow
+from forefed.data import arrow, delimited, jsonrows
+from forefed.data.delimited import AS_FOUND, Dialect
+from forefed.data.rows import Rows, Unreadable, merged
+from forefed.data.streams import opened
 
 Format = Literal["auto", "csv", "tsv", "json", "parquet"]
 _SUFFIXES: dict[str, Format] = {
@@ -32,182 +29,203 @@ _SUFFIXES: dict[str, Format] = {
     ".ndjson": "json",
     ".parquet": "parquet",
 }
-_NOT_TRAINED_ON = ("test", "dev", "val")  # file names of other splits, where there are train* files
+_SPLIT = re.compile(r"(train|test|dev|val|valid|validation|eval)(ing)?(?![a-z])")
+FILE = "file"
+"""The column that tells each row's file, where a folder has several (``one client per file``)."""
 
 
-def find_files(
-    path: Path, format: Format, where: str, split: bool = True
-) -> tuple[list[Path], list[Path]]:
+@dataclass(frozen=True)
+class Found:
+    """Files of the training and of the test rows. ``saved``: folders of the library ``datasets``.
+    ``sites``: every training file is a site of its own."""
+
+    train: list[Path]
+    test: list[Path]
+    saved: bool = False
+    sites: bool = False
+
+
+def find_files(path: Path, format: Format, where: str, split: bool = True) -> Found:
     """The files of the training and of the test rows, by name.
 
     A folder with files ``train*`` is split by file names (``test*``; ``dev*`` and ``val*`` are not
-    used); in any other folder, or without ``split``, all files together are the rows.
+    used); in a folder of other files ``test*`` are the test rows, too; without ``split`` all files
+    together are the rows. The root of a data set as hubs have it (``data/``, or folders ``train``
+    and ``test``) and what ``Dataset.save_to_disk`` writes are read as well.
 
     Raises:
         UserError: ``path`` is missing, of an unknown format, or a folder without readable files.
     """
     path = path.expanduser()
-    if path.is_file():
-        if format == "auto" and _format(path) is None:
-            raise UserError(
-                f"{where}: the suffix of '{path}' tells no format; name it .csv, .tsv, .json, "
-                ".jsonl or .parquet (.gz may follow), or set data.source.format"
-            )
-        return [path], []
-    if not path.is_dir():
-        raise UserError(f"{where}: there is no file or folder '{path}'")
-    files = [f for f in sorted(path.iterdir()) if f.is_file() and _format(f)]
-    if not files:
+    try:
+        if path.is_file():
+            return _one_file(path, format, where)
+        if not path.is_dir():
+            raise UserError(f"{where}: there is no file or folder '{path}'")
+        return _in_folder(path, where, split)
+    except OSError as error:
+        raise UserError(f"{where}: '{path}' cannot be read ({error.strerror})") from error
+
+
+def _one_file(path: Path, format: Format, where: str) -> Found:
+    if format == "auto" and format_of(path) is None:
         raise UserError(
-            f"{where}: the folder '{path}' holds no .csv, .tsv, .json, .jsonl or .parquet file"
+            f"{where}: the suffix of '{path}' tells no format; name it .csv, .tsv, .json, "
+            ".jsonl or .parquet (.gz may follow), or set data.source.format"
         )
-    train = [f for f in files if f.name.lower().startswith("train")]
-    if not split or not train:
-        return files, []
-    return train, [f for f in files if f.name.lower().startswith("test")]
+    return Found([path], [])
 
 
-def read_files(paths: Sequence[Path], format: Format) -> tuple[pyarrow.Table, list[Json]]:
-    """All rows of these files, and what a record states of each file (name, size, digest).
+def _in_folder(path: Path, where: str, split: bool) -> Found:
+    if saved := arrow.saved_splits(path):
+        train = saved.get("train") or next(iter(saved.values()))
+        test = saved.get("test") if split else None
+        return Found([train], [test] if test else [], saved=True)
+    files = _readable(path)
+    if not files:
+        return _in_folders_below(path, where, split)
+    return _by_name(files, split)
 
-    A column that only some files have is empty in the others.
+
+def _by_name(files: list[Path], split: bool) -> Found:
+    splits = {f: found[1] if (found := _SPLIT.match(f.name.lower())) else "" for f in files}
+    train = [f for f in files if splits[f] == "train"]
+    sites = [] if train else [f for f in files if not splits[f]]
+    if not split or not (train or sites):
+        return Found(files, [], sites=len(files) > 1 and not train)
+    test = [f for f in files if splits[f] == "test"]
+    return Found(train or sites, test, sites=len(sites) > 1)
+
+
+def _in_folders_below(path: Path, where: str, split: bool) -> Found:
+    """``data/``, ``train/`` and ``test/``, or the only folder that has files."""
+    folders = [f for f in sorted(path.iterdir()) if f.is_dir() and not f.name.startswith(".")]
+    filled = {f.name.lower(): f for f in folders if _readable(f)}
+    if "train" in filled:
+        test = _readable(filled["test"]) if split and "test" in filled else []
+        return Found(_readable(filled["train"]), test)
+    if "data" in filled or len(filled) == 1:
+        return _by_name(_readable(filled.get("data") or next(iter(filled.values()))), split)
+    if filled:
+        names = ", ".join(f"'{f.name}'" for f in filled.values())
+        raise UserError(f"{where}: '{path}' has several folders with data ({names}); name one")
+    raise UserError(
+        f"{where}: the folder '{path}' holds no .csv, .tsv, .json, .jsonl or .parquet file"
+    )
+
+
+def _readable(folder: Path) -> list[Path]:
+    about = ("dataset_info.json", "dataset_infos.json", "state.json")  # of a hub's data set
+    return [
+        f
+        for f in sorted(folder.iterdir())
+        if f.is_file() and format_of(f) and f.name not in about and not f.name.startswith(".")
+    ]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Rows, what a record states of each file (name, size, digest), and what a user should know."""
+
+    rows: Rows
+    provenance: list[Json]
+    notes: tuple[str, ...] = ()
+
+
+def read_files(
+    paths: Sequence[Path], format: Format, dialect: Dialect = AS_FOUND, name_files: bool = False
+) -> Read:
+    """All rows of these files. A column that only some files have is empty in the others.
+
+    Args:
+        dialect: of separated files.
+        name_files: add the column ``file`` (names without suffixes), unless there is one.
 
     Raises:
         UserError: a file that is empty, damaged, not UTF-8 or malformed; names file and line.
     """
+    read: list[tuple[Path, Rows]] = []
+    provenance: list[Json] = []
+    notes: list[str] = []
+    for path in paths:
+        try:
+            rows, said, about = _read(path, format, dialect)
+            if not rows.n or not rows.columns:
+                raise UserError(f"{path}: the file has no rows")
+            provenance.append({**_about(path), "rows": rows.n, **about})
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        read.append((path, rows))
+        notes += said
+    rows = joined(read)
+    if name_files and FILE not in rows.columns:
+        rows = rows.with_column(FILE, _file_names(read))
+    return Read(rows, provenance, tuple(notes))
+
+
+def read_saved(folders: Sequence[Path]) -> Read:
+    """All rows of folders that ``Dataset.save_to_disk`` wrote."""
+    rows, provenance = [], []
+    for folder in folders:
+        found, files = arrow.read_saved(folder)
+        rows.append((folder, found))
+        provenance += [_about(f) for f in files]
+    return Read(joined(rows), provenance)
+
+
+def joined(read: Sequence[tuple[Path, Rows]]) -> Rows:
+    """The rows of several files, one after another; a column that does not fit is unreadable."""
     import pyarrow
 
-    tables, provenance = [], []
-    for path in paths:
-        data = path.read_bytes()
-        table = _read(path, data, format)
-        if not table.num_rows or not table.num_columns:
-            raise UserError(f"{path}: the file has no rows")
-        tables.append(table)
-        sha256 = hashlib.sha256(data).hexdigest()
-        about = {"name": path.name, "bytes": len(data), "sha256": sha256, "rows": table.num_rows}
-        provenance.append(about)
-    try:
-        return pyarrow.concat_tables(tables, promote_options="permissive"), provenance
-    except pyarrow.ArrowException as error:
-        names = ", ".join(p.name for p in paths)
-        raise UserError(
-            f"{paths[0].parent}: the files {names} do not fit together ({_line_of(error)}); "
-            "give one file as data.source.path"
-        ) from error
+    if len(read) == 1:
+        return read[0][1]
+    names = list(dict.fromkeys(name for _, rows in read for name in rows.columns))
+    place = f"{read[0][0].parent}: the files {_listed([p for p, _ in read])} do not fit together"
+    columns = {}
+    for name in names:
+        parts = [rows.columns.get(name, pyarrow.nulls(rows.n)) for _, rows in read]
+        bad = next((p for p in parts if isinstance(p, Unreadable)), None)
+        chunks = [c for p in parts for c in (p.chunks if hasattr(p, "chunks") else [p])]
+        columns[name] = bad or merged(chunks, place, name)
+    classes: dict[str, tuple[str, ...]] = {}
+    for _, rows in read:
+        classes |= rows.classes
+    return Rows(sum(rows.n for _, rows in read), columns, classes)
 
 
-def _format(path: Path) -> Format | None:
+def format_of(path: Path) -> Format | None:
     suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
     return _SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def _read(path: Path, data: bytes, format: Format) -> pyarrow.Table:
-    if path.suffix.lower() == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: damaged gzip file ({error}); copy it again") from error
-    actual = _format(path) if format == "auto" else format
+def _read(path: Path, format: Format, dialect: Dialect) -> tuple[Rows, list[str], Json]:
+    with opened(path) as stream:
+        if stream.read(40).startswith(b"version https://git-lfs.github.com"):
+            raise UserError(f"{path}: a pointer of Git LFS, not the file; run 'git lfs pull' there")
+    actual = format_of(path) if format == "auto" else format
     if actual == "parquet":
-        return _read_parquet(path, data)
-    text = _decode(path, data)
-    if not text.strip():
-        raise UserError(f"{path}: the file is empty")
+        return arrow.read_parquet(path), [], {}
     if actual == "json":
-        return _columns(path, _read_json(path, text))
-    return _columns(path, _read_csv(path, text, "\t" if actual == "tsv" else ","))
+        return jsonrows.read_json(path), [], {}
+    return delimited.read_delimited(path, dialect, "\t" if actual == "tsv" else None)
 
 
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x} at offset "
-            f"{error.start}); save the file as UTF-8"
-        ) from error
+def _about(path: Path) -> Json:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
-def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
-    """A list of objects, or one object per line."""
-    rows: Any
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
-        numbers: Sequence[int] = range(1, len(rows) + 1)
-        place = "row"
-    else:
-        rows, numbers, place = [], [], "line"
-        # Not splitlines: JSON strings may hold the other characters that it takes for line ends.
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
-                numbers.append(number)
-    for number, row in zip(numbers, rows, strict=True):
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{path}, {place} {number}: expected an object with columns by name, for example "
-                '{"text": "...", "label": "..."}'
-            )
-    return list(rows)
-
-
-def _read_csv(path: Path, text: str, delimiter: str) -> list[dict[str, Any]]:
-    """All values stay strings; the first line names the columns."""
-    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # documents exceed the default
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = next(reader)
-        if len(set(header)) < len(header):
-            raise UserError(f"{path}, line 1: two columns have the same name: {', '.join(header)}")
-        rows = []
-        for fields in reader:
-            if fields and len(fields) != len(header):
-                raise UserError(
-                    f"{path}, line {reader.line_num}: {len(fields)} fields, but line 1 names "
-                    f"{len(header)} columns; quote fields that contain separators or line ends"
-                )
-            if fields:
-                rows.append(dict(zip(header, fields, strict=True)))
-        return rows
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: malformed ({error})") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read_parquet(path: Path, data: bytes) -> pyarrow.Table:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return parquet.read_table(io.BytesIO(data))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file ({_line_of(error)})") from error
-
-
-def _columns(path: Path, rows: list[dict[str, Any]]) -> pyarrow.Table:
+def _file_names(read: Sequence[tuple[Path, Rows]]) -> object:
     import pyarrow
 
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {}
-    for name in names:
-        try:
-            columns[name] = pyarrow.array([row.get(name) for row in rows])
-        except (pyarrow.ArrowException, UnicodeEncodeError) as error:
-            raise UserError(
-                f"{path}: column '{name}' cannot be read ({_line_of(error)}); give every row the "
-                "same kind of value"
-            ) from error
-    return pyarrow.table(columns)
+    names = [path.name.split(".", 1)[0] for path, _ in read]
+    if len(set(names)) < len(names):
+        names = [path.name for path, _ in read]
+    parts = [pyarrow.repeat(name, rows.n) for name, (_, rows) in zip(names, read, strict=True)]
+    return pyarrow.chunked_array(parts)
 
 
-def _line_of(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0][:200]
+def _listed(paths: Sequence[Path]) -> str:
+    shown = ", ".join(p.name for p in paths[:10])
+    return shown + (f" and {len(paths) - 10} more" if len(paths) > 10 else "")

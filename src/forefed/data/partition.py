@@ -1,19 +1,18 @@
 """Splits the training examples among clients.
 
-The laws of ``iid``, ``dirichlet``, ``pathological``, ``shards`` and ``natural`` are Flower's
-(flwr-datasets), over a table of two small columns in memory; their seed comes from the key, and
-each uses a generator of its own. ``bootstrap`` is ours: a population of any size at no cost.
+The laws of ``iid``, ``dirichlet``, ``pathological``, ``shards`` and ``natural`` are Flower's, and
+so are their bits (flwr-datasets 0.6.1; tests compare): each uses a generator of its own, whose seed
+comes from the key. Departures: a pathological split covers every class, and shards are equal to one
+example. ``bootstrap`` is ours: a population of any size at no cost.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
 from abc import abstractmethod
-from contextlib import redirect_stderr
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -23,10 +22,8 @@ from forefed.core.settings import Choice, Registry
 from forefed.data.examples import Indices
 from forefed.data.shares import Assigned, Drawn, Shares
 
-if TYPE_CHECKING:
-    from flwr_datasets.partitioner import Partitioner
-
 Labels = NDArray[np.int64]
+Owners = list[str | None] | None
 Clients = Annotated[int, Field(ge=1, le=10**6)]
 Alpha = Annotated[float, Field(gt=0, le=1e6)]  # larger ones overflow, and 1e6 is even enough
 
@@ -35,12 +32,12 @@ class Partition(Choice):
     """Base of the partitions."""
 
     @abstractmethod
-    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
+    def split(self, labels: Labels, natural_ids: Owners, key: Key) -> Shares:
         """Who holds which example.
 
         Args:
             labels: class [N] of every training example; zeros for language modelling.
-            natural_ids: owner of every training example, where known.
+            natural_ids: owner of every training example, where the source knows owners.
             key: decides everything that is random.
 
         Raises:
@@ -55,12 +52,9 @@ class Iid(Partition):
     source: ClassVar[str] = "flwr-datasets IidPartitioner"
     clients: Clients = 100
 
-    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
-        from flwr_datasets.partitioner import IidPartitioner
-
+    def split(self, labels: Labels, natural_ids: Owners, key: Key) -> Shares:
         _check_clients(self.clients, len(labels))
-        # The partitioner cuts the rows in their order; the shuffling is in _shares.
-        return _shares(IidPartitioner(self.clients), labels, key)
+        return Assigned.of(np.array_split(_order(labels, key), self.clients), len(labels))
 
 
 class Dirichlet(Partition):
@@ -72,27 +66,29 @@ class Dirichlet(Partition):
     alpha: Alpha = 1.0
     min_size: Annotated[int, Field(ge=0)] = 0
     """Every client holds this many examples at least."""
+    tries: ClassVar[int] = 10
+    """Further draws, where one gives some client too few."""
 
-    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
-        from flwr_datasets.partitioner import DirichletPartitioner
-
+    def split(self, labels: Labels, natural_ids: Owners, key: Key) -> Shares:
         _check_clients(self.clients, len(labels))
-        # Without "self balancing", which would cut off clients above the mean size and so bend the
-        # law that alpha names. (numpy draws tiny alphas by stick breaking: no 0/0.)
-        partitioner = DirichletPartitioner(
-            self.clients,
-            "label",
-            self.alpha,
-            self.min_size,
-            self_balancing=False,
-            seed=key.fold("flower").value,
-        )
-        remedy = (
-            f"no draw gave each of {self.clients} clients {self.min_size} or more of "
+        order, generator = _order(labels, key), _generator(key)
+        classes = [order[labels[order] == c] for c in np.unique(labels)]
+        # (numpy draws tiny alphas by stick breaking: no 0/0.)
+        for _ in range(1 + self.tries):
+            shares: list[list[Indices]] = [[] for _ in range(self.clients)]
+            for rows in classes:
+                parts = generator.dirichlet(np.full(self.clients, self.alpha))
+                cuts = (np.cumsum(parts) * len(rows)).astype(int)[:-1]
+                for share, part in zip(shares, np.split(rows, cuts), strict=True):
+                    share.append(part)
+            sizes = [sum(map(len, share)) for share in shares]
+            if min(sizes) >= self.min_size:
+                return Assigned.of([np.concatenate(share) for share in shares], len(labels))
+        raise UserError(
+            f"partition: no draw gave each of {self.clients} clients {self.min_size} or more of "
             f"{len(labels)} examples at alpha = {self.alpha:g}; raise partition.alpha, lower "
             "partition.clients, or lower partition.min_size (0 allows empty clients)"
         )
-        return _shares(partitioner, labels, key, remedy)
 
 
 class Pathological(Partition):
@@ -102,29 +98,60 @@ class Pathological(Partition):
     source: ClassVar[str] = "arXiv 2102.02079; flwr-datasets PathologicalPartitioner"
     clients: Clients = 100
     classes_per_client: Annotated[int, Field(ge=1)] = 2
+    uncovered: Literal["refuse", "drop"] = "refuse"
+    """What happens to classes where the clients together hold fewer than there are: "drop" leaves
+    their rows to nobody, which is said and counted."""
 
-    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
-        from flwr_datasets.partitioner import PathologicalPartitioner
-
+    def split(self, labels: Labels, natural_ids: Owners, key: Key) -> Shares:
         _check_clients(self.clients, len(labels))
-        known = len(np.unique(labels))
-        if self.classes_per_client > known:
+        known = np.unique(labels).tolist()
+        if self.classes_per_client > len(known):
             raise UserError(
                 f"partition.classes_per_client = {self.classes_per_client}, but the training "
-                f"examples have {known} class(es); lower it"
+                f"examples have {len(known)} class(es); lower it"
             )
-        partitioner = PathologicalPartitioner(
-            self.clients,
-            "label",
-            self.classes_per_client,
-            class_assignment_mode="first-deterministic",  # no class without a client
-            seed=key.fold("flower").value,
-        )
-        remedy = (
-            "a class has fewer examples than clients that shall hold it; lower partition.clients "
-            "or partition.classes_per_client"
-        )
-        return _shares(partitioner, labels, key, remedy)
+        order = _order(labels, key)
+        holders: dict[int, list[int]] = {c: [] for c in known}
+        for client, held in enumerate(self._classes_of_clients(known, labels, _generator(key))):
+            for c in held:
+                holders[c].append(client)
+        shares: list[list[Indices]] = [[order[:0]] for _ in range(self.clients)]
+        for c, clients in holders.items():
+            rows = order[labels[order] == c]
+            if len(clients) > len(rows):
+                raise UserError(
+                    f"partition: a class has {len(rows)} examples, fewer than the {len(clients)} "
+                    "clients that shall hold it; lower partition.clients or "
+                    "partition.classes_per_client"
+                )
+            parts = np.array_split(rows, len(clients)) if clients else []
+            for client, part in zip(clients, parts, strict=True):
+                shares[client].append(part)
+        return Assigned.of([np.concatenate(share) for share in shares], len(labels))
+
+    def _classes_of_clients(
+        self, known: list[int], labels: Labels, generator: Generator
+    ) -> list[list[int]]:
+        """Client i begins with class i; classes beyond the clients come next, in turn, so that each
+        has a holder; what is free then is drawn."""
+        room = self.clients * self.classes_per_client
+        if room < len(known) and self.uncovered == "refuse":
+            lost = int(np.isin(labels, known[room:]).sum())
+            raise UserError(
+                f"partition: {self.clients} clients of {self.classes_per_client} classes cannot "
+                f"hold all {len(known)} classes ({lost:,} of {len(labels):,} examples would "
+                "belong to nobody); raise partition.clients or partition.classes_per_client, or "
+                'set partition.uncovered = "drop"'
+            )
+        found = [[known[i % len(known)]] for i in range(self.clients)]
+        for i, c in enumerate(known[self.clients : room]):
+            found[i % self.clients].append(c)
+        for held in found:
+            while len(held) < self.classes_per_client:
+                c = int(generator.choice(known, size=1)[0])
+                if c not in held:
+                    held.append(c)
+        return found
 
 
 class Shards(Partition):
@@ -135,9 +162,7 @@ class Shards(Partition):
     clients: Clients = 100
     shards_per_client: Annotated[int, Field(ge=1)] = 2
 
-    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
-        from flwr_datasets.partitioner import ShardPartitioner
-
+    def split(self, labels: Labels, natural_ids: Owners, key: Key) -> Shares:
         count = self.clients * self.shards_per_client
         if count > len(labels):
             raise UserError(
@@ -145,18 +170,10 @@ class Shards(Partition):
                 f"{count} examples, and there are {len(labels)}; lower partition.clients or "
                 "partition.shards_per_client"
             )
-        # Flower's shards are equal and leave the remainder to nobody. So the shards are cut here,
-        # equal to one example, and Flower deals out their numbers.
-        order = key.fold("order").permutation(len(labels))
+        # Flower's shards are equal and leave the remainder to nobody; these differ by one example.
+        order = _order(labels, key)
         shards = np.array_split(order[np.argsort(labels[order], kind="stable")], count)
-        partitioner = ShardPartitioner(
-            self.clients,
-            "label",
-            num_shards_per_partition=self.shards_per_client,
-            shard_size=1,
-            seed=key.fold("flower").value,
-        )
-        dealt = _run(partitioner, np.arange(count), np.arange(count), "")
+        dealt = _generator(key).permutation(count).reshape(self.clients, -1)
         return Assigned.of([np.concatenate([shards[i] for i in d]) for d in dealt], len(labels))
 
 
@@ -171,16 +188,25 @@ class Natural(Partition):
     """Owners of fewer examples are left out."""
     clients: Clients | None = None
     """At most this many owners, drawn by the key; None: all."""
+    unowned: Literal["refuse", "drop"] = "refuse"
+    """What happens to rows without an owner: "drop" leaves them to nobody, said and counted."""
 
-    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
-        from flwr_datasets.partitioner import NaturalIdPartitioner
-
+    def split(self, labels: Labels, natural_ids: Owners, key: Key) -> Shares:
         if natural_ids is None:
             raise UserError(
                 "partition.column: this source names no owners; name the column that does"
             )
-        order = np.arange(len(labels))
-        found = _run(NaturalIdPartitioner("label"), order, np.array(natural_ids), "")
+        owned = np.array([i for i, owner in enumerate(natural_ids) if owner is not None])
+        missing = len(labels) - len(owned)
+        if missing and (self.unowned == "refuse" or not len(owned)):
+            column = f"column '{self.column}'" if self.column else "the source's own column"
+            raise UserError(
+                f"partition.column: {missing:,} of {len(labels):,} training rows have no owner in "
+                f'{column}; mend or remove them, or set partition.unowned = "drop"'
+            )
+        _, owner_of = np.unique([str(natural_ids[i]) for i in owned], return_inverse=True)
+        order = np.argsort(owner_of, kind="stable")
+        found = np.split(owned[order], np.flatnonzero(np.diff(owner_of[order])) + 1)
         large = [rows for rows in found if len(rows) >= self.min_size]
         if not large:
             raise UserError(
@@ -206,7 +232,7 @@ class Bootstrap(Partition):
     examples_per_client: Annotated[int, Field(ge=1)] = 50
     alpha: Alpha | None = None
 
-    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
+    def split(self, labels: Labels, natural_ids: Owners, key: Key) -> Shares:
         if self.examples_per_client > len(labels):
             raise UserError(
                 f"partition.examples_per_client = {self.examples_per_client}, but there are "
@@ -233,7 +259,7 @@ class Sites(Partition):
     def clients(self) -> int:
         return len(self.names)
 
-    def split(self, labels: Labels, natural_ids: list[str] | None, key: Key) -> Shares:
+    def split(self, labels: Labels, natural_ids: Owners, key: Key) -> Shares:
         return Assigned.of([np.arange(0) for _ in self.names], 0)  # these rows are for testing
 
 
@@ -242,35 +268,14 @@ PARTITIONS: Registry[Partition] = Registry(
 )
 
 
-def _shares(partitioner: Partitioner, labels: Labels, key: Key, remedy: str = "") -> Assigned:
-    """What the partitioner makes of the examples in a random order."""
-    order = key.fold("order").permutation(len(labels))
-    return Assigned.of(_run(partitioner, order, labels[order], remedy), len(labels))
+def _order(labels: Labels, key: Key) -> Indices:
+    """The examples in a random order."""
+    return key.fold("order").permutation(len(labels))
 
 
-def _run(
-    partitioner: Partitioner, rows: Indices, column: NDArray[Any], remedy: str
-) -> list[Indices]:
-    """Every client's rows, by Flower's partitioner over the columns "row" and "label".
-
-    Raises:
-        UserError: with this remedy, when the partitioner gives up.
-    """
-    import datasets
-
-    partitioner.dataset = datasets.Dataset.from_dict({"row": rows, "label": column})
-    try:
-        # It warns at every new try and shows a progress bar; what matters comes as an exception.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            return [
-                np.array(partitioner.load_partition(c)["row"][:], dtype=np.int64)
-                for c in range(partitioner.num_partitions)
-            ]
-    except ValueError as error:
-        if not remedy:
-            raise
-        raise UserError(f"partition: {remedy}") from error
+def _generator(key: Key) -> Generator:
+    """Numpy's default generator, as Flower's partitioners use it."""
+    return Generator(PCG64(key.fold("flower").value))
 
 
 def _check_clients(clients: int, examples: int) -> None:

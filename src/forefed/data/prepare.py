@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Json
 from forefed.data.examples import Examples
 from forefed.data.partition import Natural, Partition, Sites
 from forefed.data.population import Population
+from forefed.data.rows import Rows
 from forefed.data.settings import DataSettings
 from forefed.data.sources import Table
 from forefed.data.tasks import TextTask
-
-if TYPE_CHECKING:
-    import datasets
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def prepare(
         UserError: anything wrong with the data or the settings, before any training.
     """
     split = key if settings.split_seed is None else Key(settings.split_seed).fold("data")
-    table = settings.source.load(cache_dir)
+    table, unlabelled = load_table(settings, cache_dir)
     if settings.limit is not None:
         test = table.test and _limited(table.test, settings.limit, split.fold("limit", "test"))
         rows = _limited(table.rows, settings.limit, split.fold("limit", "train"))
@@ -82,9 +81,46 @@ def prepare(
         settings.client_test_fraction,
         encoded.label_names,
     )
+    unheld, notes = shares.dropped, list(encoded.notes)
+    if unheld:
+        held_by = "the partition's own settings leave them out"
+        notes.append(f"{unheld:,} of {len(train):,} training rows belong to no client: {held_by}")
     return Prepared(
-        population, encoded.test, encoded.label_names, encoded.counts, encoded.provenance
+        population,
+        encoded.test,
+        encoded.label_names,
+        {**encoded.counts, "unlabelled": unlabelled, "unheld": unheld},
+        {**encoded.provenance, "notes": notes},
+        tuple(notes),
     )
+
+
+def load_table(settings: DataSettings, cache_dir: Path | None = None) -> tuple[Table, int]:
+    """The source's rows that have a label, and how many were left out for want of one.
+
+    Raises:
+        UserError: nothing there, not readable, or no row left.
+    """
+    table = settings.source.load(cache_dir)
+    if settings.unlabelled == "refuse":
+        return table, 0
+    columns = settings.task.columns(table.rows)
+    tables = [("training", table.rows)] + ([("test", table.test)] if table.test else [])
+    kept = settings.task.labelled(tables, columns)
+    for (place, rows), found in zip(tables, kept, strict=True):
+        if not len(found):
+            raise UserError(
+                f"data.unlabelled: none of the {len(rows):,} {place} rows has a label, so none is "
+                "left; name another column or split"
+            )
+    lost = sum(len(rows) - len(found) for (_, rows), found in zip(tables, kept, strict=True))
+    if not lost:
+        return table, 0
+    rows, *test = [rows.select(found) for (_, rows), found in zip(tables, kept, strict=True)]
+    note = f"{lost:,} rows without a label are left out"
+    return replace(
+        table, rows=rows, test=test[0] if test else None, notes=(*table.notes, note)
+    ), lost
 
 
 def _without_test(table: Table, task: TextTask, fraction: float, key: Key) -> Table:
@@ -95,5 +131,5 @@ def _without_test(table: Table, task: TextTask, fraction: float, key: Key) -> Ta
     return replace(table, rows=table.rows.select(rows))
 
 
-def _limited(rows: datasets.Dataset, limit: int, key: Key) -> datasets.Dataset:
+def _limited(rows: Rows, limit: int, key: Key) -> Rows:
     return rows.select(np.sort(key.permutation(len(rows))[:limit]))

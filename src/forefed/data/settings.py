@@ -32,5 +32,7 @@ class DataSettings(Settings):
     different seeds are tested on the same rows."""
     client_test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Part of its examples that each client keeps for its own test."""
+    unlabelled: Literal["refuse", "drop"] = "refuse"
+    """What happens to rows without a label: "drop" leaves them out, said and counted."""
     limit: Annotated[Annotated[int, Field(ge=2)] | None, SERVER_ONLY] = None
     """Use this many rows only, drawn by the seed (of a given test split likewise): quick tries."""

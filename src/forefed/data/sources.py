@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import Choice, Registry
 from forefed.core.types import Json
 from forefed.data import pydocs
-from forefed.data.files import Format, find_files, read_files
-
-if TYPE_CHECKING:
-    import datasets
+from forefed.data.delimited import Dialect, Quoting
+from forefed.data.files import FILE, Format, Read, find_files, read_files, read_saved
+from forefed.data.rows import Rows
 
 
 @dataclass(frozen=True)
 class Table:
     """Rows as they were read. ``natural_id`` names the column of their owners, where one is known;
-    ``test`` is None where the source has no test split of its own."""
+    ``test`` is None where the source has no test split of its own; ``notes`` are sentences for the
+    user."""
 
-    rows: datasets.Dataset
-    test: datasets.Dataset | None
+    rows: Rows
+    test: Rows | None
     natural_id: str | None
     provenance: Json
+    notes: tuple[str, ...] = ()
 
 
 class Source(Choice):
@@ -47,15 +50,13 @@ class PyDocs(Source):
     source: ClassVar[str] = "the running interpreter"
 
     def load(self, cache_dir: Path | None = None) -> Table:
-        import datasets
-
         docs = pydocs.read_docstrings(cache_dir=cache_dir)
         if not docs:
             raise UserError(
                 "data.source: this interpreter came without the source files of its standard "
                 'library; give a file instead (data.source.kind = "files")'
             )
-        rows = datasets.Dataset.from_dict(
+        rows = Rows.of(
             {
                 "text": [d.text for d in docs],
                 "label": [d.area for d in docs],
@@ -70,26 +71,45 @@ class Files(Source):
 
     kind: Literal["files"] = "files"
     path: Path
-    """A file (also .gz), or a folder."""
+    """A file (also .gz), or a folder: of files, of one file per site, of ``save_to_disk``, or the
+    root of a data set as hubs have it."""
     test: Path | None = None
-    """A file or a folder of test rows; None: the folder's test* files, if it has train* too."""
+    """A file or a folder of test rows; None: the folder's test* files."""
     format: Format = "auto"
     """"auto": by the file's suffix."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    """Between the fields of a CSV file; None: the comma, or what the first line has instead."""
+    quoting: Quoting = "auto"
+    """"no": quotes are plain characters. "auto": they are around fields, but not in a .tsv file
+    where a quoted field would hold tabs and line ends."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _no_line_end(cls, value: str | None) -> str | None:
+        if value is not None and value in '\r\n" \\':
+            raise ValueError("fields cannot be separated by a quote, a blank or a line end")
+        return value
 
     def load(self, cache_dir: Path | None = None) -> Table:
-        import datasets
-        from datasets.table import InMemoryTable
-
-        train, test = find_files(self.path, self.format, "data.source.path")
+        found = find_files(self.path, self.format, "data.source.path")
+        train = self._read(found.train, found.saved, found.sites)
+        test = self._read(found.test, found.saved) if found.test else None
         if self.test is not None:
-            test = find_files(self.test, self.format, "data.source.test", split=False)[0]
-        rows, provenance = read_files(train, self.format)
-        tables = [datasets.Dataset(InMemoryTable(rows)), None]
-        if test:
-            test_rows, test_provenance = read_files(test, self.format)
-            tables[1] = datasets.Dataset(InMemoryTable(test_rows))
-            provenance += test_provenance
-        return Table(tables[0], tables[1], None, {"kind": self.kind, "files": provenance})
+            given = find_files(self.test, self.format, "data.source.test", split=False)
+            test = self._read(given.train, given.saved)
+        provenance = [*train.provenance, *(test.provenance if test else ())]
+        return Table(
+            train.rows,
+            test.rows if test else None,
+            FILE if found.sites and FILE in train.rows.columns else None,
+            {"kind": self.kind, "files": provenance},
+            (*train.notes, *(test.notes if test else ())),
+        )
+
+    def _read(self, paths: list[Path], saved: bool, sites: bool = False) -> Read:
+        if saved:
+            return read_saved(paths)
+        return read_files(paths, self.format, Dialect(self.delimiter, self.quoting), sites)
 
 
 class Hub(Source):
@@ -109,8 +129,12 @@ class Hub(Source):
     """A commit of the data set, so that a run can be repeated."""
 
     def load(self, cache_dir: Path | None = None) -> Table:
-        import datasets
-
+        try:
+            import datasets
+        except ImportError:
+            raise UserError(
+                "data.source: the hub is read by the package datasets; install forefed[hub]"
+            ) from None
         try:
             splits = datasets.load_dataset(self.name, self.config, revision=self.revision)
         except (OSError, ValueError) as error:  # offline, unknown or gated: all derive from these
@@ -130,7 +154,7 @@ class Hub(Source):
                 f"data.source.test: '{self.name}' has no split '{self.test}': "
                 + nearest(self.test, splits)
             )
-        rows = splits[self.train]
+        rows, test = splits[self.train], splits.get(self.test) if self.test else None
         provenance = {
             "kind": self.kind,
             "name": self.name,
@@ -139,7 +163,14 @@ class Hub(Source):
             "fingerprint": rows._fingerprint,
             "rows": len(rows),
         }
-        return Table(rows, splits.get(self.test) if self.test else None, None, provenance)
+        tested = None if test is None else _of_dataset(test)
+        return Table(_of_dataset(rows), tested, None, provenance)
+
+
+def _of_dataset(rows: Any) -> Rows:
+    found = Rows.of_table(rows.with_format("arrow")[:])
+    names = {c: tuple(f.names) for c, f in rows.features.items() if hasattr(f, "names")}
+    return replace(found, classes=names)
 
 
 SOURCES: Registry[Source] = Registry("data.source", [PyDocs, Files, Hub])

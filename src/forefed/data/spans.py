@@ -15,7 +15,7 @@ import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,9 +27,7 @@ from forefed.core.errors import UserError
 from forefed.data.columns import texts
 from forefed.data.encoding import CHUNK, Row, Texts, Tokenised
 from forefed.data.examples import IGNORED_LABEL, Examples, Indices, Passages
-
-if TYPE_CHECKING:
-    import datasets
+from forefed.data.rows import Rows
 
 NO_ANSWER = (0, 0)
 """The span that stands for "no answer": the first token, which no context begins with."""
@@ -58,7 +56,8 @@ class Questions(Texts):
     def unanswered(questions: list[str], contexts: list[str], longest: int) -> Questions:
         """Questions to which nobody knows an answer yet."""
         nowhere = np.full((len(questions), 2), -1)
-        return Questions(questions, contexts, nowhere, [()] * len(questions), longest)
+        unknown: list[tuple[str, ...]] = [()] * len(questions)
+        return Questions(questions, contexts, nowhere, answers=unknown, longest=longest)
 
     def rows(self, tokenizer: Any, max_length: int) -> Iterator[Row]:
         """Question and context in the tokeniser's own format for pairs; the context is cut.
@@ -95,7 +94,7 @@ class Questions(Texts):
 
 
 def read_questions(
-    place: str, rows: datasets.Dataset, columns: Mapping[str, list[str]], longest: int
+    place: str, rows: Rows, columns: Mapping[str, list[str]], longest: int
 ) -> Questions:
     """The questions of these rows, every answer checked against its context.
 
@@ -106,7 +105,8 @@ def read_questions(
     Raises:
         UserError: an answer that does not stand where it is said to; names the row.
     """
-    questions, contexts = texts(rows, columns["question"]), texts(rows, columns["context"])
+    questions = list(texts(rows, columns["question"]))
+    contexts = list(texts(rows, columns["context"]))
     answers, labels = [], []
     for i, (found, starts) in enumerate(_answers(rows, columns)):
         where, context = f"data.task.answer: row {i + 1} of the {place} rows", contexts[i]
@@ -119,20 +119,19 @@ def read_questions(
         ]
         answers.append(tuple(context[a:b] for a, b in spans))
         labels.append(spans[0] if spans else (-1, -1))
-    return Questions(questions, contexts, np.array(labels).reshape(-1, 2), answers, longest)
+    spans_N2 = np.array(labels).reshape(-1, 2)
+    return Questions(questions, contexts, spans_N2, answers=answers, longest=longest)
 
 
-def _answers(
-    rows: datasets.Dataset, columns: Mapping[str, list[str]]
-) -> Iterator[tuple[list[str], list[Any]]]:
+def _answers(rows: Rows, columns: Mapping[str, list[str]]) -> Iterator[tuple[list[str], list[Any]]]:
     """By row, its answers and where they are said to begin."""
     (column,) = columns["answer"]
     if "answer_start" in columns:
         (start,) = columns["answer_start"]
-        for text, at in zip(texts(rows, [column]), rows[start][:], strict=True):
+        for text, at in zip(texts(rows, [column]), rows.values(start), strict=True):
             yield [text], [at]
         return
-    for value in rows[column][:]:  # SQuAD's own form
+    for value in rows.values(column):  # SQuAD's own form
         value = value or {}
         yield value.get("text") or [], value.get("answer_start") or []
 

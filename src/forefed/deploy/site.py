@@ -23,6 +23,7 @@ from forefed.core.keys import Key
 from forefed.core.types import ClientState, Order, Update
 from forefed.data.examples import ClientData
 from forefed.data.population import Population
+from forefed.data.prepare import load_table
 from forefed.data.shares import Assigned
 from forefed.data.tasks import Encoded
 from forefed.deploy.envelope import Envelope
@@ -93,7 +94,9 @@ def prepare(config: Config) -> Prepared:
 
 def read_rows(config: Config, tokenizer: object) -> Encoded:
     """All rows of this site; the global test set is at the server, so none is held out here."""
-    table = config.data.source.load(None)
+    table, _ = load_table(config.data)
+    for note in table.notes:
+        log.info("%s", note)
     return config.data.task.encode(
         replace(table, test=table.rows),
         tokenizer,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from forefed.data.columns import AUTO, TEXTS, guess, named, texts
 from forefed.data.encoding import Texts
+from forefed.data.rows import Rows
 from forefed.data.tasks.task import Head, TextTask
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class CausalLM(TextTask):
@@ -23,7 +21,7 @@ class CausalLM(TextTask):
     """A column of prompts: they stand before the text and carry no loss. Nothing is put between
     prompt and text."""
 
-    def columns(self, rows: datasets.Dataset) -> dict[str, list[str]]:
+    def columns(self, rows: Rows) -> dict[str, list[str]]:
         prompt = [] if self.prompt is None else [named(rows, self.prompt, "data.task.prompt")]
         where = "data.task.text"
         if self.text != AUTO:
@@ -32,7 +30,7 @@ class CausalLM(TextTask):
         return {"text": guess(rows, single, where, prompt), "prompt": prompt}
 
     def texts(
-        self, tables: Sequence[tuple[str, datasets.Dataset]], columns: dict[str, list[str]]
+        self, tables: Sequence[tuple[str, Rows]], columns: dict[str, list[str]]
     ) -> tuple[tuple[str, ...], list[Texts]]:
         found = []
         for _, rows in tables:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from forefed.core.errors import UserError
-from forefed.data.columns import AUTO, PAIRS, TEXTS, class_ids, guess, guess_label, named, texts
+from forefed.data.columns import (
+    AUTO,
+    PAIRS,
+    TEXTS,
+    check_texts,
+    guess,
+    guess_label,
+    named,
+    texts,
+)
 from forefed.data.encoding import Texts
+from forefed.data.examples import Indices
+from forefed.data.labels import class_ids, labelled
+from forefed.data.rows import Rows
 from forefed.data.tasks.task import Head, TextTask
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class Classification(TextTask):
@@ -26,7 +35,7 @@ class Classification(TextTask):
     """The classes in the order of the logits; None: all that occur, sorted. For a label column of
     integers these are the names of 0, 1, ..."""
 
-    def columns(self, rows: datasets.Dataset) -> dict[str, list[str]]:
+    def columns(self, rows: Rows) -> dict[str, list[str]]:
         where = "data.task.text"
         asked = [self.text] if isinstance(self.text, str) else self.text
         text = [] if self.text == AUTO else [named(rows, c, where) for c in asked]
@@ -34,11 +43,20 @@ class Classification(TextTask):
         return {"text": text or guess(rows, TEXTS, where, [label]), "label": [label]}
 
     def texts(
-        self, tables: Sequence[tuple[str, datasets.Dataset]], columns: dict[str, list[str]]
+        self, tables: Sequence[tuple[str, Rows]], columns: dict[str, list[str]]
     ) -> tuple[tuple[str, ...], list[Texts]]:
-        names, ids = class_ids(tables, columns["label"][0], self.labels)
+        found = class_ids(tables, columns["label"][0], self.labels)
         first = [texts(rows, columns["text"]) for _, rows in tables]
-        return names, [Texts(a, None, y) for a, y in zip(first, ids, strict=True)]
+        notes = found.notes
+        if len(columns["text"]) == 1:
+            notes += check_texts(first[0], columns["text"][0], self.text != AUTO)
+        both = zip(first, found.ids, strict=True)
+        return found.names, [Texts(a, None, y, notes) for a, y in both]
+
+    def labelled(
+        self, tables: Sequence[tuple[str, Rows]], columns: dict[str, list[str]]
+    ) -> list[Indices]:
+        return labelled(tables, columns["label"][0], self.labels)
 
 
 class Pairs(TextTask):
@@ -52,7 +70,7 @@ class Pairs(TextTask):
     labels: list[str] | None = None
     """As for ``classification``."""
 
-    def columns(self, rows: datasets.Dataset) -> dict[str, list[str]]:
+    def columns(self, rows: Rows) -> dict[str, list[str]]:
         if (self.text1 == AUTO) != (self.text2 == AUTO):
             raise UserError("data.task: name both text1 and text2, or neither")
         pair: list[str] = []
@@ -66,18 +84,25 @@ class Pairs(TextTask):
         return {"text1": pair[:1], "text2": pair[1:], "label": [label]}
 
     def texts(
-        self, tables: Sequence[tuple[str, datasets.Dataset]], columns: dict[str, list[str]]
+        self, tables: Sequence[tuple[str, Rows]], columns: dict[str, list[str]]
     ) -> tuple[tuple[str, ...], list[Texts]]:
-        names, ids = class_ids(tables, columns["label"][0], self.labels)
-        return names, [
-            Texts(texts(rows, columns["text1"]), texts(rows, columns["text2"]), y)
-            for (_, rows), y in zip(tables, ids, strict=True)
-        ]
+        found = class_ids(tables, columns["label"][0], self.labels)
+        pairs = [[texts(rows, columns[s]) for s in ("text1", "text2")] for _, rows in tables]
+        notes = found.notes
+        for setting, text in zip(("text1", "text2"), pairs[0], strict=True):
+            notes += check_texts(text, columns[setting][0], self.text1 != AUTO, setting)
+        both = zip(pairs, found.ids, strict=True)
+        return found.names, [Texts(a, b, y, notes) for (a, b), y in both]
+
+    def labelled(
+        self, tables: Sequence[tuple[str, Rows]], columns: dict[str, list[str]]
+    ) -> list[Indices]:
+        return labelled(tables, columns["label"][0], self.labels)
 
     def asked(self, columns: dict[str, list[str]]) -> list[list[str]]:
         return [columns["text1"], columns["text2"]]
 
 
-def label_column(rows: datasets.Dataset, asked: str, taken: Sequence[str]) -> str:
+def label_column(rows: Rows, asked: str, taken: Sequence[str]) -> str:
     where = "data.task.label"
     return guess_label(rows, where, taken) if asked == AUTO else named(rows, asked, where)

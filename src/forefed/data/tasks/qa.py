@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,11 +12,9 @@ from forefed.core.errors import UserError
 from forefed.data.columns import AUTO, cannot_tell, first_named, named, texts
 from forefed.data.encoding import Texts, tokenise
 from forefed.data.examples import Examples, Indices
+from forefed.data.rows import Rows
 from forefed.data.spans import Questions, read_questions
 from forefed.data.tasks.task import Head, TextTask
-
-if TYPE_CHECKING:
-    import datasets
 
 
 class QuestionAnswering(TextTask):
@@ -34,15 +32,14 @@ class QuestionAnswering(TextTask):
     longest_answer: Annotated[int, Field(ge=1)] = 30
     """Tokens of the longest answer that is predicted."""
 
-    def columns(self, rows: datasets.Dataset) -> dict[str, list[str]]:
+    def columns(self, rows: Rows) -> dict[str, list[str]]:
         guesses = {"question": ("question",), "context": ("context", "passage")}
         found = {
             setting: _column(rows, getattr(self, setting), conventional, setting)
             for setting, conventional in guesses.items()
         }
         found["answer"] = _column(rows, self.answer, ("answer", "answers"), "answer")
-        kind = rows.features[found["answer"]]
-        if not (isinstance(kind, dict) and {"text", "answer_start"} <= kind.keys()):
+        if not {"text", "answer_start"} <= rows.fields(found["answer"]):
             starts = ("answer_start", "start")
             found["answer_start"] = _column(rows, self.answer_start, starts, "answer_start")
         elif self.answer_start != AUTO:
@@ -53,13 +50,13 @@ class QuestionAnswering(TextTask):
         return {setting: [column] for setting, column in found.items()}
 
     def texts(
-        self, tables: Sequence[tuple[str, datasets.Dataset]], columns: dict[str, list[str]]
+        self, tables: Sequence[tuple[str, Rows]], columns: dict[str, list[str]]
     ) -> tuple[tuple[str, ...], list[Texts]]:
         return (), [
             read_questions(place, rows, columns, self.longest_answer) for place, rows in tables
         ]
 
-    def groups(self, rows: datasets.Dataset) -> Indices:
+    def groups(self, rows: Rows) -> Indices:
         """Questions about one context: it would be known from training."""
         numbers: dict[str, int] = {}
         contexts = texts(rows, self.columns(rows)["context"])
@@ -73,7 +70,7 @@ class QuestionAnswering(TextTask):
         return tokenise(questions, tokenizer, max_length, testing=True).examples
 
 
-def _column(rows: datasets.Dataset, asked: str, conventional: Sequence[str], setting: str) -> str:
+def _column(rows: Rows, asked: str, conventional: Sequence[str], setting: str) -> str:
     where = f"data.task.{setting}"
     if asked != AUTO:
         return named(rows, asked, where)

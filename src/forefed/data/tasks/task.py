@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,12 +15,11 @@ from forefed.core.keys import Key
 from forefed.core.settings import Choice
 from forefed.core.types import Json
 from forefed.data.columns import named
-from forefed.data.encoding import Texts, encode_texts, tokenise
+from forefed.data.encoding import Texts, Tokenised, encode_texts, tokenise
 from forefed.data.examples import Examples, Indices
+from forefed.data.labels import class_notes, coded, name_of
+from forefed.data.rows import Rows
 from forefed.data.sources import Table
-
-if TYPE_CHECKING:
-    import datasets
 
 Head = Literal["classification", "causal_lm", "spans"]
 """What a model ends in: a class, the next token, or the first and the last token of an answer."""
@@ -31,7 +30,8 @@ class Encoded:
     """A table as tokens.
 
     ``natural_ids`` is the owner of every training example, where the table names owners (or a
-    column of owners was asked for). ``counts``: "examples" and "test" (how many there are), and
+    column of owners was asked for), None for one without. ``notes``: sentences for the user.
+    ``counts``: "examples" and "test" (how many there are), and
     over both splits "empty", "truncated", "dropped", and for questions "out_of_reach"
     (``encoding.Tokenised``).
     """
@@ -39,9 +39,10 @@ class Encoded:
     train: Examples
     test: Examples
     label_names: tuple[str, ...]
-    natural_ids: list[str] | None
+    natural_ids: list[str | None] | None
     counts: dict[str, int]
     provenance: Json
+    notes: tuple[str, ...] = ()
 
 
 class TextTask(Choice):
@@ -50,7 +51,7 @@ class TextTask(Choice):
     head: ClassVar[Head]
 
     @abstractmethod
-    def columns(self, rows: datasets.Dataset) -> dict[str, list[str]]:
+    def columns(self, rows: Rows) -> dict[str, list[str]]:
         """The columns read, by the setting that names them; guessed where that is "auto".
 
         Raises:
@@ -59,9 +60,15 @@ class TextTask(Choice):
 
     @abstractmethod
     def texts(
-        self, tables: Sequence[tuple[str, datasets.Dataset]], columns: dict[str, list[str]]
+        self, tables: Sequence[tuple[str, Rows]], columns: dict[str, list[str]]
     ) -> tuple[tuple[str, ...], list[Texts]]:
         """Class names (none: no classes are learned) and the texts of every (place, rows)."""
+
+    def labelled(
+        self, tables: Sequence[tuple[str, Rows]], columns: dict[str, list[str]]
+    ) -> list[Indices]:
+        """The rows of each table that have something to learn: all, where labels are not read."""
+        return [np.arange(len(rows)) for _, rows in tables]
 
     def asked(self, columns: dict[str, list[str]]) -> list[list[str]]:
         """Of these columns, those of every text that a prediction is made from."""
@@ -75,13 +82,11 @@ class TextTask(Choice):
         """
         return encode_texts(tokenizer, texts[0], max_length, *texts[1:])
 
-    def groups(self, rows: datasets.Dataset) -> Indices:
+    def groups(self, rows: Rows) -> Indices:
         """A number for every row, 0 upwards; rows of one number are never divided by a split."""
         return np.arange(len(rows))
 
-    def hold_out(
-        self, rows: datasets.Dataset, fraction: float, key: Key
-    ) -> tuple[Indices, Indices]:
+    def hold_out(self, rows: Rows, fraction: float, key: Key) -> tuple[Indices, Indices]:
         """Rows to train on and rows to test on, each ascending and not empty.
 
         Args:
@@ -149,6 +154,7 @@ class TextTask(Choice):
                 "test": len(test.examples),
                 **{name: n + test.counts.get(name, 0) for name, n in train.counts.items()},
             },
+            notes=(*table.notes, *train_texts.notes, *_class_notes(label_names, train, test)),
             provenance={
                 **table.provenance,
                 "columns": columns,
@@ -158,9 +164,14 @@ class TextTask(Choice):
         )
 
 
-def _owners(rows: datasets.Dataset, column: str) -> list[str]:
-    values = rows[named(rows, column, "partition.column")][:]
-    missing = next((i for i, v in enumerate(values) if v is None or v == ""), None)
-    if missing is not None:
-        raise UserError(f"partition.column: row {missing + 1} has no owner in column '{column}'")
-    return [str(v) for v in values]
+def _owners(rows: Rows, column: str) -> list[str | None]:
+    """The owner of every row, by the same rules as a class's name."""
+    codes, values = coded(rows, named(rows, column, "partition.column"), "partition.column")
+    names = [name_of(value) for value in values]
+    return [names[code] for code in codes.tolist()]
+
+
+def _class_notes(names: tuple[str, ...], train: Tokenised, test: Tokenised) -> list[str]:
+    """Notes on classes, where each example has one."""
+    labels = train.examples.labels, test.examples.labels
+    return class_notes(names, *labels) if names and labels[0].ndim == 1 else []

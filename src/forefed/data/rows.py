@@ -1,0 +1,241 @@
+"""Rows in columns: pyarrow arrays, converted when a column is asked for and not before.
+
+A column that nobody names may hold what it likes: what cannot be read is remembered as the reason,
+and said by whoever asks for the column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from forefed.core.errors import UserError
+from forefed.data.examples import Indices
+
+if TYPE_CHECKING:
+    import pyarrow
+
+CHUNK = 8192
+"""Rows that are Python objects at one time."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A column that cannot be used, and the sentence that says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``n`` rows. ``classes`` are the names of the classes of typed label columns (of a data set
+    with ``ClassLabel``), by column."""
+
+    n: int
+    columns: Mapping[str, pyarrow.ChunkedArray | Unreadable]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.columns)
+
+    @staticmethod
+    def of(columns: Mapping[str, Sequence[Any]]) -> Rows:
+        """From lists of equal length.
+
+        Raises:
+            UserError: on use, of a column whose values are of several kinds.
+        """
+        found = {name: column_of([values], "the table", name) for name, values in columns.items()}
+        return Rows(max(map(len, columns.values()), default=0), found)
+
+    @staticmethod
+    def of_table(table: pyarrow.Table) -> Rows:
+        """From a pyarrow table, with the class names that Hugging Face's metadata give."""
+        return Rows(
+            table.num_rows,
+            {name: table.column(i) for i, name in enumerate(table.column_names)},
+            class_names(table.schema.metadata),
+        )
+
+    def array(self, column: str) -> pyarrow.ChunkedArray:
+        """The column as pyarrow has it; raises UserError if it cannot be read."""
+        found = self.columns[column]
+        if isinstance(found, Unreadable):
+            raise UserError(found.reason)
+        return found
+
+    def __getitem__(self, column: str) -> list[Any]:
+        """All values, as Python objects."""
+        return list(self.values(column))
+
+    def values(self, column: str) -> Iterator[Any]:
+        """All values one after another; few are Python objects at one time."""
+        array = self.array(column)
+        for start in range(0, len(array), CHUNK):
+            yield from array.slice(start, CHUNK).to_pylist()
+
+    def is_text(self, column: str) -> bool:
+        """Is it a column of strings?"""
+        import pyarrow.types as types
+
+        found = self.columns[column]
+        if isinstance(found, Unreadable):
+            return False
+        kind = found.type
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+    def fields(self, column: str) -> set[str]:
+        """The names within a column of objects; none of any other column."""
+        import pyarrow.types as types
+
+        found = self.columns[column]
+        if isinstance(found, Unreadable) or not types.is_struct(found.type):
+            return set()
+        return {found.type.field(i).name for i in range(found.type.num_fields)}
+
+    def select(self, rows: Indices | Sequence[int]) -> Rows:
+        """These rows, in this order."""
+        import pyarrow
+
+        index = np.asarray(rows, dtype=np.int64)
+        taken = {
+            name: x if isinstance(x, Unreadable) else x.take(pyarrow.array(index))
+            for name, x in self.columns.items()
+        }
+        return Rows(len(index), taken, self.classes)
+
+    def with_column(self, name: str, values: pyarrow.ChunkedArray) -> Rows:
+        return Rows(self.n, {**self.columns, name: values}, self.classes)
+
+
+def column_of(chunks: Iterable[Sequence[Any]], place: str, name: str) -> Any:
+    """One column from its values, some at a time: an array, or why it is none.
+
+    Integers beyond 64 bits become text. Strings have 64-bit offsets, for more than 2 GB of text.
+    """
+    return merged([array_of(values) for values in chunks], place, name)
+
+
+def array_of(values: Sequence[Any]) -> pyarrow.Array | Exception:
+    """The values as an array, or what pyarrow says of them."""
+    import pyarrow
+
+    try:
+        found = pyarrow.array(values, from_pandas=False)
+    except OverflowError as error:
+        if all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in values):
+            return pyarrow.array([None if v is None else str(v) for v in values])
+        return error
+    except (pyarrow.ArrowException, UnicodeEncodeError, ValueError, TypeError) as error:
+        return error
+    return found
+
+
+def merged(chunks: Sequence[Any], place: str, name: str) -> pyarrow.ChunkedArray | Unreadable:
+    """Arrays of one column, made one; ``Unreadable`` where one is an error or they do not fit.
+
+    Args:
+        place: what the message calls the file.
+    """
+    import pyarrow
+    import pyarrow.types as types
+
+    fault = next((c for c in chunks if isinstance(c, Exception)), None)
+    if fault is None:
+        kinds = list(dict.fromkeys(c.type for c in chunks))
+        numbers_as_text = any(types.is_string(k) for k in kinds) and all(
+            types.is_string(k) or types.is_integer(k) or types.is_null(k) for k in kinds
+        )
+        try:
+            if numbers_as_text and _are_all_numbers(chunks):
+                kind = pyarrow.large_string()
+            else:
+                kind = _common(kinds)
+            return pyarrow.chunked_array([c.cast(kind) for c in chunks], kind)
+        except (pyarrow.ArrowException, TypeError) as error:
+            fault = error
+    return Unreadable(
+        f"{place}: column {printable(name)} cannot be read ({first_line(fault)}); give every row "
+        "the same kind of value"
+    )
+
+
+def _common(kinds: Sequence[Any]) -> Any:
+    """The type of all; text with 64-bit offsets."""
+    import pyarrow
+    import pyarrow.types as types
+
+    fields = [pyarrow.schema([pyarrow.field("x", k)]) for k in kinds] or [
+        pyarrow.schema([pyarrow.field("x", pyarrow.null())])
+    ]
+    kind = pyarrow.unify_schemas(fields, promote_options="permissive").field("x").type
+    return pyarrow.large_string() if types.is_string(kind) else kind
+
+
+def _are_all_numbers(chunks: Sequence[Any]) -> bool:
+    """Is every text among them an integer that 64 bits do not hold?"""
+    import pyarrow.types as types
+
+    texts = [c for c in chunks if types.is_string(c.type)]
+    return all(t is None or t.lstrip("-").isdigit() for c in texts for t in c.to_pylist())
+
+
+def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+    """By column, the class names in the metadata that the library ``datasets`` writes."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: tuple(map(str, about["names"]))
+            for column, about in features.items()
+            if isinstance(about, dict) and isinstance(about.get("names"), list)
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+class Strings(Sequence[str]):
+    """Texts in one pyarrow array: a tenth of what as many Python strings take."""
+
+    def __init__(self, array: pyarrow.ChunkedArray):
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            start, stop, step = i.indices(len(self))
+            return self.array.slice(start, max(0, stop - start)).to_pylist()[::step]
+        return str(self.array[i].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), CHUNK):
+            yield from self[start : start + CHUNK]
+
+    def take(self, rows: Indices) -> Strings:
+        import pyarrow
+
+        return Strings(self.array.take(pyarrow.array(np.asarray(rows, dtype=np.int64))))
+
+
+def printable(name: str) -> str:
+    """A name in quotes, with what no terminal can write escaped."""
+    return f"'{name.encode('utf-8', 'backslashreplace').decode()}'"
+
+
+def first_line(error: object) -> str:
+    return str(error).strip().split("\n", 1)[0][:200]
