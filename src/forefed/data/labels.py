@@ -189,8 +189,8 @@ def name_of(value: Any) -> str | None:
     if isinstance(value, float | Decimal):
         if not math.isfinite(value):
             return None if math.isnan(value) else str(value)
-        whole = abs(value) < 2**53 and value == int(value)
-        return str(int(value)) if whole else str(value)
+        number = float(value)
+        return str(int(number)) if number.is_integer() and abs(number) < 2**53 else str(value)
     text = str(value).strip()
     if text.casefold() in _MISSING:
         return None
