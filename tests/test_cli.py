@@ -178,10 +178,10 @@ def test_a_bug_is_no_user_error(forefed_command: Command, monkeypatch: pytest.Mo
     """What is not the user's mistake keeps its stack trace."""
     import forefed.run.choices
 
-    def broken(what: str) -> None:
+    def broken(what: str, verbose: bool) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(forefed.run.choices, "choices_table", broken)
+    monkeypatch.setattr(forefed.run.choices, "choices_tables", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         forefed_command("list", "engines")
 

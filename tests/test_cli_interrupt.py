@@ -20,10 +20,10 @@ def terminate():
 
 @pytest.mark.parametrize("stop", [ctrl_c, terminate])
 def test_being_stopped_says_how_to_go_on(stop, monkeypatch, capsys):
-    def interrupted(what):
+    def interrupted(what, verbose):
         stop()
 
-    monkeypatch.setattr(forefed.run.choices, "choices_table", interrupted)
+    monkeypatch.setattr(forefed.run.choices, "choices_tables", interrupted)
     monkeypatch.setattr(sys, "argv", ["forefed", "list", "engines"])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from forefed.core.commands import TextCommand
 from forefed.core.errors import UserError
+from forefed.core.terminal import console, one_line, printable, styled
 
 if TYPE_CHECKING:
     from forefed.run.config import Config
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="forefed",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help=(
@@ -27,8 +27,8 @@ app = typer.Typer(
         "--set data.source.path=mine.jsonl[/bold]."
     ),
 )
-out = Console()
-err = Console(stderr=True)
+out = console()
+err = console(stderr=True)
 
 ConfigFile = Annotated[
     Path | None, typer.Argument(help="TOML file; or the folder of a run, for its own settings.")
@@ -40,6 +40,23 @@ Sets = Annotated[
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/demo.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from forefed import __version__
+
+        typer.echo(f"forefed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def forefed(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command("run")
@@ -156,7 +173,7 @@ def export(
     out.print(f"adapter: {folder} (load it with peft.PeftModel.from_pretrained)", soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=TextCommand)
 def predict(
     run: RunFolder,
     texts: Annotated[
@@ -166,12 +183,40 @@ def predict(
     file: Annotated[
         Path | None, typer.Option(help="A file with the columns that the run was trained on.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="New file: all columns, the prediction, probabilities.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="csv, jsonl or parquet (default: by the output's suffix).")
+    ] = None,
 ) -> None:
-    """Label texts with a run's model, continue them, or answer questions, as it was trained to."""
-    from forefed.run.use import predict_texts, texts_of_file
+    """Label texts with a run's model, continue them, or answer questions, as it was trained to.
 
-    for text, answer in predict_texts(run, texts_of_file(run, file) if file else texts or []):
-        out.print(f"[bold]{answer}[/bold]  [dim]{text[:70]!r}[/dim]", highlight=False)
+    forefed predict runs/mine "The soup was cold." "-5 degrees outside."
+
+    forefed predict runs/mine --file new.csv --output labelled.csv
+    """
+    from forefed.run import predictions
+    from forefed.run.use import classes_of, predict_texts, rows_of_texts, texts_of_file
+
+    asked = predictions.format_of(format, output)
+    if file is not None and texts:
+        raise UserError("predict: give texts or a file of them (--file), not both")
+    rows, wanted = texts_of_file(run, file) if file else (None, texts or [])
+    found = predict_texts(run, wanted)
+    if asked is None:
+        width = max(20, out.width - 30) if out.is_terminal else None
+        for one in found:
+            said = styled((one_line(one.words), "bold"), "  ", (one_line(one.text, width), "dim"))
+            out.print(said, soft_wrap=True)
+        return
+    said_of = predictions.with_predictions
+    table = said_of(rows_of_texts(run, wanted) if rows is None else rows, found, classes_of(run))
+    if output is None:
+        typer.echo(predictions.as_text(table, asked), nl=False)
+    else:
+        predictions.write_predictions(table, asked, output)
+        out.print(f"predictions: {output} ({table.num_rows:,} rows)", soft_wrap=True)
 
 
 @app.command()
@@ -187,6 +232,8 @@ def replay(
     """
     from forefed.run.rebuild import export_rebuilt, replay_log
 
+    if not log.exists():
+        raise UserError(f"{log}: there is no run and no log here")
     found = replay_log(log)
     checked = ", ".join(map(str, found.digests)) or "none yet"
     out.print(f"rounds: {found.state.round}; digests compared and equal: {checked}")
@@ -195,7 +242,7 @@ def replay(
     out.print(f"digest: {found.digest}")
     if folder is not None:
         export_rebuilt(found, folder)
-        out.print(f"adapter: {folder}")
+        out.print(f"adapter: {folder}", soft_wrap=True)
 
 
 @app.command("plan")
@@ -248,7 +295,7 @@ def plan_command(
     from forefed.plan.show import plan_page
     from forefed.run.planning import plan_from_options
 
-    with out.status("planning") as status:
+    with out.status(styled("planning")) as status:
         plan = plan_from_options(
             model,
             device,
@@ -262,7 +309,7 @@ def plan_command(
             },
             memory,
             precision,
-            status.update,
+            lambda text: status.update(styled(text)),
         )
     out.print(plan_page(plan, out.width))
     if json is not None:
@@ -273,17 +320,44 @@ def plan_command(
 @app.command("list")
 def list_command(
     what: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="strategies, engines, models, sources, tasks, partitions, adapters, assigns, "
-            "codecs, optimisers, rules, transforms"
+            help="strategies, models, or a slot: engines, sources, tasks, partitions, adapters, "
+            "codecs, optimisers, ... (default: everything)"
         ),
-    ],
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also what each setting means.")
+    ] = False,
 ) -> None:
     """Explain the choices of a slot, one line each."""
-    from forefed.run.choices import choices_table
+    from forefed.run.choices import choices_tables
 
-    out.print(choices_table(what))
+    for table in choices_tables(what, verbose):
+        out.print(table)
+
+
+@app.command()
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write (default: the terminal).")
+    ] = None,
+) -> None:
+    """The JSON Schema of a configuration file, for editors that complete TOML.
+
+    forefed schema -o forefed.schema.json, and as the first line of mine.toml:
+    #:schema ./forefed.schema.json
+    """
+    from json import dumps
+
+    from forefed.core.files import write_json
+    from forefed.run.schema import config_schema
+
+    if output is None:
+        typer.echo(dumps(config_schema(), indent=1))
+    else:
+        write_json(output, config_schema())
+        out.print(f"schema: {output}", soft_wrap=True)
 
 
 @app.command()
@@ -295,7 +369,7 @@ def check(config: ConfigFile = None, sets: Sets = None) -> None:
     chosen = _configure(config, sets)
     refuse(chosen)
     out.print(plan_table(chosen))
-    out.print("[green]These settings work together.[/green]")
+    out.print("These settings work together.", style="green")
 
 
 def _deployment() -> None:
@@ -323,9 +397,11 @@ def main() -> None:
     to end) is status 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = app(standalone_mode=False)  # typer answers Ctrl-C with the value 130
+        code = app(
+            prog_name="forefed", standalone_mode=False
+        )  # typer answers Ctrl-C with the value 130
     except UserError as error:
-        err.print(f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        err.print(styled(("error: ", "red"), printable(str(error))), soft_wrap=True)
         sys.exit(2)
     except typer.Abort:
         code = 130
@@ -340,12 +416,6 @@ def main() -> None:
             "\nstopped; finished rounds are kept: the same command goes on ('run' with --resume)"
         )
     sys.exit(code or 0)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +18,7 @@ from forefed.compare.schedule import Watch
 from forefed.compare.study import Study, is_study, study_of_configs, study_of_file, with_tune
 from forefed.core.errors import UserError
 from forefed.core.settings import parse
+from forefed.core.terminal import column, printable
 from forefed.report.comparison import main_tables
 
 
@@ -42,7 +43,10 @@ def compare_from_options(
         outcome = compare(study, jobs, progress)
     for title, heads, rows in main_tables(outcome.folder):
         console.print(_table(title, heads, rows))
-    console.print(f"results: {outcome.folder / 'results.md'}, {outcome.folder / 'results.html'}")
+    console.print(
+        f"results: {outcome.folder / 'results.md'}, {outcome.folder / 'results.html'}",
+        soft_wrap=True,
+    )
     if outcome.failed:
         cell, error = next(iter(outcome.failed.items()))
         raise UserError(
@@ -80,9 +84,9 @@ class Progress(Watch):
     def __init__(self, console: Console):
         self.console = console
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            column("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
+            column("{task.completed}/{task.total}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -104,16 +108,12 @@ class Progress(Watch):
 
     def planned(self, cells: Sequence[Cell], finished: int, jobs: int) -> None:
         what = "tuning runs" if cells and cells[0].tuning else "cells"
-        self.console.print(
-            f"{len(cells)} {what}, {finished} finished already; {jobs} at a time", highlight=False
-        )
+        self.console.print(f"{len(cells)} {what}, {finished} finished already; {jobs} at a time")
         self.all = self.bars.add_task(what, total=len(cells), completed=finished)
 
     def rounds(self, cell: Cell, done: int) -> None:
         if cell.name not in self.running:
-            self.running[cell.name] = self.bars.add_task(
-                f"[dim]{cell.name}[/dim]", total=cell.config.rounds
-            )
+            self.running[cell.name] = self.bars.add_task(cell.name, total=cell.config.rounds)
         self.bars.update(self.running[cell.name], completed=done)
 
     def ended(self, cell: Cell, error: str | None) -> None:
@@ -123,9 +123,9 @@ class Progress(Watch):
         if self.all is not None:
             self.bars.advance(self.all)
         if error is not None:
-            self.console.print(Text(f"failed: {cell.name}: {error}", style="red"))
+            self.console.print(printable(f"failed: {cell.name}: {error}"), style="red")
         elif not self.console.is_terminal:
-            self.console.print(f"finished: {cell.name}", highlight=False)
+            self.console.print(f"finished: {cell.name}")
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

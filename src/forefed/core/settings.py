@@ -44,7 +44,9 @@ class SettingsError(UserError, ValueError):
 class Settings(BaseModel):
     """Frozen settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of settings, which are read for one more version, with a note."""

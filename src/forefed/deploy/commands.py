@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from forefed.core.terminal import console, printable
 
 site = typer.Typer(no_args_is_help=True, help="Take part in a federation with your own rows.")
 server = typer.Typer(no_args_is_help=True, help="Lead a federation of sites.")
-out = Console()
+out = console()
 
 Folder = Annotated[Path, typer.Argument(help="Folder with everything local to it.")]
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder.")]
@@ -18,7 +19,7 @@ ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder.")]
 
 def say(text: str) -> None:
     """A line as it is: logs of a service are not folded, and paths are no markup."""
-    out.print(text, soft_wrap=True, markup=False, highlight=False)
+    out.print(printable(text), soft_wrap=True)
 
 
 @site.command("init")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
@@ -16,6 +17,10 @@ LISTS: dict[str, Registry[Any]] = {
 }
 """What ``forefed list`` knows beside strategies and models: every registry by its plural."""
 
+QUESTIONS: dict[str, str] = {
+    f"{s.registry.slot.split('.')[-1].removesuffix('s')}s": s.question for s in SLOTS.values()
+}
+
 _MODELS = (
     ("minilm", "the pretrained encoder of the extra 'minilm' (BERT, 6 layers, 22.7 M parameters)"),
     ("FOLDER", "any Hugging Face encoder or decoder saved in a local folder"),
@@ -23,17 +28,28 @@ _MODELS = (
 )
 
 
-def choices_table(what: str) -> Table:
-    """The entries of one slot.
+def choices_tables(what: str | None = None, verbose: bool = False) -> list[Table]:
+    """The entries of one slot, or of everything that there is to choose.
+
+    Args:
+        verbose: a line for each setting of an entry, with its meaning.
 
     Raises:
         UserError: no such list.
     """
     known = ["strategies", "models", *LISTS]
-    what = next((word for word in spellings(what) if word in known), what)
-    if what not in known:
+    if what is None:
+        return [choices_table(one, verbose) for one in known]
+    found = next((word for word in spellings(what) if word in known), what)
+    if found not in known:
         raise UserError(f"list '{what}': {nearest(what, known)}")
-    table = Table(title=what, title_justify="left", box=None, header_style="bold")
+    return [choices_table(found, verbose)]
+
+
+def choices_table(what: str, verbose: bool = False) -> Table:
+    """The entries of one of the lists."""
+    title = what if what not in QUESTIONS else f"{what}: {QUESTIONS[what]}"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
     table.add_column("name", style="cyan", no_wrap=True)
     table.add_column("what it is")
     if what == "models":
@@ -45,18 +61,29 @@ def choices_table(what: str) -> Table:
         for s in STRATEGIES.values():
             table.add_row(s.name, s.summary, s.source)
         return table
-    table.add_column("settings", style="dim")
+    if not verbose:
+        table.add_column("settings", style="dim")
     table.add_column("source", style="dim")
     for entry in LISTS[what]:
-        table.add_row(entry.kind_name(), entry.summary(), _settings(entry), entry.source)
+        if not verbose:
+            table.add_row(entry.kind_name(), entry.summary(), _settings(entry), entry.source)
+            continue
+        table.add_row(entry.kind_name(), entry.summary(), entry.source)
+        for name, default, meaning in meanings(entry):
+            table.add_row("", f"{name}{default}: {meaning}" if meaning else f"{name}{default}")
     return table
 
 
+def meanings(entry: type[Choice]) -> Iterator[tuple[str, str, str]]:
+    """Every setting of an entry: its name, its default and what it means."""
+    for name, field in entry.model_fields.items():
+        if name != "kind":
+            default = "" if field.is_required() else f" = {_plain(field.default)}"
+            yield name, default, " ".join((field.description or "").split())
+
+
 def _settings(entry: type[Choice]) -> str:
-    fields = {name: f for name, f in entry.model_fields.items() if name != "kind"}
-    return ", ".join(
-        name if f.is_required() else f"{name}={_plain(f.default)}" for name, f in fields.items()
-    )
+    return ", ".join(f"{name}{default.replace(' ', '')}" for name, default, _ in meanings(entry))
 
 
 def _plain(value: Any) -> str:

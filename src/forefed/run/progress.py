@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from forefed.core.sizes import format_bytes
+from forefed.core.terminal import column, printable, styled
 from forefed.core.types import Json, Lost, Reply
 from forefed.models.objectives import OBJECTIVES
 from forefed.run.build import Federation
@@ -28,12 +29,12 @@ class Progress(Watcher):
         self.bytes = [0, 0]
         self.finished = False
         self.bars = Bars(
-            TextColumn("{task.description}"),
+            column("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
+            column("{task.completed}/{task.total}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
+            column("{task.fields[facts]}"),
             console=console,
         )
         self.rounds = self.bars.add_task("rounds ", total=config.rounds, facts="")
@@ -52,29 +53,28 @@ class Progress(Watcher):
         self.bars.stop()
 
     def loading(self, what: str) -> None:
-        self.bars.update(self.rounds, facts=f"[dim]{what} ...[/dim]")
+        self.bars.update(self.rounds, facts=f"{what} ...")
 
     def built(self, federation: Federation, start_round: int) -> None:
         config, task = federation.config, federation.task
         trainable = sum(unit.size for unit in task.units)
-        self.console.print(
-            f"[bold]{config.name}[/bold]: {config.strategy.name}, {config.model.name} with "
-            f"{config.adapter.kind} ({trainable:,} trainable elements in {len(task.units)} units), "
-            f"{federation.data.population.size:,} clients, {config.cohort} per round",
-            highlight=False,
+        facts = (
+            f": {config.strategy.name}, {config.model.name} with {config.adapter.kind} "
+            f"({trainable:,} trainable elements in {len(task.units)} units), "
+            f"{federation.data.population.size:,} clients, {config.cohort} per round"
         )
+        self.console.print(styled((config.name, "bold"), facts))
         if federation.rehearsed:
-            self.console.print(
-                "[dim]slopes rehearsed by backward passes (engine.rehearse): passes and memory "
-                "are recorded as the engine's own, seconds are not[/dim]",
-                highlight=False,
+            self.note(
+                "slopes rehearsed by backward passes (engine.rehearse): passes and memory are "
+                "recorded as the engine's own, seconds are not"
             )
         for name, count in federation.data.counts.items():
             if count and name in ("empty", "truncated", "dropped", "out_of_reach"):
                 what = name.replace("_", " ")
-                self.console.print(f"[dim]texts {what}: {count}[/dim]", highlight=False)
+                self.note(f"texts {what}: {count}")
         if start_round:
-            self.console.print(f"going on after round {start_round}", highlight=False)
+            self.console.print(f"going on after round {start_round}")
         self.bars.update(self.rounds, completed=start_round, facts="")
 
     def outcome(self, outcome: Reply | Lost) -> None:
@@ -106,7 +106,7 @@ class Progress(Watcher):
         self.bars.update(self.rounds, completed=summary["rounds"])
 
     def note(self, text: str) -> None:
-        self.console.print(f"[dim]{text}[/dim]", highlight=False)
+        self.console.print(printable(text), style="dim")
 
     def closing(self, result: Result) -> None:
         """The last lines: result against its baselines, and where things are."""
@@ -117,6 +117,8 @@ class Progress(Watcher):
         said, terms = self.measures.said(final), self.measures.terms
         low, high = final.get("low"), final.get("high")
         ends = "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
-        self.console.print(f"\n[bold]{said}[/bold] on {final['n']:,} test {terms}{ends}")
+        self.console.print(styled("\n", (said, "bold"), f" on {final['n']:,} test {terms}{ends}"))
         self.console.print(against(self.measures, baseline))
-        self.console.print(f"adapter: {result.folder / 'adapter'}   record: {result.folder}")
+        self.console.print(
+            f"adapter: {result.folder / 'adapter'}   record: {result.folder}", soft_wrap=True
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +22,9 @@ from forefed.run import record
 from forefed.run.build import load_model
 from forefed.run.checkpoint import load_checkpoint
 from forefed.run.config import Config
+
+if TYPE_CHECKING:
+    import pyarrow
 
 CONTINUATION_TOKENS = 40
 BATCH = 16
@@ -46,11 +51,27 @@ def export_adapter(run: Path, folder: Path) -> None:
     temporary.rename(folder)
 
 
-def predict_texts(run: Path, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(text, answer) for every text, with the parameters of the run's last checkpoint.
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one text: a class, an answer or a continuation, and where it knows
+    classes the probability of each, in their order."""
+
+    text: str
+    predicted: str
+    chances: tuple[float, ...] = ()
+
+    @property
+    def words(self) -> str:
+        """The prediction, with the probability of what was predicted."""
+        return f"{self.predicted} ({max(self.chances):.2f})" if self.chances else self.predicted
+
+
+def predict_texts(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
+    """A prediction for every text, with the parameters of the run's last checkpoint.
 
     Raises:
-        UserError: no run there, nothing trained yet, or texts missing where an example has two.
+        UserError: no run there, nothing trained yet, texts missing where an example has two, or
+            a text that is none.
     """
     config = parse(Config, record.read_config(run))
     columns = asked_columns(run, config)
@@ -61,20 +82,26 @@ def predict_texts(run: Path, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
         raise UserError(
             f"predict: this run needs two texts per example ({names}), so {len(texts)} is odd"
         )
+    for number, text in enumerate(texts, 1):
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise UserError(f"predict: text {number} is not UTF-8 ({text[:40]!r}); mend it")
     by_column = [list(texts[i :: len(columns)]) for i in range(len(columns))]
     task, params = _trained(run, config)
     tokenizer = load_tokenizer(config.model)
     if task.causal:
         for text in by_column[0]:
-            yield text, _continue(task, params, tokenizer, text)
+            yield Prediction(text, _continue(task, params, tokenizer, text))
         return
     examples = config.data.task.unlabelled(tokenizer, by_column, config.data.max_length)
     for start in range(0, len(examples), BATCH):
         rows = range(start, min(start + BATCH, len(examples)))
         with torch.no_grad():
             logits = task.logits(params, examples.batch(rows))
-        answers = task.objective.answers(logits, examples, rows)
-        yield from zip(by_column[0][start:], answers, strict=False)
+        said = task.objective.answers(logits, examples, rows)
+        chances = task.objective.chances(logits)
+        known = [()] * len(said) if chances is None else [tuple(c) for c in chances.tolist()]
+        for i, (answer, one) in enumerate(zip(said, known, strict=True), start):
+            yield Prediction(by_column[0][i], answer, one)
 
 
 def asked_columns(run: Path, config: Config) -> list[list[str]]:
@@ -83,8 +110,18 @@ def asked_columns(run: Path, config: Config) -> list[list[str]]:
     return config.data.task.asked(columns)
 
 
-def texts_of_file(run: Path, path: Path) -> list[str]:
-    """What ``predict_texts`` wants, from a file with the columns that the run was trained on.
+def rows_of_texts(run: Path, texts: Sequence[str]) -> pyarrow.Table:
+    """Texts as ``predict_texts`` takes them, as rows under the names of the run's columns."""
+    import pyarrow
+
+    columns = asked_columns(run, parse(Config, record.read_config(run)))
+    names = ["/".join(column) for column in columns]
+    return pyarrow.table({name: texts[i :: len(names)] for i, name in enumerate(names)})
+
+
+def texts_of_file(run: Path, path: Path) -> tuple[pyarrow.Table, list[str]]:
+    """All rows of a file with the columns that the run was trained on, and what ``predict_texts``
+    wants of them.
 
     Raises:
         UserError: no such file or columns.
@@ -95,7 +132,13 @@ def texts_of_file(run: Path, path: Path) -> list[str]:
     for column in (c for names in columns for c in names):
         named(rows, column, f"predict, {path}")
     by_column = [texts_of(rows, names) for names in columns]
-    return [text for row in zip(*by_column, strict=True) for text in row]
+    texts = [text for row in zip(*by_column, strict=True) for text in row]
+    return rows.with_format("arrow")[:], texts
+
+
+def classes_of(run: Path) -> list[str]:
+    """The classes that the run learned, in the order of the probabilities."""
+    return list(record.read_json(run / "partition.json")["labels"] or ())
 
 
 def _trained(run: Path, config: Config) -> tuple[Task, Params]:

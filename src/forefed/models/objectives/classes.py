@@ -103,9 +103,10 @@ class Classes(CrossEntropy):
         }
 
     def answers(self, logits: Tensor, examples: Examples, rows: Rows) -> list[str]:
-        chances, best = torch.softmax(logits.float(), dim=-1).max(-1)
-        pairs = zip(best.tolist(), chances.tolist(), strict=True)
-        return [f"{self.label_names[label]} ({chance:.2f})" for label, chance in pairs]
+        return [self.label_names[label] for label in logits.argmax(-1).tolist()]
+
+    def chances(self, logits: Tensor) -> Tensor | None:
+        return torch.softmax(logits.float(), dim=-1)
 
     def constant(self, train: Examples, test: Examples) -> float | None:
         """Accuracy on the test examples of the class that is most frequent in training."""

@@ -96,6 +96,10 @@ class Objective(ABC):
     def answers(self, logits: Tensor, examples: Examples, rows: Rows) -> list[str]:
         """What the model says of these examples, in words."""
 
+    def chances(self, logits: Tensor) -> Tensor | None:
+        """The probability of every class, [B, C]; None where no classes are learned."""
+        return None
+
     def constant(self, train: Examples, test: Examples) -> float | None:
         """What the answer that costs nothing (``Metric.chance``) reaches on the test examples, by
         the metric that decides; None where there is none.
