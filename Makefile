@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test test-deploy faults check bench results format clean help
+.PHONY: demo test test-full test-deploy faults check bench results format clean help
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -23,6 +23,9 @@ demo: $(READY) ## SPRY fine-tunes MiniLM on the standard library's docstrings, o
 
 test: check ## set up, check the house, pass the tests (a process per core)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+test-full: $(READY) ## the whole products of which make test takes covering pairs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m full
 
 test-deploy: $(READY) ## three sites, a server, certificates: real processes on this machine
 	$(BIN)/python -m pytest -m deploy

@@ -65,6 +65,16 @@ ENTRIES = [
     if kind not in ("auto", "sites", "hub")
 ]
 METHODS = [(n, c) for n, s in STRATEGIES.items() for c in s.fixed.get("codec", CODECS.kinds())]
+ADAPTED = list(product(STRATEGIES, ADAPTERS.kinds()))
+
+
+def covering(pairs: list[tuple[str, str]]) -> list[Any]:
+    """The pairs as parameters, of which every first and every second one is run by default; the
+    others bear the marker ``full`` (``pytest -m full``)."""
+    seconds = list(dict.fromkeys(b for _, b in pairs))
+    firsts = dict.fromkeys(a for a, _ in pairs)
+    chosen = {(a, seconds[i % len(seconds)]) for i, a in enumerate(firsts)}
+    return [p if p in chosen else pytest.param(*p, marks=pytest.mark.full) for p in pairs]
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -85,7 +95,14 @@ def test_every_strategy_with_every_codec(
     check_digest(f"{method}/{codec}", result)
 
 
-@pytest.mark.parametrize(("method", "adapter"), product(STRATEGIES, ADAPTERS.kinds()))
+def test_the_default_pairs_cover_every_method_and_every_adapter() -> None:
+    default = [p for p in covering(ADAPTED) if isinstance(p, tuple)]
+    assert {a for a, _ in default} == set(STRATEGIES)
+    assert {b for _, b in default} == set(ADAPTERS.kinds())
+    assert len(default) == len(STRATEGIES)
+
+
+@pytest.mark.parametrize(("method", "adapter"), covering(ADAPTED))
 def test_every_strategy_with_every_adapter(
     method: str, adapter: str, world: World, tmp_path: Path
 ) -> None:
