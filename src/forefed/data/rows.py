@@ -7,6 +7,7 @@ and said by whoever asks for the column.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 CHUNK = 8192
 """Rows that are Python objects at one time."""
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,16 @@ class Rows:
         if isinstance(found, Unreadable):
             raise UserError(found.reason)
         return found
+
+    def table(self) -> pyarrow.Table:
+        """All columns that can be read; of the others a warning in the log says why not."""
+        found = {}
+        for name, column in self.columns.items():
+            if isinstance(column, Unreadable):
+                _LOG.warning("column %r is left out: %s", name, column.reason)
+            else:
+                found[name] = column
+        return pyarrow.table(found)
 
     def __getitem__(self, column: str) -> list[Any]:
         """All values, as Python objects."""

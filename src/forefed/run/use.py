@@ -133,7 +133,7 @@ def texts_of_file(run: Path, path: Path) -> tuple[pyarrow.Table, list[str]]:
         named(rows, column, f"predict, {path}")
     by_column = [texts_of(rows, names) for names in columns]
     texts = [text for row in zip(*by_column, strict=True) for text in row]
-    return rows.with_format("arrow")[:], texts
+    return rows.table(), texts
 
 
 def classes_of(run: Path) -> list[str]:
