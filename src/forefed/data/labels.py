@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ FEWEST_IDS = 5
 """Rows from which on "as many classes as rows" tells ids."""
 MANY, FEW_EACH = 50, 10
 """More classes than this, with fewer rows each, are pointed out."""
+
+
+LabelKind = Literal["classes", "scores", "several", "ids"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,15 @@ def class_ids(
             f"'{column}'); a classifier needs two classes at least"
         )
     return Classes(tuple(known), ids, tuple(notes))
+
+
+def kind_of(occurring: Mapping[str, int]) -> LabelKind:
+    """What names with these numbers of rows are, as far as they tell."""
+    if _broken_numbers(occurring):
+        return "scores"
+    if _joined_names(occurring):
+        return "several"
+    return "ids" if _are_ids(occurring) else "classes"
 
 
 def labelled(
@@ -283,9 +296,8 @@ def _refuse_missing(labels: Labels, column: str) -> None:
 
 
 def _refuse_scores(found: Sequence[Labels], column: str) -> None:
-    names = _all_occurring(found)
-    broken = [name for name in names if not _INTEGRAL.fullmatch(name)]
-    if not broken or not all(_NUMBER.fullmatch(name) for name in names):
+    broken = _broken_numbers(_all_occurring(found))
+    if not broken:
         return
     labels = next(x for x in found if broken[0] in x.names)
     raise UserError(
@@ -296,23 +308,20 @@ def _refuse_scores(found: Sequence[Labels], column: str) -> None:
 
 
 def _refuse_joined(found: Sequence[Labels], column: str, occurring: dict[str, int]) -> None:
-    for separator in _SEPARATORS:
-        joined = {n: [p.strip() for p in n.split(separator)] for n in occurring if separator in n}
-        parts = [p for each in joined.values() for p in set(each) if p]
-        if joined and all(p in occurring or parts.count(p) > 1 for p in parts):
-            name = next(iter(joined))
-            raise UserError(
-                f"{WHERE}: column '{column}' seems to hold several labels at once ('{shown(name)}' "
-                f"beside '{shown(joined[name][0])}'): set data.task = \"multilabel\", or list "
-                "the classes in data.task.labels to learn each combination as one"
-            )
+    joined = _joined_names(occurring)
+    if joined:
+        raise UserError(
+            f"{WHERE}: column '{column}' seems to hold several labels at once "
+            f"('{shown(joined[0])}'): set data.task = \"multilabel\", or list the classes in "
+            "data.task.labels to learn each combination as one"
+        )
 
 
 def _refuse_ids(labels: Labels, column: str) -> None:
     occurring = labels.occurring()
     single = sum(n == 1 for n in occurring.values())
     rows, classes = len(labels.codes), len(occurring)
-    if (classes == rows and rows >= FEWEST_IDS) or (classes >= 10 and 2 * single > classes):
+    if _are_ids(occurring):
         what = (
             f"as many classes as rows ({rows:,})"
             if classes == rows
@@ -322,6 +331,32 @@ def _refuse_ids(labels: Labels, column: str) -> None:
             f"{WHERE}: column '{column}' has {what}, which is an id or a text rather than a class; "
             "name another column, or list the classes in data.task.labels"
         )
+
+
+def _broken_numbers(names: Iterable[str]) -> list[str]:
+    """Those that are no integers, where all are numbers."""
+    names = list(names)
+    broken = [name for name in names if not _INTEGRAL.fullmatch(name)]
+    return broken if all(_NUMBER.fullmatch(name) for name in names) else []
+
+
+def _joined_names(occurring: Iterable[str]) -> list[str]:
+    """The names that are made of others: every part stands alone or in two of them."""
+    names = set(occurring)
+    for separator in _SEPARATORS:
+        joined = {n: {p.strip() for p in n.split(separator)} for n in names if separator in n}
+        parts = Counter(p for each in joined.values() for p in each if p)
+        if joined and all(p in names or n > 1 for p, n in parts.items()):
+            return sorted(joined)
+    return []
+
+
+def _are_ids(occurring: Mapping[str, int]) -> bool:
+    """As many classes as rows, or most classes in a single row."""
+    classes, single = len(occurring), sum(n == 1 for n in occurring.values())
+    if classes >= FEWEST_IDS and single == classes:
+        return True
+    return classes >= 10 and 2 * single > classes
 
 
 def _refuse_near_duplicates(occurring: dict[str, int]) -> None:

@@ -1,0 +1,104 @@
+"""What ``forefed init`` is told about somebody's data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corpus_files import make_files
+from forefed.core.errors import UserError
+from forefed.data.inspect import describe
+
+NOTE = "the note number {i} says more than a few words"
+SITES = ["north", "north", "south", "east"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "task", "settings", "owners"),
+    [
+        (
+            {"text": NOTE, "label": ["a", "b"], "site": SITES},
+            "classification",
+            {"text": "text", "label": "label"},
+            ["site"],
+        ),
+        (
+            {"premise": NOTE, "hypothesis": NOTE, "label": [0, 1, 2]},
+            "pairs",
+            {"text1": "premise", "text2": "hypothesis", "label": "label"},
+            [],
+        ),
+        (
+            {"text1": NOTE, "text2": NOTE, "score": [0.5, 1.25, 4.0]},
+            "regression",
+            {"text1": "text1", "text2": "text2", "label": "score"},
+            [],
+        ),
+        (
+            {"text": NOTE, "labels": ["heat,noise", "heat", "noise"]},
+            "multilabel",
+            {"text": "text", "label": "labels"},
+            [],
+        ),
+        (
+            {"text": NOTE, "labels": [["heat", "noise"], ["heat"]]},
+            "multilabel",
+            {"text": "text", "label": "labels"},
+            [],
+        ),
+        ({"note": NOTE, "hospital_id": [1, 2, 3]}, "causal_lm", {"text": "note"}, ["hospital_id"]),
+        (
+            {"prompt": NOTE, "response": "answer {i} in words", "id": "{i}"},
+            "causal_lm",
+            {"text": "response", "prompt": "prompt"},
+            [],
+        ),
+        (
+            {"remark": NOTE, "kind of fault": ["leak", "noise", "heat"], "ward": ["a", "b"]},
+            "classification",
+            {"text": "remark", "label": "kind of fault"},
+            ["ward"],
+        ),
+        (
+            {"question": NOTE, "context": NOTE, "answer": "more", "answer_start": 5},
+            "qa",
+            {"question": "question", "context": "context", "answer": "answer"},
+            [],
+        ),
+    ],
+)
+def test_the_task_and_its_columns_are_guessed(
+    columns: dict[str, Any], task: str, settings: dict[str, str], owners: list[str], tmp_path: Path
+) -> None:
+    make_files(tmp_path, {"rows.jsonl": {"columns": columns, "n": 60}})
+    found = describe(tmp_path / "rows.jsonl")
+    assert found.task == task and found.settings == {"kind": task, **settings}
+    assert [o.column for o in found.owners] == owners and found.rows == 60
+
+
+def test_labels_owners_and_lengths_are_counted(tmp_path: Path) -> None:
+    columns = {"text": ["four", "eleven char"], "label": ["a", "b", "b"], "site": [*SITES, {}]}
+    make_files(tmp_path, {"rows.csv": {"columns": columns, "n": 60, "delimiter": ";"}})
+    found = describe(tmp_path / "rows.csv")
+    assert found.labels == {"b": 40, "a": 20} and list(found.labels) == ["b", "a"]
+    assert (found.label_count, found.label_kind, found.unlabelled) == (2, "classes", 0)
+    (site,) = found.owners
+    assert (site.owners, site.smallest, site.median, site.largest) == (3, 12, 12, 24)
+    assert (site.missing, site.by_name) == (12, True)
+    assert found.characters == (7, 11) and found.files[0]["delimiter"] == ";"
+    assert found.test_rows is None
+
+
+def test_a_folder_of_one_file_per_site_has_its_files_as_clients(tmp_path: Path) -> None:
+    rows = {"columns": {"text": NOTE, "label": ["a", "b"]}, "n": 20}
+    make_files(tmp_path, {"north.csv": rows, "south.csv": rows, "test.csv": rows})
+    found = describe(tmp_path)
+    assert [o.column for o in found.owners] == ["file"] and found.test_rows == 20
+
+
+def test_what_is_no_text_is_said(tmp_path: Path) -> None:
+    make_files(tmp_path, {"rows.jsonl": {"columns": {"a": 1, "b": 2.5}}})
+    with pytest.raises(UserError, match="no column of texts; columns here: a, b"):
+        describe(tmp_path / "rows.jsonl")
