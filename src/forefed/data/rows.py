@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 CHUNK = 8192
 """Rows that are Python objects at one time."""
 
-
 _LOG = logging.getLogger(__name__)
 
 
@@ -78,6 +77,8 @@ class Rows:
 
     def table(self) -> pyarrow.Table:
         """All columns that can be read; of the others a warning in the log says why not."""
+        import pyarrow
+
         found = {}
         for name, column in self.columns.items():
             if isinstance(column, Unreadable):
