@@ -1,7 +1,10 @@
 """A run from Python: the library says what the command line says.
 
 python examples/from_python.py
+python examples/from_python.py name=longer rounds=20
 """
+
+import sys
 
 from forefed import configure, run
 
@@ -14,6 +17,7 @@ config = configure(
         "data.limit=600",
         "partition.clients=20",
         "client.max_steps=2",
+        *sys.argv[1:],
     ]
 )
 result = run(config, resume=(config.folder / "config.json").exists())

@@ -11,7 +11,7 @@ from deployment import FakePost, connect_by, deployed, make_sites
 from federation import Interrupted, StopAfter, World
 from forefed.run import run
 from forefed.run.rebuild import replay_log
-from forefed.run.use import predict_texts
+from forefed.run.use import predict
 
 LION = "client.optimiser={kind='lion', lr=0.01}"
 
@@ -30,7 +30,7 @@ def main(world: World, out: Path) -> dict[str, object]:
         "whole": whole.summary["digest"],
         "resumed": resumed.summary["digest"],
         "replayed": replay_log(whole.folder).digest,
-        "predicted": str(next(iter(predict_texts(whole.folder, ["w5 w6"])))),
+        "predicted": str(next(iter(predict(whole.folder, ["w5 w6"])))),
         "heard": [json.loads(x)["replies"] for x in open(between.folder / "rounds.jsonl")],
     }
 

@@ -7,6 +7,7 @@ result = run(configure(sets=["strategy=spry", "rounds=20"]))
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # The partitioners come from flwr-datasets; no part of it may report anything to anybody.
@@ -15,42 +16,59 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 if TYPE_CHECKING:
+    from forefed.compare import Study, compare
     from forefed.core.errors import UserError
     from forefed.core.keys import Key
+    from forefed.plan import Scene, plan
+    from forefed.report import read_run, report, write_report
     from forefed.run import Config, Result, Watcher, configure, register, run, simulate
+    from forefed.run.use import export_adapter, predict
     from forefed.strategies import Strategy
+
+_HOMES = {
+    "forefed.compare": ("Study", "compare"),
+    "forefed.core.errors": ("UserError",),
+    "forefed.core.keys": ("Key",),
+    "forefed.plan": ("Scene", "plan"),
+    "forefed.report": ("read_run", "report", "write_report"),
+    "forefed.run": ("Config", "Result", "Watcher", "configure", "register", "run", "simulate"),
+    "forefed.run.use": ("export_adapter", "predict"),
+    "forefed.strategies": ("Strategy",),
+}
+"""Where each public name is defined. A package of the same name is callable (core/facade.py)."""
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Config",
     "Key",
     "Result",
+    "Scene",
     "Strategy",
+    "Study",
     "UserError",
     "Watcher",
+    "compare",
     "configure",
+    "export_adapter",
+    "plan",
+    "predict",
+    "read_run",
     "register",
+    "report",
     "run",
     "simulate",
+    "write_report",
 ]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Load the library when it is used, so that ``forefed --help`` answers at once."""
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'forefed' has no attribute {name!r}")
-    import forefed.run
+    home = import_module(_HOME[name])
+    return home if _HOME[name] == f"forefed.{name}" else getattr(home, name)
 
-    if name == "UserError":
-        from forefed.core.errors import UserError
 
-        return UserError
-    if name == "Key":
-        from forefed.core.keys import Key
-
-        return Key
-    if name == "Strategy":
-        from forefed.strategies import Strategy
-
-        return Strategy
-    return getattr(forefed.run, name)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

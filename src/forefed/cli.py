@@ -196,22 +196,21 @@ def predict(
 
     forefed predict runs/mine --file new.csv --output labelled.csv
     """
-    from forefed.run import predictions
-    from forefed.run.use import classes_of, predict_texts, rows_of_texts, texts_of_file
+    from forefed.run import predictions, use
 
     asked = predictions.format_of(format, output)
     if file is not None and texts:
         raise UserError("predict: give texts or a file of them (--file), not both")
-    rows, wanted = texts_of_file(run, file) if file else (None, texts or [])
-    found = predict_texts(run, wanted)
+    rows, wanted = use.texts_of_file(run, file) if file else (None, texts or [])
+    found = use.predict(run, wanted)
     if asked is None:
         width = max(20, out.width - 30) if out.is_terminal else None
         for one in found:
             said = styled((one_line(one.words), "bold"), "  ", (one_line(one.text, width), "dim"))
             out.print(said, soft_wrap=True)
         return
-    said_of = predictions.with_predictions
-    table = said_of(rows_of_texts(run, wanted) if rows is None else rows, found, classes_of(run))
+    given = use.rows_of_texts(run, wanted) if rows is None else rows
+    table = predictions.with_predictions(given, found, use.classes_of(run))
     if output is None:
         typer.echo(predictions.as_text(table, asked), nl=False)
     else:

@@ -2,5 +2,7 @@
 
 from forefed.compare.compare import Outcome, compare
 from forefed.compare.study import Study, study_of_configs, study_of_file
+from forefed.core.facade import callable_package
 
 __all__ = ["Outcome", "Study", "compare", "study_of_configs", "study_of_file"]
+callable_package(__name__, compare)

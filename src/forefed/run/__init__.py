@@ -1,5 +1,6 @@
 """Running a federation: configuration, the star loop, records, checkpoints."""
 
+from forefed.core.facade import callable_package
 from forefed.run.config import Config, configure, register
 from forefed.run.run import Result, Watcher, run
 from forefed.run.simulate import Simulation, simulate
@@ -14,3 +15,4 @@ __all__ = [
     "run",
     "simulate",
 ]
+callable_package(__name__, run)

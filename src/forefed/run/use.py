@@ -66,7 +66,7 @@ class Prediction:
         return f"{self.predicted} ({max(self.chances):.2f})" if self.chances else self.predicted
 
 
-def predict_texts(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
+def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
     """A prediction for every text, with the parameters of the run's last checkpoint.
 
     Raises:
@@ -111,7 +111,7 @@ def asked_columns(run: Path, config: Config) -> list[list[str]]:
 
 
 def rows_of_texts(run: Path, texts: Sequence[str]) -> pyarrow.Table:
-    """Texts as ``predict_texts`` takes them, as rows under the names of the run's columns."""
+    """Texts as ``predict`` takes them, as rows under the names of the run's columns."""
     import pyarrow
 
     columns = asked_columns(run, parse(Config, record.read_config(run)))
@@ -120,7 +120,7 @@ def rows_of_texts(run: Path, texts: Sequence[str]) -> pyarrow.Table:
 
 
 def texts_of_file(run: Path, path: Path) -> tuple[pyarrow.Table, list[str]]:
-    """All rows of a file with the columns that the run was trained on, and what ``predict_texts``
+    """All rows of a file with the columns that the run was trained on, and what ``predict``
     wants of them.
 
     Raises:
