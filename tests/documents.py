@@ -2,8 +2,8 @@
 
 Every fence names its language: ``python`` blocks run (those of a page one after the other),
 ``toml`` blocks are read as what they configure, the commands of ``console`` blocks are parsed;
-``text`` is for people. A comment ``<!-- not run: why -->`` right above a block that needs the network or real
-machines leaves it at the syntax.
+``text`` is for people. A comment ``<!-- not run: why -->`` right above a block that needs the
+network or real machines leaves it at the syntax.
 """
 
 from __future__ import annotations
