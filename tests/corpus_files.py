@@ -9,6 +9,7 @@ rows    (without ``make``) ``n`` rows of ``columns``; the suffix decides the for
 repeat  ``before``, ``text`` ``times`` times, ``after``.
 bytes   ``hex``: the bytes themselves. ``rows`` with ``encoding`` is another way to odd bytes.
 folder  an empty folder.
+model   the folder of a tiny model, see ``corpus_models``.
 other   a function of ``MAKERS`` below: ``make = "its name"``, called with path and table.
 """
 
@@ -21,6 +22,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from corpus_models import model
 
 
 def make_files(folder: Path, files: dict[str, Any]) -> None:
@@ -91,4 +94,5 @@ MAKERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "repeat": repeat,
     "bytes": raw,
     "folder": folder,
+    "model": model,
 }

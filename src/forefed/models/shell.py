@@ -15,8 +15,10 @@ from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
-from forefed.models.load import choose_device, choose_dtype, explained, quiet, source
+from forefed.models.inspect import longest_text, look
+from forefed.models.load import choose_device, choose_dtype
 from forefed.models.objectives import Objective, objective_of
+from forefed.models.place import quiet
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
 
@@ -27,10 +29,7 @@ def load_config(settings: ModelSettings, labels: int) -> Any:
     Raises:
         UserError: no such model.
     """
-    import transformers
-
-    with quiet(), explained(settings):
-        config = transformers.AutoConfig.from_pretrained(source(settings))
+    config = look(settings, weights=False).config
     if labels:
         config.num_labels = labels
     config.pad_token_id = config.pad_token_id if config.pad_token_id is not None else 0
@@ -40,17 +39,6 @@ def load_config(settings: ModelSettings, labels: int) -> Any:
 def depth_of(config: Any) -> int:
     """The number of blocks."""
     return int(config.get_text_config().num_hidden_layers)
-
-
-def longest_text(config: Any) -> int | None:
-    """Tokens that the model has positions for; None where it counts no positions."""
-    inner = config.get_text_config()
-    limit = getattr(inner, "max_position_embeddings", None)
-    if limit is None:
-        return None
-    # RoBERTa and its kin count positions from behind the padding token's number
-    shifted = inner.model_type in ("roberta", "xlm-roberta", "camembert", "longformer")
-    return int(limit) - (inner.pad_token_id + 1 if shifted else 0)
 
 
 def check_length(config: Any, seq: int, where: str) -> None:

@@ -120,6 +120,8 @@ class Task:
     loss_recomputed: ModelLoss
     model: Any = field(repr=False)
     """The PEFT model; its stored tensors are the first values and stay so."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the model that a person should read before training."""
 
     @property
     def objective(self) -> Objective:
@@ -191,6 +193,7 @@ def task_from_model(
     base_name: str,
     quantise: Literal["none", "int8", "int4"] = "none",
     head: Head | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Task:
     """A Task from a Hugging Face model that is already built; the model is changed in place.
 
@@ -202,6 +205,7 @@ def task_from_model(
         base_name: what an exported adapter calls the base model.
         quantise: how the blocks' frozen matrices are stored.
         head: what the model ends in; None: classes, or the next token without any.
+        notes: what a person should know of the model.
     """
     objective = objective_of(label_names, head)
     current = CurrentCall()
@@ -237,4 +241,5 @@ def task_from_model(
         loss=ModelLoss(forward, tail=tail),
         loss_recomputed=ModelLoss(forward, modules, tail),
         model=wrapped,
+        notes=notes,
     )

@@ -24,7 +24,7 @@ QUESTIONS: dict[str, str] = {
 _MODELS = (
     ("minilm", "the pretrained encoder of the extra 'minilm' (BERT, 6 layers, 22.7 M parameters)"),
     ("FOLDER", "any Hugging Face encoder or decoder saved in a local folder"),
-    ("ORG/NAME", "any Hugging Face hub id (downloaded when it is not in the local cache)"),
+    ("hub:ORG/NAME", "a model of the Hugging Face hub (downloaded when it is not in the cache)"),
 )
 
 

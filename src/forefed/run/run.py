@@ -122,6 +122,8 @@ def _run(
         record.truncate(folder, -1)
         log = _write_head(federation, folder)
     watcher.built(federation, state.round)
+    for text in federation.task.notes:
+        watcher.note(text)
     if state.round == 0:
         _evaluate(federation, folder, state, watcher)
     checkpoint_s, said = 0.0, set[str]()
@@ -170,6 +172,7 @@ def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
         "weights_bytes": weights_bytes(task.model),
         "trainable": trees.size(task.params),
         "units": [[u.name, u.depth, u.size] for u in task.units],
+        "notes": list(task.notes),
     }
     majority = federation.majority()
     data: Json = {**federation.data.provenance, "counts": federation.data.counts}
