@@ -248,7 +248,9 @@ def replay(
 def plan_command(
     model: Annotated[
         str,
-        typer.Argument(help="minilm, a local folder, hub:ORG/NAME; or a run's configuration (.toml)."),
+        typer.Argument(
+            help="minilm, a local folder, hub:ORG/NAME; or a run's configuration (.toml)."
+        ),
     ] = "minilm",
     memory: Annotated[
         str | None, typer.Option(help="Budget for weights and a training step, e.g. 4GB.")
