@@ -138,7 +138,7 @@ def test_the_proxy_lets_the_fleet_interface_through_and_nothing_else(made):
     assert text.count("proxy_pass") == 1 and "location /v1/fleet/ {" in text
     assert "location / {\n        return 403;" in text
     unit = (made[0] / "install" / "forefed-server.service").read_text()
-    assert f"server start {made[0]}" in unit
+    assert f'server start "{made[0]}"' in unit
 
 
 def test_no_folder_is_made_twice(made, forefed_command, world):
@@ -151,21 +151,89 @@ def test_no_folder_is_made_twice(made, forefed_command, world):
     assert {**rights(server), **rights(site)} == before
 
 
+NO_AUTHORITY = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
 MISTAKES = {
     "no data": (["--data", "nowhere.csv"], "nowhere.csv"),
     "no certificate": (["--ca", "nowhere.crt"], "nowhere.crt"),
+    "a certificate that is none": (["--ca", "{none}"], "holds no certificate"),
+    "a certificate of no authority": (["--ca", "{server}/server.crt"], "no authority's"),
+    "a key for a certificate": (["--ca", "{server}/ca.key"], "holds no certificate"),
     "name": (["--name", "a b"], "name"),
+    "name that is a folder": (["--name", ".."], "begins with a letter"),
+    "name that is an option": (["--name=-x"], "begins with a letter"),
+    "name with a colour": (["--name", "a[red]"], "letters, digits"),
+    "name with a line break": (["--name", "a\n"], "letters, digits"),
+    "name of 65 letters": (["--name", "a" * 65], "1 to 64"),
+    "no name": (["--name", ""], "1 to 64"),
     "port": (["--port", "70000"], "port"),
+    "port 0": (["--port", "0"], "port"),
+    "server without a port": (["--server", "hub"], "host:port"),
+    "server's port 0": (["--server", "hub:0"], "between 1 and 65535"),
+    "server's port 70000": (["--server", "hub:70000"], "between 1 and 65535"),
+    "server with a space": (["--server", "my hub:1"], "no name or address"),
+    "server with a scheme": (["--server", "https://hub:1"], "no name or address"),
+    "server that is half an address": (["--server", "10.0.0.999:1"], "no name or address"),
 }
 
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_of_a_new_site(made, forefed_command, world, tmp_path, case):
     more, word = MISTAKES[case]
+    (tmp_path / "none.crt").write_text(NO_AUTHORITY)
+    more = [x.format(none=tmp_path / "none.crt", server=made[0]) for x in more]
     plain = ["--name", "x", "--data", world.texts, "--ca", made[0] / "ca.crt", "--server", "h:1"]
     folder = tmp_path / "new"
     mistake(forefed_command("site", "init", folder, *plain, *more), word)
     assert not folder.exists()
+
+
+SERVER_MISTAKES = {
+    "port 0": (["--port", "0"], "port"),
+    "port 70000": (["--port", "70000"], "port"),
+    "port -1": (["--port=-1"], "port"),
+    "a name with a space": (["--name", "my hub"], "names.0"),
+    "a name with a semicolon": (["--name", "hub;return"], "names.0"),
+    "an empty name": (["--name", ""], "names.0"),
+    "an interface with a space": (["--host", "0.0.0.0 "], "host"),
+    "an interface with a quote": (["--host", 'a"'], "host"),
+}
+
+
+@pytest.mark.parametrize("case", SERVER_MISTAKES)
+def test_mistakes_of_a_new_server(forefed_command, tmp_path, case):
+    pytest.importorskip("flwr")
+    more, word = SERVER_MISTAKES[case]
+    mistake(forefed_command("server", "init", tmp_path / "new", *more), word)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ['a"b', "it's", "a\\b", "a;b", "a{b}", "a\nb", "$HOME"])
+def test_a_folder_that_flower_cannot_name_is_refused(made, forefed_command, world, tmp_path, name):
+    folder = tmp_path / name
+    plain = ["--name", "x", "--data", world.texts, "--ca", made[0] / "ca.crt", "--server", "h:1"]
+    for command in (["server", "init", folder], ["site", "init", folder, *plain]):
+        mistake(forefed_command(*command), "choose one without quotes")
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_a_file_is_named(forefed_command, world):
+    pytest.importorskip("flwr")
+    mistake(forefed_command("server", "init", world.texts), "this is a file")
+
+
+def test_a_folder_with_blanks_keeps_its_name_for_systemd_and_nginx(forefed_command, tmp_path):
+    pytest.importorskip("flwr")
+    folder = tmp_path / "our 100% server"
+    assert forefed_command("server", "init", folder, "--host", "::1").status == 0
+    unit = (folder / "install" / "forefed-server.service").read_text()
+    quoted = str(folder).replace("%", "%%")
+    assert f'server start "{quoted}"' in unit and f'ReadWritePaths="{quoted}"' in unit
+    assert f'ssl_certificate "{folder}/server.crt";' in (
+        (folder / "install" / "nginx.conf").read_text()
+    )
+    flower = tomllib.loads((folder / "flwr" / "config.toml").read_text())
+    assert flower["superlink"]["forefed"]["address"] == "[::1]:8443"
 
 
 def test_where_nothing_is_the_remedy_is_named(forefed_command, tmp_path):

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.deploy
 def knock(federation, keys=None) -> bool:
     """A node's sign of life for the site "main", signed with these keys."""
     who = [signing.NodeAuthHttpInterceptor(*keys)] if keys else []
-    number = json.loads((federation.server / "sites.json").read_text())["main"]
+    number = json.loads((federation.server / "sites.json").read_text())["main"]["node"]
     client = FleetHttpClient.from_server_address(
         f"127.0.0.1:{federation.port}",
         False,

@@ -59,6 +59,22 @@ def site_start(folder: Folder) -> None:
     start_site(folder, say)
 
 
+@site.command("renew")
+def site_renew(
+    folder: Folder,
+    ca: Annotated[
+        Path | None, typer.Option(help="The server's new ca.crt; without it: a new key pair.")
+    ] = None,
+) -> None:
+    """Take the server's new certificate, or make a new key in the place of a revoked one."""
+    from forefed.deploy.site_folder import renew_authority, renew_key
+
+    if ca is not None:
+        say(f"the server's certificate is believed until {renew_authority(folder, ca)}")
+        return
+    say(f"send this new public key to the server's operator: {renew_key(folder)}")
+
+
 @server.command("init")
 def server_init(
     folder: Folder,
@@ -70,10 +86,9 @@ def server_init(
     ] = None,
 ) -> None:
     """Make a server: its own certificates, a secret, and files for systemd and nginx."""
-    from forefed.deploy.server_folder import ServerSettings, init_server
+    from forefed.deploy.server_folder import init_server
 
-    settings = ServerSettings(host=host, port=port, names=tuple(names or ("localhost",)))
-    made = init_server(folder, settings)
+    made = init_server(folder, {"host": host, "port": port, "names": names or ["localhost"]})
     say(f"give this file to every site: {made.authority}")
 
 
@@ -92,10 +107,41 @@ def server_admit(
     key: Annotated[Path, typer.Argument(help="Its public key (node.pub).")],
 ) -> None:
     """Let a site in: its key may connect, and speaks for this name only."""
-    from forefed.deploy.server_folder import admit, read_server
+    from forefed.deploy.admission import admit
+    from forefed.deploy.server_folder import read_server
 
-    admit(read_server(folder)[0], name, key)
-    say(f"{name} may connect")
+    key_print = admit(read_server(folder)[0], name, key)
+    say(f"{name} may connect with the key {key_print}")
+
+
+@server.command("revoke")
+def server_revoke(
+    folder: Folder, name: Annotated[str, typer.Argument(help="The site's name.")]
+) -> None:
+    """Shut a site out, at once and for good: its key is never taken again."""
+    from forefed.deploy.admission import revoke
+    from forefed.deploy.server_folder import read_server
+
+    revoke(read_server(folder)[0], name)
+    say(f"{name} is shut out; another key of it may be admitted")
+
+
+@server.command("renew")
+def server_renew(folder: Folder) -> None:
+    """A new certificate for the server, with the names in server.toml."""
+    from forefed.deploy.certificates import end_of, read_certificate
+    from forefed.deploy.server_folder import read_server, renew
+
+    place, settings = read_server(folder)
+    before = end_of(read_certificate(place.authority))
+    new_authority = renew(place, settings)
+    until = end_of(read_certificate(place.certificate))
+    say(f"certificate until {until}; it is used when the server is started again")
+    if new_authority:
+        say(
+            f"the authority's is new, too: give {place.authority} to every site before {before} "
+            "('forefed site renew FOLDER --ca ca.crt')"
+        )
 
 
 @server.command("run")
@@ -128,15 +174,20 @@ def server_stop(
     folder: Folder, number: Annotated[str, typer.Argument(help="As 'status' shows it.")]
 ) -> None:
     """End a run; its finished rounds are kept, and --resume goes on from there."""
+    from forefed.core.errors import UserError
     from forefed.deploy.server_folder import CONNECTION, flwr, read_server
 
+    if not number.isdecimal():
+        raise UserError(f"{number!r}: no number of a run; 'forefed server status' shows them")
     flwr(read_server(folder)[0], "stop", number, CONNECTION)
     say(f"run {number} stopped")
 
 
 @server.command("status")
 def server_status(folder: Folder) -> None:
-    """Who is connected, and what runs."""
-    from forefed.deploy.server_folder import read_server, status_table
+    """The certificate's end; who is connected, since when, with which key; and what runs."""
+    from forefed.deploy.admission import status
+    from forefed.deploy.server_folder import read_server
 
-    out.print(status_table(read_server(folder)[0]))
+    for line in status(*read_server(folder)):
+        say(line)

@@ -12,14 +12,14 @@ NGINX = """\
 server {{
     listen 443 ssl;
     server_name {name};
-    ssl_certificate {root}/server.crt;
-    ssl_certificate_key {root}/server.key;
+    ssl_certificate "{root}/server.crt";
+    ssl_certificate_key "{root}/server.key";
     ssl_protocols TLSv1.2 TLSv1.3;
     client_max_body_size 2g;
 
     location /v1/fleet/ {{
         proxy_pass https://127.0.0.1:{port};
-        proxy_ssl_trusted_certificate {root}/ca.crt;
+        proxy_ssl_trusted_certificate "{root}/ca.crt";
         proxy_ssl_verify on;
         proxy_ssl_name localhost;
         proxy_http_version 1.1;
@@ -40,13 +40,13 @@ Wants=network-online.target
 
 [Service]
 User={user}
-ExecStart={python} -m forefed.cli {role} start {root}
+ExecStart="{python}" -m forefed.cli {role} start "{root}"
 Restart=on-failure
 RestartSec=5
 KillMode=control-group
 NoNewPrivileges=yes
 ProtectSystem=strict
-ReadWritePaths={root}
+ReadWritePaths="{root}"
 PrivateTmp=yes
 
 [Install]
@@ -56,4 +56,9 @@ WantedBy=multi-user.target
 
 def unit(role: str, root: Path) -> str:
     """A systemd unit that runs ``forefed <role> start`` as the folder's owner."""
-    return _UNIT.format(role=role, user=root.owner(), python=sys.executable, root=root)
+    try:
+        user = root.owner()
+    except KeyError:  # an account without a name, as in a container
+        user = str(root.stat().st_uid)
+    python, folder = (str(x).replace("%", "%%") for x in (sys.executable, root))
+    return _UNIT.format(role=role, user=user, python=python, root=folder)

@@ -8,12 +8,11 @@ import tomllib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from forefed.core.errors import UserError
 from forefed.core.settings import Settings, parse
+from forefed.deploy.names import Address, Port, SiteName, with_port
 from forefed.deploy.supervise import Pause, Program, tool
 
 SITE = "site.toml"
@@ -51,6 +50,7 @@ class ServerFolder:
     runs = property(lambda self: self.root / "runs")
     apps = property(lambda self: self.root / "apps")
     sites = property(lambda self: self.root / "sites.json")
+    revoked = property(lambda self: self.root / "revoked.json")
 
     def environment(self) -> dict[str, str]:
         return environment(self.root)
@@ -66,7 +66,7 @@ class ServerFolder:
             "--disable-runtime-dependency-installation",
         ]
         executor = [
-            *(tool("flower-superexec"), "--runtime-api-address", f"{_reachable(host)}:{port}"),
+            *(tool("flower-superexec"), "--runtime-api-address", with_port(reachable(host), port)),
             *("--root-certificates", str(self.authority)),
             *("--superexec-auth-secret-file", str(self.secret)),
         ]
@@ -121,11 +121,11 @@ class SiteFolder:
 class NodeSettings(Settings):
     """The part of site.toml that it takes to start a node."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    name: SiteName
     """As the server's operator registers it."""
-    server: str
+    server: Address
     """host:port of the server."""
-    port: Annotated[int, Field(ge=1, le=65535)] = 9094
+    port: Port = 9094
     """Of the node's own interface, on loopback only; another one for every site of a machine."""
 
 
@@ -174,5 +174,6 @@ def environment(root: Path) -> dict[str, str]:
     }
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
+    """Where this machine itself finds a server that listens on this interface."""
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host

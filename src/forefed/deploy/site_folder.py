@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +13,9 @@ from typing import TYPE_CHECKING
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.settings import parse
-from forefed.deploy.certificates import write_key_pair, write_secret
+from forefed.deploy.certificates import end_of, read_authority, write_key_pair, write_secret
 from forefed.deploy.install import unit
+from forefed.deploy.names import split_address, usable_folder
 from forefed.deploy.places import SITE, SiteFolder, need_flower, read_node
 from forefed.deploy.supervise import Stopped, supervise
 from forefed.deploy.worker import MAX_PATH
@@ -53,10 +56,11 @@ def init_site(
     """A new site: settings, keys, and what its data looks like.
 
     Raises:
-        UserError: there is one already, the data cannot be read, or the path is too long.
+        UserError: there is one already, the data cannot be read, the certificate is none, or the
+            path cannot be used.
     """
     need_flower()
-    folder = SiteFolder(root.resolve())
+    folder = SiteFolder(usable_folder(root))
     path = folder.root / SITE
     if path.exists():
         raise UserError(f"{path}: there is a site here already")
@@ -67,6 +71,7 @@ def init_site(
         )
     if not authority.is_file():
         raise UserError(f"{authority}: there is no such certificate; the server's is its ca.crt")
+    read_authority(authority)
     from forefed.deploy.settings import SiteSettings
 
     raw = {"name": name, "server": server, "port": port}
@@ -103,16 +108,68 @@ def start_site(root: Path, say: Callable[[str], None]) -> None:
     """Run the worker and Flower's node until a signal ends them.
 
     Raises:
-        UserError: no site there, or something that a new start does not mend.
+        UserError: no site there, a certificate that has ended, or something else that a new start
+            does not mend.
     """
     need_flower()
     folder = SiteFolder(root.resolve())
     site = read_node(folder.root)
+    read_authority(folder.authority)
     say(f"{site.name} takes part at {site.server}; logs in {folder.logs}")
+
+    def told(text: str) -> None:
+        say(text)
+        if text.startswith("supernode ") and (reason := distrust(site.server, folder.authority)):
+            say(reason)
+
+    if reason := distrust(site.server, folder.authority):
+        say(reason)
     try:
-        supervise(folder.programs(site.server, site.port), folder.logs, folder.environment(), say)
+        supervise(folder.programs(site.server, site.port), folder.logs, folder.environment(), told)
     except Stopped as error:
         raise UserError(str(error)) from None
+
+
+def distrust(server: str, authority: Path, patience_s: float = 5.0) -> str:
+    """Why the server's certificate is not believed; "": it is, or nobody answers there."""
+    host, port = split_address(server)
+    context = ssl.create_default_context(cafile=str(authority))
+    try:
+        with (
+            socket.create_connection((host, port), patience_s) as plain,
+            context.wrap_socket(plain, server_hostname=host),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"{server}: the server's certificate is not believed ({error.verify_message}); its "
+            "operator can renew it ('forefed server renew'), and this site goes on asking"
+        )
+    except OSError:
+        return ""
+
+
+def renew_authority(root: Path, authority: Path) -> str:
+    """Believe this certificate from the next start on; returns the day of its end.
+
+    Raises:
+        UserError: no site there, or the file is no certificate of an authority that is valid.
+    """
+    read_node(root)
+    found = read_authority(authority)
+    write_atomic(SiteFolder(root.resolve()).authority, authority.read_bytes())
+    return end_of(found)
+
+
+def renew_key(root: Path) -> Path:
+    """A new key pair, for example after the former one was revoked; returns the public key's file.
+
+    Raises:
+        UserError: no site there.
+    """
+    site, folder = read_node(root), SiteFolder(root.resolve())
+    write_key_pair(folder.key, folder.public, site.name)
+    return folder.public
 
 
 def _quote(text: str) -> str:
