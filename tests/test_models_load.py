@@ -195,7 +195,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_trained(tmp_path: Path) -> None:
     from transformers import BertForMaskedLM
 
     model = BertForMaskedLM(tiny_model("bert", dtype=torch.float32).config)
-    settings = saved(tmp_path, model)
+    settings = saved(tmp_path, model).model_copy(update={"pooling": "pooler"})
     task, _ = load_task(settings, Lora(), Key(1), ["a", "b"])
     assert {n.split(".modules_to_save.")[0].split(".")[-1] for n in task.head} == {
         "pooler",

@@ -15,8 +15,9 @@ from forefed.models.adapters import Adapter
 from forefed.models.attach import draw_missing
 from forefed.models.inspect import Facts, look
 from forefed.models.intact import check_tokens, check_values, judge, untrained_poolers
-from forefed.models.objectives import AnswerSpans, NextToken, Objective, objective_of
+from forefed.models.objectives import AnswerSpans, Classes, NextToken, Objective, objective_of
 from forefed.models.place import explained, portable_name, quiet
+from forefed.models.pooling import choose, install
 from forefed.models.relabel import fit_head
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
@@ -96,6 +97,10 @@ def load_base(
     model, _ = _from_pretrained(facts, objective, settings.name, dtype=dtype)
     resized = any(name in drawn for name, *_ in report["mismatched_keys"])
     drawn, note = fit_head(model, objective, facts.classes, drawn, resized)
+    if isinstance(objective, Classes):
+        install(model, choose(settings, facts), objective.outputs)
+        drawn |= set(model.new_head)
+        poolers = poolers if model.pooling == "pooler" else ()
     std = getattr(model.config, "initializer_range", None) or 0.02
     draw_missing(model, drawn, std, key)
     check_values(model, settings.name)

