@@ -27,6 +27,7 @@ assert WORDS[PAD] == "<pad>"
 
 TINY_TEXT_CLASSIFICATION = (
     "model.dtype=float32",
+    "model.pooling=pooler",  # what the digests were recorded with; test_pooling has the others
     "data.source=files",
     "data.max_length=12",
     "partition=iid",

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import forefed
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.gradients.directions import BasisDirections
 from forefed.gradients.forward import Forward
-from forefed.models.adapters import Lora
-from forefed.models.load import load_task
+from forefed.models.adapters import Adapter, BitFit, HeadOnly, Ia3, Lora, TinyLora
+from forefed.models.export import save_adapter
 from forefed.models.inspect import Facts
+from forefed.models.load import load_task
 from forefed.models.pooling import choose, pool
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task
@@ -56,18 +58,26 @@ def test_auto_takes_what_the_checkpoint_says() -> None:
     assert auto("BertForSequenceClassification", mean) == "pooler"
     assert auto("LlamaForCausalLM", None, "llama") == "pooler"
     assert auto("ModernBertForMaskedLM", None, "modernbert") == "pooler"
-    with pytest.raises(UserError, match=r"not known here \(max_tokens\); set model\.pooling to one"):
+    with pytest.raises(
+        UserError, match=r"not known here \(max_tokens\); set model\.pooling to one"
+    ):
         auto("BertModel", {"pooling_mode_max_tokens": True})
 
 
-def task_of(folder: Path, family: str, pooling: str, **said: bool) -> Task:
+def task_of(
+    folder: Path,
+    family: str,
+    pooling: str,
+    adapter: Adapter = Lora(),  # noqa: B008 (frozen)
+    **said: bool,
+) -> Task:
     model = tiny_model(family, dtype=torch.float32)
     settings = saved(folder, getattr(model, model.base_model_prefix))
     if said:
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
     chosen = ModelSettings(name=settings.name, dtype="float32", pooling=pooling)  # type: ignore[arg-type]
-    return load_task(chosen, Lora(), Key(1), ["a", "b", "c"])[0]
+    return load_task(chosen, adapter, Key(1), ["a", "b", "c"])[0]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
@@ -116,3 +126,24 @@ def test_forward_mode_knows_every_operator_of_a_pooling(tmp_path: Path) -> None:
     assert estimate.fallbacks == {}
     expected = cross_entropy(task.logits(params, batch), batch.labels)
     assert estimate.loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [Lora(r=2), TinyLora(u=3), BitFit(), Ia3(), HeadOnly()])
+def test_an_export_gives_the_same_logits_through_load(adapter: Adapter, tmp_path: Path) -> None:
+    task = task_of(tmp_path / "base", "bert", "mean", adapter)
+    params, batch = moved(task.params), tiny_examples(4).batch(range(4))
+    save_adapter(task, params, tmp_path / "adapter", "# card\n")
+    loaded = forefed.load(tmp_path / "adapter", base=str(tmp_path / "base"))
+    assert loaded.labels == ("a", "b", "c") and loaded.model.config.id2label[1] == "b"
+    with torch.no_grad():
+        theirs = loaded.model(**batch.inputs).logits
+    torch.testing.assert_close(theirs, task.logits(params, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_load_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no forefed_head"):
+        forefed.load(tmp_path)
+    task = task_of(tmp_path / "base", "bert", "pooler")
+    save_adapter(task, task.params, tmp_path / "plain", "")
+    with pytest.raises(UserError, match=r"is loaded by peft\.PeftModel\.from_pretrained alone"):
+        forefed.load(tmp_path / "plain")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from forefed.compare import Study, compare
     from forefed.core.errors import UserError
     from forefed.core.keys import Key
+    from forefed.models.outside import load
     from forefed.plan import Scene, plan
     from forefed.report import read_run, report, write_report
     from forefed.run import Config, Result, Watcher, configure, register, run, simulate
@@ -29,6 +30,7 @@ _HOMES = {
     "forefed.compare": ("Study", "compare"),
     "forefed.core.errors": ("UserError",),
     "forefed.core.keys": ("Key",),
+    "forefed.models.outside": ("load",),
     "forefed.plan": ("Scene", "plan"),
     "forefed.report": ("read_run", "report", "write_report"),
     "forefed.run": ("Config", "Result", "Watcher", "configure", "register", "run", "simulate"),
@@ -50,6 +52,7 @@ __all__ = [
     "compare",
     "configure",
     "export_adapter",
+    "load",
     "plan",
     "predict",
     "read_run",

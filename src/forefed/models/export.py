@@ -1,7 +1,8 @@
 """Saves trained tensors as a PEFT adapter that others load with ``PeftModel.from_pretrained``.
 
 The files: ``adapter_config.json``, ``adapter_model.safetensors`` (trained tensors, and TinyLoRA's
-frozen factors, so that the loaded model gives the run's logits exactly) and ``README.md``.
+frozen factors, so that the loaded model gives the run's logits exactly) and ``README.md``; and what
+the head stands on, where the class of transformers would read something else (``outside.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from forefed.core.errors import UserError
 from forefed.core.types import Params
 from forefed.models.attach import ADAPTER_NAME
 from forefed.models.functional import Call
+from forefed.models.outside import HEAD, head_text
 from forefed.models.task import Task
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -50,6 +52,8 @@ def save_adapter(task: Task, params: Params, folder: Path, card: str) -> None:
         (building / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
         (building / CONFIG).write_text(_config_text(task), encoding="utf-8")
         (building / CARD).write_text(card, encoding="utf-8")
+        if (head := head_text(task)) is not None:
+            (building / HEAD).write_text(head, encoding="utf-8")
         if folder.exists():
             replaced = folder.with_name(f".{folder.name}-replaced")
             shutil.rmtree(replaced, ignore_errors=True)

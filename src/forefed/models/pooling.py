@@ -78,7 +78,9 @@ def install(model: Any, pooling: Pooling, classes: int) -> None:
     if pooling == "pooler":
         return
     body = model.base_model_prefix
-    heads = [n for n, x in model.named_children() if n != body and any(True for _ in x.parameters())]
+    heads = [
+        n for n, x in model.named_children() if n != body and any(True for _ in x.parameters())
+    ]
     linear = [m for n in heads for m in getattr(model, n).modules() if isinstance(m, nn.Linear)]
     name, width = heads[-1], linear[0].in_features
     for other in heads[:-1]:

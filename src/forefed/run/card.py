@@ -12,9 +12,19 @@ from forefed.models.load import portable_name
 from forefed.models.objectives import objective_of
 from forefed.run.config import Config
 
+OWN_HEAD = """import forefed
+from transformers import pipeline
 
-def model_card(config: Config, data: Prepared, summary: Json) -> str:
-    """What the adapter is, how it was trained, how well it does, and how to load it."""
+# Without forefed the class of transformers would read another pooling than the head stands on.
+loaded = forefed.load("adapter")  # base="...": where the base model is, if it is not found
+classify = pipeline("text-classification", model=loaded.model, tokenizer=loaded.tokenizer)"""
+
+
+def model_card(config: Config, data: Prepared, summary: Json, own_head: bool = False) -> str:
+    """What the adapter is, how it was trained, how well it does, and how to load it.
+
+    ``own_head``: the class of transformers reads something else than the head was trained on.
+    """
     base = portable_name(config.model)
     objective = objective_of(data.label_names, config.data.task.head)
     final, measures = summary["final"], objective.measures
@@ -27,6 +37,12 @@ def model_card(config: Config, data: Prepared, summary: Json) -> str:
         if data.label_names
         else ""
     )
+    plain = f"""from peft import PeftModel
+from transformers import {objective.auto}, AutoTokenizer
+
+base = "..."  # {base}: a local folder or a hub id
+model = {objective.auto}.from_pretrained({arguments})
+model = PeftModel.from_pretrained(model, "adapter")"""
     return f"""---
 library_name: peft
 tags: [forefed, federated-learning]
@@ -46,12 +62,7 @@ Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in
 ## Use
 
 ```python
-from peft import PeftModel
-from transformers import {objective.auto}, AutoTokenizer
-
-base = "..."  # {base}: a local folder or a hub id
-model = {objective.auto}.from_pretrained({arguments})
-model = PeftModel.from_pretrained(model, "adapter")
+{OWN_HEAD if own_head else plain}
 ```
 
 Texts were cut at {config.data.max_length} tokens.

