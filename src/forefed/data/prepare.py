@@ -50,17 +50,7 @@ def prepare(
     Raises:
         UserError: anything wrong with the data or the settings, before any training.
     """
-    split = key if settings.split_seed is None else Key(settings.split_seed).fold("data")
-    table, unlabelled = load_table(settings, cache_dir)
-    if settings.limit is not None:
-        test = table.test and _limited(table.test, settings.limit, split.fold("limit", "test"))
-        rows = _limited(table.rows, settings.limit, split.fold("limit", "train"))
-        table = replace(table, rows=rows, test=test)
-    if settings.test_on == "validation":
-        table = _without_test(table, settings.task, settings.test_fraction, split)
-        split = split.fold("validation")
-    if isinstance(partition, Sites) and table.test is None:
-        table = replace(table, test=table.rows)
+    table, unlabelled, split = chosen_rows(settings, partition, key, cache_dir)
     encoded = settings.task.encode(
         table,
         tokenizer,
@@ -93,6 +83,25 @@ def prepare(
         {**encoded.provenance, "notes": notes},
         tuple(notes),
     )
+
+
+def chosen_rows(
+    settings: DataSettings, partition: Partition, key: Key, cache_dir: Path | None
+) -> tuple[Table, int, Key]:
+    """The rows that a run uses, how many were left out for want of a label, and the key that draws
+    the held-out ones."""
+    split = key if settings.split_seed is None else Key(settings.split_seed).fold("data")
+    table, unlabelled = load_table(settings, cache_dir)
+    if settings.limit is not None:
+        test = table.test and _limited(table.test, settings.limit, split.fold("limit", "test"))
+        rows = _limited(table.rows, settings.limit, split.fold("limit", "train"))
+        table = replace(table, rows=rows, test=test)
+    if settings.test_on == "validation":
+        table = _without_test(table, settings.task, settings.test_fraction, split)
+        split = split.fold("validation")
+    if isinstance(partition, Sites) and table.test is None:
+        table = replace(table, test=table.rows)
+    return table, unlabelled, split
 
 
 def load_table(settings: DataSettings, cache_dir: Path | None = None) -> tuple[Table, int]:

@@ -45,6 +45,20 @@ class Encoded:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Arranged:
+    """A table's texts by what they are for. ``natural_ids``: the owner of every text to train on;
+    ``given``: the table has test rows of its own, none were held out."""
+
+    columns: dict[str, list[str]]
+    label_names: tuple[str, ...]
+    train: Texts
+    test: Texts
+    natural_ids: list[str | None] | None
+    given: bool
+    notes: tuple[str, ...]
+
+
 class TextTask(Choice):
     """Base of the tasks."""
 
@@ -101,6 +115,34 @@ class TextTask(Choice):
         held_out = np.isin(groups, key.fold("test").permutation(n)[:size])
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
+    def arrange(
+        self, table: Table, test_fraction: float, key: Key, id_column: str | None = None
+    ) -> Arranged:
+        """The texts to train on and to test on, before anything is tokenised.
+
+        Raises:
+            UserError: as ``encode``.
+        """
+        columns = self.columns(table.rows)
+        tables = [("training", table.rows)]
+        if table.test is not None:
+            tables.append(("test", table.test))
+            for setting, names in columns.items():
+                for name in names:
+                    named(table.test, name, f"data.task.{setting} (test rows)")
+        owners = id_column or table.natural_id
+        ids = None if owners is None else _owners(table.rows, owners)
+        label_names, (train_texts, *rest) = self.texts(tables, columns)
+        rows = np.arange(len(train_texts))
+        if rest:
+            test_texts = rest[0]
+        else:
+            rows, held_out = self.hold_out(table.rows, test_fraction, key)
+            train_texts, test_texts = train_texts.select(rows), train_texts.select(held_out)
+        owned = None if ids is None else [ids[i] for i in rows]
+        notes = (*table.notes, *train_texts.notes)
+        return Arranged(columns, label_names, train_texts, test_texts, owned, bool(rest), notes)
+
     def encode(
         self,
         table: Table,
@@ -121,24 +163,9 @@ class TextTask(Choice):
         Raises:
             UserError: wrong columns or labels, or too few rows; names the column or the row.
         """
-        columns = self.columns(table.rows)
-        tables = [("training", table.rows)]
-        if table.test is not None:
-            tables.append(("test", table.test))
-            for setting, names in columns.items():
-                for name in names:
-                    named(table.test, name, f"data.task.{setting} (test rows)")
-        owners = id_column or table.natural_id
-        ids = None if owners is None else _owners(table.rows, owners)
-        label_names, (train_texts, *rest) = self.texts(tables, columns)
-        rows = np.arange(len(train_texts))
-        if rest:
-            test_texts = rest[0]
-        else:
-            rows, held_out = self.hold_out(table.rows, test_fraction, key)
-            train_texts, test_texts = train_texts.select(rows), train_texts.select(held_out)
-        train = tokenise(train_texts, tokenizer, max_length, cache_dir)
-        test = tokenise(test_texts, tokenizer, max_length, cache_dir, testing=True)
+        there = self.arrange(table, test_fraction, key, id_column)
+        train = tokenise(there.train, tokenizer, max_length, cache_dir)
+        test = tokenise(there.test, tokenizer, max_length, cache_dir, testing=True)
         if not len(train.examples) or not len(test.examples):
             raise UserError(
                 "data: no text is left to learn from or to test on (all are empty or too short); "
@@ -147,18 +174,18 @@ class TextTask(Choice):
         return Encoded(
             train=train.examples,
             test=test.examples,
-            label_names=label_names,
-            natural_ids=None if ids is None else [ids[i] for i in rows[train.kept]],
+            label_names=there.label_names,
+            natural_ids=there.natural_ids and [there.natural_ids[i] for i in train.kept],
             counts={
                 "examples": len(train.examples),
                 "test": len(test.examples),
                 **{name: n + test.counts.get(name, 0) for name, n in train.counts.items()},
             },
-            notes=(*table.notes, *train_texts.notes, *_class_notes(label_names, train, test)),
+            notes=(*there.notes, *_class_notes(there.label_names, train, test)),
             provenance={
                 **table.provenance,
-                "columns": columns,
-                "test_split": "given" if rest else f"held out ({test_fraction:g} of the rows)",
+                "columns": there.columns,
+                "test_split": "given" if there.given else f"held out ({test_fraction:g} of the rows)",
                 "tokens": {"train": train.digest, "test": test.digest},
             },
         )
