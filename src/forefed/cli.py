@@ -363,13 +363,16 @@ def schema(
 
 @app.command()
 def check(config: ConfigFile = None, sets: Sets = None) -> None:
-    """Say what would run, and what cannot, before anything loads."""
+    """Say what would run on which rows, and what cannot: no training, no network."""
+    from forefed.run.checking import check_run, check_table
     from forefed.run.choices import plan_table
-    from forefed.run.compat import check as refuse
 
     chosen = _configure(config, sets)
-    refuse(chosen)
+    checked = check_run(chosen)
     out.print(plan_table(chosen))
+    out.print(check_table(checked))
+    for note in checked.notes:
+        out.print(printable(f"note: {note}"), style="yellow")
     out.print("These settings work together.", style="green")
 
 

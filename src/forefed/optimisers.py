@@ -24,7 +24,7 @@ from torch import Tensor
 from forefed.core.settings import Choice, Registry
 from forefed.core.types import Params, ServerState
 
-Rate = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from forefed.core.errors import UserError, nearest
-from forefed.core.settings import Choice, Registry, spellings
+from forefed.core.settings import Choice, Registry, Settings, spellings
 from forefed.run.config import SLOTS, Config, chosen
 from forefed.strategies import STRATEGIES, strategy
 
@@ -91,26 +91,44 @@ def _plain(value: Any) -> str:
 
 
 def plan_table(config: Config) -> Table:
-    """Slot by slot, what this configuration would run."""
+    """Section by section, what this configuration would run; nothing of it is left out."""
     method = strategy(config.strategy.name)
     table = Table(title=f"{config.name}: {method.summary}", title_justify="left", box=None)
-    table.add_column("slot", style="cyan", no_wrap=True)
+    table.add_column("section", style="cyan", no_wrap=True)
     table.add_column("choice", no_wrap=True)
     table.add_column("settings", style="dim")
-    table.add_row("model", config.model.name, f"dtype={config.model.dtype}")
-    for name in SLOTS:
-        if "." in name and not name.startswith("data."):
-            continue  # stands in its own slot's row
-        for choice in chosen(config, name):
-            values = choice.model_dump(exclude={"kind"})
-            settings = ", ".join(f"{k}={_inner(v)}" for k, v in values.items() if v is not None)
-            table.add_row(name, choice.kind, settings)
-    table.add_row("rounds", str(config.rounds), f"cohort={config.cohort}, seed={config.seed}")
+    plain: dict[str, Any] = {}
+    for name in Config.model_fields:
+        value = getattr(config, name)
+        places = [place for place in SLOTS if place == name or place.startswith(f"{name}.")]
+        if name in SLOTS:
+            many = chosen(config, name)
+            for choice in many:
+                table.add_row(name, choice.kind, _said(choice.model_dump(exclude={"kind"})))
+            if not many:
+                table.add_row(name, "none", "")
+        elif isinstance(value, Settings):
+            inside = {place.split(".")[1] for place in places}
+            for place in places:
+                if place.count(".") == 1:
+                    (choice,) = chosen(config, place)
+                    table.add_row(place, choice.kind, _said(choice.model_dump(exclude={"kind"})))
+            shown = value.model_dump(exclude=inside)
+            table.add_row(name, str(shown.pop("name", "")), _said(shown))
+        else:
+            plain[name] = "none" if value is None else value
+    table.add_row("run", "", _said(plain))
     return table
+
+
+def _said(values: dict[str, Any]) -> str:
+    return ", ".join(f"{k}={_inner(v)}" for k, v in values.items() if v is not None)
 
 
 def _inner(value: Any) -> str:
     if isinstance(value, dict) and "kind" in value:
-        inside = ", ".join(f"{k}={v}" for k, v in value.items() if k != "kind" and v is not None)
+        inside = _said({k: v for k, v in value.items() if k != "kind"})
         return f"{value['kind']}({inside})"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_inner, value)) + "]"
     return str(value)

@@ -185,7 +185,9 @@ class TextTask(Choice):
             provenance={
                 **table.provenance,
                 "columns": there.columns,
-                "test_split": "given" if there.given else f"held out ({test_fraction:g} of the rows)",
+                "test_split": "given"
+                if there.given
+                else f"held out ({test_fraction:g} of the rows)",
                 "tokens": {"train": train.digest, "test": test.digest},
             },
         )

@@ -1,0 +1,116 @@
+"""What ``forefed check`` says: what a configuration would run, and what of it cannot.
+
+Rows are read and split as a run does it, of the model only its files' headers are read; nothing is
+tokenised, trained, written or asked of a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from forefed.core.errors import UserError
+from forefed.core.keys import Key
+from forefed.core.sizes import format_bytes
+from forefed.core.terminal import one_line, printable
+from forefed.data.preview import Preview, preview
+from forefed.data.sources import Hub
+from forefed.models.inspect import Facts, look
+from forefed.optimisers import Optimiser, Sgd
+from forefed.run.compat import check as refuse
+from forefed.run.config import Config
+
+SHOWN_CLASSES = 12
+
+
+@dataclass(frozen=True)
+class Checked:
+    """``data``: None where only the network could tell."""
+
+    config: Config
+    model: Facts
+    data: Preview | None
+    notes: tuple[str, ...]
+
+
+def check_run(config: Config) -> Checked:
+    """Look at everything that a run stands on.
+
+    Raises:
+        UserError: what cannot work; as the run would say it.
+    """
+    refuse(config)
+    model = look(config.model)
+    if model.positions is not None and config.data.max_length > model.positions:
+        raise UserError(
+            f"data.max_length = {config.data.max_length} is more than the {model.positions} tokens "
+            f"that the model '{config.model.name}' has positions for; lower it"
+        )
+    data, notes = None, [model.note] if model.note else []
+    if isinstance(config.data.source, Hub):
+        notes.append("the rows are not looked at: the network would be asked for them")
+    else:
+        key, cache = Key(config.seed).fold("data"), config.out / ".cache"
+        there = cache if cache.is_dir() else None
+        data = preview(config.data, config.partition, key, there)
+        notes += data.notes
+        if config.cohort > data.clients:
+            raise UserError(
+                f"cohort = {config.cohort} is larger than the population ({data.clients} clients); "
+                "lower the cohort, or change the partition"
+            )
+    return Checked(config, model, data, (*notes, *_bold_rates(config)))
+
+
+def check_table(checked: Checked) -> Table:
+    """Data, clients and model as they were found."""
+    table = Table(title="what is there", title_justify="left", box=None, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column()
+    for name, text in _found(checked):
+        table.add_row(name, printable(text))
+    return table
+
+
+def _found(checked: Checked) -> Iterator[tuple[str, str]]:
+    config, data, model = checked.config, checked.data, checked.model
+    if data is not None:
+        how = "of the source's own" if data.given else "held out"
+        yield "rows", f"{data.train:,} to train on, {data.test:,} to test on ({how})"
+        for setting, columns in data.columns.items():
+            guessed = "; guessed, data.task names none" if setting in data.guessed else ""
+            if columns:
+                yield setting, f"{', '.join(one_line(c, 60) for c in columns)} (column{guessed})"
+        if data.label_names:
+            shown = [one_line(name, 40) for name in data.label_names[:SHOWN_CLASSES]]
+            more = ", ..." if len(data.label_names) > SHOWN_CLASSES else ""
+            yield "classes", f"{len(data.label_names):,}: {', '.join(shown)}{more}"
+        yield "clients", f"{data.clients:,}{_sizes(data)}, {config.cohort} per round"
+    layers = f"{model.layers} layers of width {model.hidden}, {model.vocabulary:,} tokens"
+    longest = "" if model.positions is None else f", texts of up to {model.positions:,} tokens"
+    weights = f"{model.parameters / 1e6:,.1f} M parameters ({format_bytes(model.weights_bytes)})"
+    yield "model", f"{model.family}: {weights}, {layers}{longest}"
+
+
+def _sizes(data: Preview) -> str:
+    if not len(data.sizes):
+        return ""
+    low, middle, high = (int(x) for x in np.quantile(data.sizes, [0, 0.5, 1]))
+    return f" with {low:,} to {high:,} training rows (half have {middle:,} or more)"
+
+
+def _bold_rates(config: Config) -> Iterator[str]:
+    """Rates of optimisers that move every number by about the rate in each step."""
+    places: dict[str, Optimiser] = {
+        "client.optimiser": config.client.optimiser,
+        "server": config.server,
+    }
+    for place, optimiser in places.items():
+        if not isinstance(optimiser, Sgd) and optimiser.lr > 1:
+            yield (
+                f"{place}.lr = {optimiser.lr:g}: {optimiser.kind} moves every number by about that "
+                "much a step; 0.001 to 0.1 is usual"
+            )
