@@ -43,7 +43,8 @@ TINY_TEXT_CLASSIFICATION = (
 @dataclass(frozen=True)
 class World:
     """Where things are. ``texts`` has the columns text, label and site; ``pairs`` text1, text2 and
-    label; ``questions`` those of SQuAD."""
+    label; ``questions`` those of SQuAD; ``tags`` text and tags (lists); ``scores`` text
+    and score."""
 
     root: Path
     bert: Path
@@ -51,6 +52,8 @@ class World:
     texts: Path
     pairs: Path
     questions: Path
+    tags: Path
+    scores: Path
 
     def sets(self, out: Path, *more: str) -> list[str]:
         """Settings of a tiny run below ``out``, then ``more``, which win."""
@@ -99,7 +102,10 @@ def make_world(root: Path) -> World:
         ],
     )
     questions = write_lines(root / "questions.jsonl", question_rows())
-    return World(root, bert, llama, texts, pairs, questions)
+    tags, scores = root / "tags.jsonl", root / "scores.jsonl"
+    write_lines(tags, [{"text": row["text"], "tags": tags_of(row)} for row in rows])
+    write_lines(scores, [{"text": row["text"], "score": score_of(row)} for row in rows])
+    return World(root, bert, llama, texts, pairs, questions, tags, scores)
 
 
 def text_rows() -> list[dict[str, str]]:
@@ -113,6 +119,17 @@ def text_rows() -> list[dict[str, str]]:
     rows[10]["text"] = ""
     rows[20]["text"] = " ".join(["w7"] * 300)
     return rows
+
+
+def tags_of(row: dict[str, str]) -> list[str]:
+    """The row's class, "long" from four words on; nothing of an empty text."""
+    size = len(row["text"].split())
+    return [row["label"], "long"][: 0 if not size else 2 if size > 3 else 1]
+
+
+def score_of(row: dict[str, str]) -> float:
+    """From 0 to 10: more of longer texts and of later classes."""
+    return min(len(row["text"].split()), 6) + 2.0 * CLASSES.index(row["label"])
 
 
 def question_rows() -> list[dict[str, Any]]:

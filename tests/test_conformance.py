@@ -50,6 +50,8 @@ NEEDS: dict[str, list[str]] = {
     "partition=natural": ["partition.column=site"],
     "partition=bootstrap": ["partition.clients=6", "partition.examples_per_client=9"],
     "data.task=pairs": ["data.source.path='{world.pairs}'"],
+    "data.task=multilabel": ["data.source.path='{world.tags}'"],
+    "data.task=regression": ["data.source.path='{world.scores}'"],
     "data.task=causal_lm": ["model.name='{world.llama}'"],
     "data.task=qa": ["data.source.path='{world.questions}'"],
     "data.source=pydocs": ["data.limit=40"],
@@ -234,7 +236,8 @@ def peft_model(objective: Objective, folder: Path, config: Config) -> Any:
     import transformers
     from peft import PeftModel
 
-    options = {"num_labels": objective.outputs} if objective.has_head else {}
+    known = ("num_labels", "problem_type")
+    options = {k: v for k, v in objective.options().items() if k in known}
     auto: Any = getattr(transformers, objective.auto)
     with torch.random.fork_rng(devices=[]):
         dtype = getattr(torch, config.model.dtype)

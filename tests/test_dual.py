@@ -14,6 +14,7 @@ from forefed.gradients.dual.tensor import METADATA, name_of
 K = 2
 MASK = torch.tensor([[True, False, True, True], [False, True, True, False], [True] * 4])
 INDEX = torch.tensor([2, 0, 2])
+MARKS = torch.tensor([[1.0, 0, 1, 0], [0, 0, 1, 1], [1, 1, 0, 0]]).double()
 C = Key(8).normal((3, 4)).double()
 V = Key(9).normal((4,)).double()
 M = Key(10).normal((5, 4)).double()
@@ -123,6 +124,15 @@ CASES = {
         + F.cross_entropy(y, torch.tensor([1, -100, 3]))
     ),
     "cross_entropy, none": lambda x, y: F.cross_entropy(x, INDEX, reduction="none"),
+    "binary_cross_entropy": lambda x, y: (
+        F.binary_cross_entropy_with_logits(x * y, MARKS)
+        + F.binary_cross_entropy_with_logits(x, MARKS, reduction="sum")
+    ),
+    "binary_cross_entropy, none": lambda x, y: F.binary_cross_entropy_with_logits(
+        x, MARKS, reduction="none"
+    ),
+    "mse_loss": lambda x, y: F.mse_loss(x * y, MARKS) + F.mse_loss(x, MARKS, reduction="sum"),
+    "mse_loss, none": lambda x, y: F.mse_loss(x, MARKS, reduction="none"),
     "written over, then read": lambda x, y: _twice(x, y),
 }
 

@@ -43,14 +43,15 @@ class Row:
 class Texts:
     """N texts before they are tokenised.
 
-    Classification: ``first`` and, for pairs, ``second``, with the classes ``labels`` [N]. Language
+    Classification: ``first`` and, for pairs, ``second``, with the classes ``labels`` [N] (labels
+    0 or 1 [N, C], or numbers [N], where those are learned). Language
     modelling (``labels`` None): ``first`` is the prompt ("": none), ``second`` the text to predict.
     Question answering: ``spans.Questions``.
     """
 
     first: Sequence[str]
     second: Sequence[str] | None
-    labels: NDArray[np.int64] | None
+    labels: NDArray[Any] | None
     notes: tuple[str, ...] = ()
     """Sentences for the user."""
 
@@ -156,7 +157,9 @@ def _tokenise(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> T
         tokens=_flat([row.ids for row in rows], np.int32),
         types=_flat(types, np.uint8) if types else None,
         offsets=np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
-        labels=np.array([row.label for row in rows], dtype=np.int64),
+        labels=np.array(
+            [row.label for row in rows], np.int64 if texts.labels is None else texts.labels.dtype
+        ),
         n_bytes=np.array([row.n_bytes for row in rows], dtype=np.int64),
         pad_id=tokenizer.pad_token_id,
         causal=causal,
@@ -259,7 +262,8 @@ def _digest_request(texts: Texts, tokenizer: Any, max_length: int, testing: bool
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "little") + encoded)
     if texts.labels is not None:
-        digest.update(texts.labels.astype("<i8").tobytes())
+        digest.update(texts.labels.astype(texts.labels.dtype.newbyteorder("<")).tobytes())
+        digest.update(f"{texts.labels.shape[1:]}".encode() if texts.labels.ndim > 1 else b"")
     return digest.hexdigest()[:32]
 
 

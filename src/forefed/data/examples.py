@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,18 +35,18 @@ class Examples:
     """N tokenised examples: flat, so that a large data set is a few memory-mapped arrays.
 
     ``tokens``/``types`` [total] hold all token ids and segment ids, example i at
-    ``offsets[i]:offsets[i + 1]``. Classification: ``labels`` [N] is the class. Language modelling
-    (``causal``): ``labels`` [N] is the first position that carries loss (0: all tokens), and
-    ``n_bytes`` [N] the UTF-8 length of the text that is predicted. Question answering: ``labels``
-    [N, 2] are the first and the last token of the answer (``IGNORED_LABEL``: it was cut off), and
-    ``chars`` [total, 2] each token's first character in the context and the one after its last (-1
-    outside of it).
+    ``offsets[i]:offsets[i + 1]``. Classification: ``labels`` [N] is the class; of several labels,
+    0 or 1 [N, C]; of numbers, they themselves [N] float64. Language modelling (``causal``):
+    ``labels`` [N] is the first position that carries loss (0: all tokens), and ``n_bytes`` [N] the
+    UTF-8 length of the text that is predicted. Question answering: ``labels`` [N, 2] are the first
+    and the last token of the answer (``IGNORED_LABEL``: it was cut off), and ``chars`` [total, 2]
+    each token's first character in the context and the one after its last (-1 outside of it).
     """
 
     tokens: NDArray[np.int32]
     types: NDArray[np.uint8] | None
     offsets: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     n_bytes: NDArray[np.int64]
     pad_id: int
     causal: bool = False

@@ -51,9 +51,10 @@ class Population:
         """Who holds what, for the record: the first ``limit`` clients' sizes and label counts.
 
         Returns:
-            "kind", "clients", "labels" (names; none where no classes are learned), "sizes" [shown],
-            "counts" [shown, labels], "shown", "dropped" (examples that nobody holds), and "digest",
-            the SHA-256 of the shown clients' examples.
+            "kind", "clients", "labels" (names; the ends of a scale of numbers; none where neither
+            is learned), "sizes" [shown], "counts" [shown, labels] (none of numbers), "shown",
+            "dropped" (examples that nobody holds), and "digest", the SHA-256 of the shown clients'
+            examples.
         """
         shown = min(limit, self.size)
         digest = hashlib.sha256()
@@ -62,8 +63,10 @@ class Population:
             rows = self._rows(i)
             digest.update(len(rows).to_bytes(8, "little") + rows.astype("<i8").tobytes())
             sizes.append(len(rows))
-            if self.label_names:
-                labels = self.examples.labels[rows]
+            labels = self.examples.labels[rows]
+            if labels.ndim == 2 and self.label_names:
+                counts.append(labels.sum(0).tolist())
+            elif self.label_names and labels.dtype.kind == "i":
                 counts.append(np.bincount(labels, minlength=len(self.label_names)).tolist())
         return {
             "kind": self.kind,

@@ -61,7 +61,7 @@ def prepare(
         partition.column if isinstance(partition, Natural) else None,
     )
     train = encoded.train
-    classes = np.asarray(train.labels) if encoded.label_names else np.zeros(len(train), np.int64)
+    classes = settings.task.strata(train.labels)
     shares = partition.split(classes, encoded.natural_ids, key.fold("partition"))
     population = Population(
         partition.kind,

@@ -20,6 +20,7 @@ from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.auto import Auto
 from forefed.gradients.directions import RandomDirections
 from forefed.local.groups import groups_of
+from forefed.models.objectives import objective_of
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.plan import choose, noise_along, noise_of, own_precision
 from forefed.run.compat import check
@@ -161,7 +162,9 @@ def scene_of(config: Config, units: tuple[Unit, ...], data: Prepared) -> Scene:
     return Scene(
         model=config.model,
         adapter=config.adapter,
-        labels="spans" if config.data.task.head == "spans" else len(data.label_names),
+        labels="spans"
+        if config.data.task.head == "spans"
+        else objective_of(data.label_names, config.data.task.head).outputs,
         batch=max(len(data.population.client(i).train) for i in shown) if size == "all" else size,
         seq=int(train.lengths().max()),
         units=most or None,

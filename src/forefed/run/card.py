@@ -30,7 +30,8 @@ def model_card(config: Config, data: Prepared, summary: Json, own_head: bool = F
     final, measures = summary["final"], objective.measures
     beside = against(measures, summary["baseline"])
     result = f"{measures.said(final)} on {final['n']} test {measures.terms} ({beside})"
-    arguments = f"base, num_labels={objective.outputs}" if objective.has_head else "base"
+    options = {k: v for k, v in objective.options().items() if k in ("num_labels", "problem_type")}
+    arguments = ", ".join(["base", *(f"{name}={value!r}" for name, value in options.items())])
     totals = summary["totals"]
     labels = (
         "\n## Labels\n\n" + "\n".join(f"{i}. {n}" for i, n in enumerate(data.label_names)) + "\n"

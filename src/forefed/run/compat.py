@@ -54,8 +54,18 @@ DEPLOYED: tuple[Exclusion, ...] = (
         "deadline_s: a round between machines needs one, for example deadline_s = 600",
     ),
     Exclusion(
-        lambda c: c.data.task.head == "classification" and not getattr(c.data.task, "labels", ()),
+        lambda c: (
+            "labels" in type(c.data.task).model_fields and not getattr(c.data.task, "labels", None)
+        ),
         "data.task.labels: name the classes, because no site sees those of all the others",
+    ),
+    Exclusion(
+        lambda c: (
+            "range" in type(c.data.task).model_fields
+            and getattr(c.data.task, "range", None) is None
+        ),
+        "data.task.range: name the ends of the scale, because no site sees the numbers of all the "
+        "others",
     ),
     Exclusion(
         lambda c: c.engine.kind == "auto",

@@ -63,8 +63,9 @@ def scene_of_config(config: Config) -> dict[str, Any]:
         "seq": config.data.max_length,
         "split": max(1, config.cohort // getattr(config.assign, "copies", config.cohort)),
     }
-    if config.data.task.head != "classification":
-        found["labels"] = {"causal_lm": 0, "spans": "spans"}[config.data.task.head]
+    heads: dict[str, int | str] = {"causal_lm": 0, "spans": "spans", "regression": 1}
+    if config.data.task.head in heads:
+        found["labels"] = heads[config.data.task.head]
     if config.client.batch_size != "all":
         found["batch"] = config.client.batch_size
     return found

@@ -1,14 +1,17 @@
-"""What is learned from a row: a class of one or two texts, the text itself, or an answer in it."""
+"""What is learned from a row: a class, labels or a number of its texts, the text itself, or an
+answer in it."""
 
 from forefed.core.settings import Registry
 from forefed.data.encoding import encode_texts
 from forefed.data.tasks.causal_lm import CausalLM
 from forefed.data.tasks.classification import Classification, Pairs
+from forefed.data.tasks.multilabel import MultiLabel
 from forefed.data.tasks.qa import QuestionAnswering
+from forefed.data.tasks.regression import Regression
 from forefed.data.tasks.task import Encoded, Head, TextTask
 
 TASKS: Registry[TextTask] = Registry(
-    "data.task", [Classification, Pairs, CausalLM, QuestionAnswering]
+    "data.task", [Classification, Pairs, MultiLabel, Regression, CausalLM, QuestionAnswering]
 )
 
 __all__ = [
@@ -17,8 +20,10 @@ __all__ = [
     "Classification",
     "Encoded",
     "Head",
+    "MultiLabel",
     "Pairs",
     "QuestionAnswering",
+    "Regression",
     "TextTask",
     "encode_texts",
 ]

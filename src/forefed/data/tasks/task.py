@@ -21,8 +21,9 @@ from forefed.data.labels import class_notes, coded, name_of
 from forefed.data.rows import Rows
 from forefed.data.sources import Table
 
-Head = Literal["classification", "causal_lm", "spans"]
-"""What a model ends in: a class, the next token, or the first and the last token of an answer."""
+Head = Literal["classification", "multilabel", "regression", "causal_lm", "spans"]
+"""What a model ends in: a class, labels, a number, the next token, or the first and the last token
+of an answer."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,15 @@ class TextTask(Choice):
             texts: by column of ``asked``, all of the same length.
         """
         return encode_texts(tokenizer, texts[0], max_length, *texts[1:])
+
+    def strata(self, labels: Any) -> Indices:
+        """A class of every example, by which a partition may skew the clients.
+
+        Args:
+            labels: of the examples, as ``Examples.labels`` has them.
+        """
+        plain = self.head == "classification"
+        return np.asarray(labels) if plain else np.zeros(len(labels), dtype=np.int64)
 
     def groups(self, rows: Rows) -> Indices:
         """A number for every row, 0 upwards; rows of one number are never divided by a split."""

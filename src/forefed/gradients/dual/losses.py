@@ -1,4 +1,4 @@
-"""Rule of the cross-entropy."""
+"""Rules of the losses: cross-entropy of classes and of labels, squared error."""
 
 from __future__ import annotations
 
@@ -39,3 +39,50 @@ def cross_entropy(
         return fresh(losses)
     total = losses.sum(1)
     return fresh(total if reduction == "sum" else total / counted_N.sum())
+
+
+@rule(F.binary_cross_entropy_with_logits)
+def binary_cross_entropy_with_logits(
+    logits: Dual,
+    target: Tensor,
+    weight: Any = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    pos_weight: Any = None,
+) -> Dual:
+    """l = log(1 + e^z) - y z: l' = (sigmoid(z) - y) z'."""
+    if isinstance(target, Dual) or weight is not None or pos_weight is not None:
+        raise TypeError("binary_cross_entropy_with_logits of dual numbers: no weights")
+    z = value(logits)
+    losses = torch.empty_like(logits.slices)
+    losses[0] = F.binary_cross_entropy_with_logits(z, target, reduction="none")
+    torch.mul(tangents(logits), torch.sigmoid(z) - target, out=losses[1:])
+    return _reduced(losses, reduction)
+
+
+@rule(F.mse_loss)
+def mse_loss(
+    input: Dual,
+    target: Tensor,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
+    weight: Any = None,
+) -> Dual:
+    """l = (z - y)^2: l' = 2 (z - y) z'."""
+    if isinstance(target, Dual) or weight is not None:
+        raise TypeError("mse_loss of dual numbers: constant targets, no weights")
+    error = value(input) - target
+    losses = torch.empty_like(input.slices)
+    torch.mul(error, error, out=losses[0])
+    torch.mul(tangents(input), 2 * error, out=losses[1:])
+    return _reduced(losses, reduction)
+
+
+def _reduced(losses: Tensor, reduction: str) -> Dual:
+    """The loss [1 + K, ...] of every element, as it was asked for."""
+    if reduction == "none":
+        return fresh(losses)
+    whole = losses.flatten(1)
+    return fresh(whole.sum(1) if reduction == "sum" else whole.mean(1))

@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from forefed.data.tasks import Head
 from forefed.models.objectives.answer_spans import AnswerSpans
 from forefed.models.objectives.classes import Classes
+from forefed.models.objectives.multilabel import MultiLabel
 from forefed.models.objectives.next_token import NextToken
 from forefed.models.objectives.objective import Objective, Sums, mean_loss, merge
+from forefed.models.objectives.regression import Regression
 
 OBJECTIVES: dict[Head, type[Objective]] = {
     "classification": Classes,
+    "multilabel": MultiLabel,
+    "regression": Regression,
     "causal_lm": NextToken,
     "spans": AnswerSpans,
 }
@@ -26,8 +30,10 @@ __all__ = [
     "OBJECTIVES",
     "AnswerSpans",
     "Classes",
+    "MultiLabel",
     "NextToken",
     "Objective",
+    "Regression",
     "Sums",
     "mean_loss",
     "merge",
