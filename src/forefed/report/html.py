@@ -16,7 +16,7 @@ from forefed.report import blocks, palette, plots, tables, words
 from forefed.report.document import document
 from forefed.report.headline import headline
 from forefed.report.notes import NOTES
-from forefed.report.read import Run, run_labels
+from forefed.report.read import Run, label_names, run_labels
 
 
 def write_report(runs: Sequence[Run], path: Path) -> None:
@@ -232,7 +232,7 @@ def _partitions(runs: Sequence[Run], names: Sequence[str]) -> str:
     parts = []
     for number, (partition, members) in enumerate(groups):
         facts = tables.partition_facts(partition)
-        labels = [str(name) for name in partition.get("labels") or []]
+        labels = label_names(partition)
         if plots.is_map(partition):
             legend = blocks.legend(
                 [

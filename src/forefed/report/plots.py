@@ -15,7 +15,7 @@ from forefed.core.types import Json
 from forefed.report import words
 from forefed.report.drawing import draw_line, drawn, label_axis, ticks, whole_rounds
 from forefed.report.palette import INK, PHASE_COLOURS, PHASES, colour
-from forefed.report.read import Run, finite
+from forefed.report.read import Run, finite, label_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,7 +167,7 @@ def partition_plot(partition: Json, key: str = "partition") -> str | None:
     sizes = np.array(partition.get("sizes") or [], dtype=float)
     if not len(sizes):
         return None
-    names = [str(name) for name in partition.get("labels") or []]
+    names = label_names(partition)
     counts = np.array(partition.get("counts") or [], dtype=float).reshape(len(sizes), -1)
     order = np.argsort(-sizes, kind="stable")
     sizes, counts = sizes[order], counts[order]
@@ -220,7 +220,7 @@ def partition_plot(partition: Json, key: str = "partition") -> str | None:
 
 def is_map(partition: Json) -> bool:
     """Is this partition drawn as a map of label shares?"""
-    labels = len(partition.get("labels") or [])
+    labels = len(label_names(partition))
     many = len(partition.get("sizes") or []) > MOST_BARS
     return labels > 0 and (many or labels > MOST_COLOURS)
 

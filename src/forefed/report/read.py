@@ -191,6 +191,11 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     return labels
 
 
+def label_names(partition: Json) -> list[str]:
+    """The labels by which clients' examples are counted; none where they are not."""
+    return [str(name) for name in partition.get("labels") or []] if partition.get("counts") else []
+
+
 def finite(value: object) -> float | None:
     """The number, or None for null, NaN, infinities and everything that is not a number."""
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.report import words
-from forefed.report.read import Run, finite, run_labels
+from forefed.report.read import Run, finite, label_names, run_labels
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -159,7 +159,7 @@ def partition_facts(partition: Json) -> list[Row]:
         rows.append(Row("training examples", (f"{sum(sizes):,}",)))
         rows.append(Row("smallest / median / largest client", (spread,)))
     held = [counts for counts in partition.get("counts") or [] if sum(counts)]
-    if partition.get("labels") and held:
+    if label_names(partition) and held:
         kinds = median(sum(n > 0 for n in counts) for counts in held)
         share = median(max(counts) / sum(counts) for counts in held)
         known = len(partition["labels"])
@@ -192,7 +192,7 @@ def partition_table(summary: Json) -> Table:
     from rich.text import Text
 
     sizes = [int(n) for n in summary.get("sizes") or []]
-    labels = [str(name) for name in summary.get("labels") or []]
+    labels = label_names(summary)
     order = sorted(range(len(sizes)), key=lambda client: -sizes[client])
     picked = _spread(order, MOST_CLIENTS)
     facts = "\n".join(f"{row.name}: {row.values[0]}" for row in partition_facts(summary))

@@ -213,4 +213,5 @@ def _owners(rows: Rows, column: str) -> list[str | None]:
 def _class_notes(names: tuple[str, ...], train: Tokenised, test: Tokenised) -> list[str]:
     """Notes on classes, where each example has one."""
     labels = train.examples.labels, test.examples.labels
-    return class_notes(names, *labels) if names and labels[0].ndim == 1 else []
+    one = labels[0].ndim == 1 and labels[0].dtype.kind == "i"
+    return class_notes(names, *labels) if names and one else []
