@@ -95,7 +95,7 @@ def plan_table(config: Config) -> Table:
     method = strategy(config.strategy.name)
     table = Table(title=f"{config.name}: {method.summary}", title_justify="left", box=None)
     table.add_column("section", style="cyan", no_wrap=True)
-    table.add_column("choice", no_wrap=True)
+    table.add_column("choice", overflow="fold", max_width=24)  # a model may be a long path
     table.add_column("settings", style="dim")
     plain: dict[str, Any] = {}
     for name in Config.model_fields:
