@@ -93,11 +93,12 @@ def test_averaging_slopes_equals_averaging_models():
         Update(c, n, None, _round_slopes(c, steps))
         for c, n, steps in ((0, 3, 2), (1, 1, 5), (2, 4, 1))
     ]
-    averaged, record = loop.server.finish(start, orders, updates)
+    done = loop.server.finish(start, orders, updates)
+    averaged, record = done.state, done.record
     assert len(record.entries) == 1 and len(record.entries[0].slopes["body"]) == 5
     each = dataclasses.replace(loop.server, averages_slopes=False)
     rebuilt = [each.rebuild(orders[u.client], u) for u in updates]
-    separate, _ = each.finish(start, orders, rebuilt)
+    separate = each.finish(start, orders, rebuilt).state
     moved = trees.subtract(separate.params, start.params)
     error = trees.subtract(averaged.params, separate.params)
     assert trees.norm(moved) > 0.01 and trees.norm(error) < 1e-12 * trees.norm(moved)
@@ -114,7 +115,7 @@ def test_averages_by_hand():
     a = {"body": torch.tensor([[1.0, 2.0], [4.0, 8.0]])}
     b = {"body": torch.tensor([[5.0, float("nan")], [0.0, 4.0], [3.0, 6.0]])}
     entries = [Entry(2, 3, ("w",), b), Entry(1, 1, ("w",), a), Entry(0, 5, ("v",), a)]
-    _, averaged = average_slopes(Mean(), {}, sorted(entries, key=lambda e: e.client))
+    _, averaged, _ = average_slopes(Mean(), {}, sorted(entries, key=lambda e: e.client))
     assert [(e.client, e.n_examples, e.assigned) for e in averaged] == [
         (0, 5, ("v",)),
         (1, 4, ("w",)),

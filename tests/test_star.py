@@ -209,6 +209,22 @@ def test_aggregate_by_hand():
     assert trees.digest(again) == trees.digest(grad)
 
 
+def test_a_report_says_how_long_each_contribution_was_and_where_it_pointed():
+    updates = [
+        Update(2, 1, {"a": torch.tensor([3.0, 4.0])}),
+        Update(0, 1, {"a": torch.tensor([5.0, 0.0]), "b": torch.tensor([0.0])}),
+        Update(1, 0, {"a": torch.tensor([9e9, 9e9])}),
+    ]
+    server = Server(Key(4), HEAD, Mean(), Sgd())
+    state = RunState(0, {"a": torch.zeros(2), "b": torch.zeros(1)})
+    first, second = server.finish(state, {}, updates).contributions
+    # the mean is (4, 2); of b both are zero
+    assert first == {"client": 0, "norm": 5.0, "cosine": pytest.approx(20 / (5 * 20**0.5))}
+    assert second == {"client": 2, "norm": 5.0, "cosine": pytest.approx(20 / (5 * 20**0.5))}
+    unmoved = server.finish(state, {}, [Update(3, 1, {"b": torch.zeros(1)})])
+    assert unmoved.contributions == ({"client": 3, "norm": 0.0, "cosine": None},)
+
+
 def test_both_halves_of_a_transform_are_called():
     class Double(Transform):
         """Twice the change, and twice again at the server."""

@@ -258,6 +258,7 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
         "steps": int(total("steps")),
         "skipped": int(total("skipped")),
         "clamped": int(total("clamped")),
+        "contributions": [dict(c) for c in report.contributions],
         "pending": report.pending,
         "abandoned": report.abandoned,
         "fallbacks": {n.removeprefix(FALLBACK): int(total(n)) for n in sorted(fallbacks)},

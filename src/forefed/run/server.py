@@ -14,9 +14,10 @@ from torch import Tensor
 
 from forefed.aggregate import Mean, Rule, aggregate
 from forefed.collect import Collect, EveryRound
+from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
-from forefed.core.types import Order, Params, ServerState, Update
+from forefed.core.types import Json, Order, Params, ServerState, Update
 from forefed.memo import Memo, Nothing
 from forefed.optimisers import Optimiser
 from forefed.run.state import RunState, waiting
@@ -29,6 +30,18 @@ Rebuild = Callable[[Order, Update], Update]
 
 def _as_it_is(order: Order, update: Update) -> Update:
     return update
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What the server made of a round's answers."""
+
+    state: RunState
+    record: RoundRecord
+    contributions: tuple[Json, ...] = ()
+    """Of every answer that counted {client, norm, cosine}: its length, and its angle to the
+    aggregate over what it trained (None: nothing moved, or one of them is zero). With shared
+    directions both are those of the slopes."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class Server:
 
     def finish(
         self, state: RunState, orders: Mapping[int, Order], updates: Iterable[Update]
-    ) -> tuple[RunState, RoundRecord]:
+    ) -> Finished:
         """The state after a round, and the record from which ``replay`` makes the same."""
         heard = sorted((u for u in updates if u.n_examples > 0), key=lambda u: u.client)
         entries = [
@@ -63,10 +76,12 @@ class Server:
             if u.slopes is not None
         ]
         if not self.averages_slopes:
-            return self.apply(state, heard), RoundRecord(state.round + 1, tuple(entries))
-        rule_state, averaged = average_slopes(self.rule, state.rule, entries)
+            after, total = self.apply(state, heard)
+            record = RoundRecord(state.round + 1, tuple(entries))
+            return Finished(after, record, contributions(heard, total))
+        rule_state, averaged, along = average_slopes(self.rule, state.rule, entries)
         record = RoundRecord(state.round + 1, tuple(averaged))
-        return self.replay(replace(state, rule=rule_state), record), record
+        return Finished(self.replay(replace(state, rule=rule_state), record), record, along)
 
     def replay(self, state: RunState, record: RoundRecord) -> RunState:
         """The state after the round that was recorded.
@@ -83,18 +98,19 @@ class Server:
             )
             plain = Update(entry.client, entry.n_examples, None, entry.slopes)
             updates.append(self.rebuild(order, plain))
-        return self.apply(state, updates)
+        return self.apply(state, updates)[0]
 
     def missed(self, state: RunState, client: int) -> bytes | None:
         """What brings a client up to date that keeps the parameters; None: it needs them."""
         return state.log.missed(client)
 
-    def apply(self, state: RunState, updates: Sequence[Update]) -> RunState:
-        """The server's step, once enough has been collected: nothing moves that nobody trained."""
+    def apply(self, state: RunState, updates: Sequence[Update]) -> tuple[RunState, Params | None]:
+        """The server's step, and the aggregate along which it went, once enough has been collected:
+        nothing moves that nobody trained."""
         number = state.round + 1
         all_updates = (*state.pending, *updates)
         if not self.collect.enough(all_updates):
-            return replace(state, round=number, pending=tuple(map(waiting, all_updates)))
+            return replace(state, round=number, pending=tuple(map(waiting, all_updates))), None
         rule = Mean(weights=self.rule.weights) if self.averages_slopes else self.rule
         rule_state, change = aggregate(rule, state.rule, all_updates)
         _, last = aggregate(rule, state.rule, [replace(u, grad=u.last) for u in all_updates])
@@ -102,7 +118,7 @@ class Server:
             change = transform.server(change)
         server_state, params = self.move(state, change)
         memo = self.memo.after(state.memo, change, last)
-        return replace(
+        after = replace(
             state,
             round=number,
             params=params,
@@ -111,6 +127,7 @@ class Server:
             memo=memo,
             pending=(),
         )
+        return after, change
 
     def move(self, state: RunState, change: Params) -> tuple[ServerState, Params]:
         """The optimiser's state and the parameters after a step along the aggregate."""
@@ -118,9 +135,24 @@ class Server:
         return optimiser.step(state.server, state.params, change, self.head)
 
 
+def contributions(updates: Iterable[Update], total: Params | None) -> tuple[Json, ...]:
+    """{client, norm, cosine} of every update, against the aggregate."""
+    told = []
+    for update in updates:
+        delta = update.grad or {}
+        norm = trees.norm(delta)
+        cosine = None
+        if total is not None:
+            along = trees.pick(total, delta)
+            length = norm * trees.norm(along)
+            cosine = trees.dot(delta, along) / length if length else None
+        told.append({"client": update.client, "norm": norm, "cosine": cosine})
+    return tuple(told)
+
+
 def average_slopes(
     rule: Rule, state: ServerState, entries: Sequence[Entry]
-) -> tuple[ServerState, list[Entry]]:
+) -> tuple[ServerState, list[Entry], tuple[Json, ...]]:
     """One entry out of all that walked along the same directions over the same parameters.
 
     Slopes along shared directions are those of the mean loss once they are averaged. A client with
@@ -132,14 +164,16 @@ def average_slopes(
         widths = tuple(sorted((group, x.shape[1]) for group, x in entry.slopes.items()))
         alike.setdefault((entry.assigned, widths), []).append(entry)
     averaged = []
+    told: list[Json] = []
     for some in alike.values():
         steps = max(len(x) for e in some for x in e.slopes.values())
         slopes = [Update(e.client, e.n_examples, _padded(e.slopes, steps)) for e in some]
         state, mean = aggregate(rule, state, slopes)
+        told += contributions(slopes, mean)
         total = sum(e.n_examples for e in some)
         rounded = {group: x.to(torch.float32) for group, x in mean.items()}
         averaged.append(Entry(some[0].client, total, some[0].assigned, rounded))
-    return state, averaged
+    return state, averaged, tuple(sorted(told, key=lambda c: c["client"]))
 
 
 def _padded(slopes: Mapping[str, Tensor], steps: int) -> Params:

@@ -21,8 +21,8 @@ from forefed.assign import Assign
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
-from forefed.core.types import Lost, Order, Reply, Transport, Unit, Update
-from forefed.run.server import Server
+from forefed.core.types import Json, Lost, Order, Reply, Transport, Unit, Update
+from forefed.run.server import Finished, Server
 from forefed.run.state import RunState
 from forefed.wire.records import encode_record
 
@@ -48,6 +48,8 @@ class RoundReport:
     """Answers that were dropped because they were fewer than the round needs."""
     record: bytes = b""
     """What the scalar log keeps of the round (nothing where tensors travel)."""
+    contributions: tuple[Json, ...] = ()
+    """{client, norm, cosine} of every answer that counted (run/server.py)."""
 
     @property
     def loss(self) -> float:
@@ -148,7 +150,8 @@ class Star:
         abandoned = 0
         if len(updates) < self.cohort_min:
             abandoned, updates = len(updates), []
-        new_state, record = self.finish(state, orders, updates)
+        done = self.server.finish(state, orders, updates)
+        new_state, record = done.state, self.encoded(done, state)
         clock.append(time.perf_counter())
         plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
         report = RoundReport(
@@ -162,16 +165,14 @@ class Star:
             len(new_state.pending),
             abandoned,
             record,
+            done.contributions,
         )
         return self.remember(state, new_state, record, report.heard, report.failed), report
 
-    def finish(
-        self, state: RunState, orders: dict[int, Order], updates: Sequence[Update]
-    ) -> tuple[RunState, bytes]:
-        """The server's step, and its record."""
-        new_state, record = self.server.finish(state, orders, updates)
+    def encoded(self, done: Finished, state: RunState) -> bytes:
+        """The round's record, where there is a log or clients follow by records."""
         recorded = self.records or self.by_records
-        return new_state, encode_record(record, state.params) if recorded else b""
+        return encode_record(done.record, state.params) if recorded else b""
 
     def remember(
         self,
