@@ -33,7 +33,9 @@ _EXAMPLES = Examples(_EMPTY.astype(np.int32), None, np.zeros(1, dtype=np.int64),
 NOTHING = ClientData(_EXAMPLES, _EMPTY, _EMPTY)
 
 
-def trivial(order: Order, data: ClientData, state: Params) -> tuple[Update, Params]:
+def trivial(
+    order: Order, data: ClientData, state: Params, secret: object = None
+) -> tuple[Update, Params]:
     return Update(order.client, 1, {name: CHANGE for name in order.assigned}, None, {}), {}
 
 

@@ -20,7 +20,7 @@ from benchmarks.table import markdown
 from forefed.aggregate import Mean
 from forefed.assign import Everything
 from forefed.core.keys import Key
-from forefed.core.types import Order, Params, Reply, Unit, Update
+from forefed.core.types import ClientContext, Order, Params, Reply, Unit, Update
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer, check_slopes, replay
 from forefed.optimisers import Sgd
@@ -66,7 +66,7 @@ class Messages:
             update = Update(
                 order.client, 32, self.update.grad, self.update.slopes, {"loss": 0.5, "steps": 4.0}
             )
-            payload = self.codec.encode(update, order.round)
+            payload = self.codec.encode(update, ClientContext(order=order))
             yield Reply(order.round, order.client, payload, len(payload))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.table import markdown
 from forefed.core.keys import Key
-from forefed.core.types import Order
+from forefed.core.types import ClientContext, Order
 from forefed.data.examples import ClientData, Examples
 from forefed.gradients import GradientEngine
 from forefed.gradients.backprop import Backprop
@@ -43,7 +43,9 @@ def bytes_of(
     update, _ = Trainer(LocalTraining(max_steps=STEPS), engine, codec, view)(
         order, client_data(), {}
     )
-    return len(codec.encode(update, 1)), len(encode_broadcast(order)) + len(encode_order(order))
+    return len(codec.encode(update, ClientContext(order=order))), len(
+        encode_broadcast(order)
+    ) + len(encode_order(order))
 
 
 def tables() -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from forefed.aggregate import Mean
 from forefed.assign import Everything
 from forefed.core.keys import Key
 from forefed.core.settings import parse
-from forefed.core.types import LossReason
+from forefed.core.types import ClientContext, LossReason
 from forefed.data.examples import ClientData
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope, encode, read
@@ -246,6 +246,6 @@ class ToySite:
         params, memo, _ = decode_broadcast(asked.blobs["state"])
         order = decode_order(asked.blobs["order"], params, memo)
         update, _ = self.trainer(order, self.data, {})
-        payload = self.trainer.codec.encode(update, order.round)
+        payload = self.trainer.codec.encode(update, ClientContext(order=order))
         self.answers.append(replace(answered, kind="trained", blobs={"update": payload}))
         return self.answers[-1]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from forefed.core.errors import ProtocolError
-from forefed.core.types import Order, Update
+from forefed.core.types import ClientContext, Order, Update
 from forefed.deploy.envelope import Envelope, encode, read
 from forefed.wire import Dense, Quantised
 from forefed.wire.message import pack, unpack
@@ -32,15 +32,15 @@ RECORD = RoundRecord(3, (Entry(2, 7, ORDER.assigned, SLOPES),))
 Decoder = Callable[[bytes], object]
 MESSAGES: dict[str, tuple[bytes, Decoder]] = {
     "dense": (
-        Dense().encode(Update(2, 7, GRAD, None, METRICS), 3),
+        Dense().encode(Update(2, 7, GRAD, None, METRICS), ClientContext(order=ORDER)),
         lambda data: Dense().decode(data, ORDER),
     ),
     "quantised": (
-        Quantised(bits=4).encode(Update(2, 7, GRAD, None, METRICS), 3),
+        Quantised(bits=4).encode(Update(2, 7, GRAD, None, METRICS), ClientContext(order=ORDER)),
         lambda data: Quantised(bits=4).decode(data, ORDER),
     ),
     "scalars": (
-        Scalars().encode(Update(2, 7, None, SLOPES, METRICS), 3),
+        Scalars().encode(Update(2, 7, None, SLOPES, METRICS), ClientContext(order=ORDER)),
         lambda data: Scalars().decode(data, ORDER),
     ),
     "state": (encode_broadcast(ORDER), decode_broadcast),

@@ -12,7 +12,7 @@ from federation import World
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.core.types import Order
+from forefed.core.types import ClientContext, Order
 from forefed.data.examples import ClientData
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.forward import Forward
@@ -180,7 +180,9 @@ def test_replay_of_slopes_bit_for_bit(adapter: Adapter) -> None:
     order = Order(3, 1, 2, tuple(task.params), moved(task.params))
     data = ClientData(tiny_examples(), np.arange(7), np.arange(0))
     sent, own = trained(train, order, data)
-    received = replay(train, order, codec.decode(codec.encode(sent, 1), order))
+    received = replay(
+        train, order, codec.decode(codec.encode(sent, ClientContext(order=order)), order)
+    )
     assert trees.norm(own) > 0 and trees.digest(received.grad) == trees.digest(own)
 
 

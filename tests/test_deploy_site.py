@@ -13,7 +13,7 @@ from deployment import NAMES, FakePost, deployed, make_sites, site_settings, wri
 from faults import fault
 from federation import CLASSES
 from forefed.core.errors import ProtocolError, UserError
-from forefed.core.types import Update
+from forefed.core.types import ClientContext, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.ledger import Ledger
@@ -212,9 +212,15 @@ def test_nothing_else_may_leave(world, tmp_path, order):
     asked = read_order(prepared, order, Ledger(site.folder / "done"))
     grad = {n: asked.params[n] for n in asked.assigned}
     codec = prepared.config.codec
-    check_leaving(prepared, asked, codec.encode(Update(0, 5, grad), 1), site.settings)
-    more = codec.encode(Update(0, 5, {**grad, "text": grad[asked.assigned[0]]}), 1)
-    told = codec.encode(Update(0, 5, grad, metrics={"loss": 1.0, "steps": 2.0}), 1)
+    check_leaving(
+        prepared, asked, codec.encode(Update(0, 5, grad), ClientContext(order=asked)), site.settings
+    )
+    more = codec.encode(
+        Update(0, 5, {**grad, "text": grad[asked.assigned[0]]}), ClientContext(order=asked)
+    )
+    told = codec.encode(
+        Update(0, 5, grad, metrics={"loss": 1.0, "steps": 2.0}), ClientContext(order=asked)
+    )
     for payload in (more, told):
         with pytest.raises(ProtocolError):
             check_leaving(prepared, asked, payload, site.settings)

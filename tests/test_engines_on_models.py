@@ -6,7 +6,7 @@ import torch
 
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import Order
+from forefed.core.types import ClientContext, Order
 from forefed.data.examples import ClientData
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.directions import BasisDirections
@@ -158,6 +158,8 @@ def test_the_server_replays_a_models_training_bit_for_bit(family, causal, engine
         tiny_examples(causal=causal, types=family == "bert"), np.arange(7), np.arange(0)
     )
     sent, own = trained(train, order, data)
-    received = replay(train, order, codec.decode(codec.encode(sent, 1), order))
+    received = replay(
+        train, order, codec.decode(codec.encode(sent, ClientContext(order=order)), order)
+    )
     assert trees.norm(own) > 0
     assert trees.digest(received.grad) == trees.digest(own)

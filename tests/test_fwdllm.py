@@ -9,7 +9,7 @@ import torch
 from forefed.collect import EveryRound, UntilQuiet, spread
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import Order, Update
+from forefed.core.types import ClientContext, Order, Update
 from forefed.gradients.chosen import SelectedDirections, largest_square
 from forefed.gradients.directions import RandomDirections
 from forefed.gradients.finite_difference import FiniteDifference
@@ -118,7 +118,9 @@ def test_server_and_client_choose_alike(optimiser):
             like = toy_params(torch.float32)
             asked = Order(7, 2, client, tuple(like), like, last_update(like))
             update, own = trained(train, asked, data)
-            received = replay(train, asked, codec.decode(codec.encode(update, 2), asked))
+            received = replay(
+                train, asked, codec.decode(codec.encode(update, ClientContext(order=asked)), asked)
+            )
             assert trees.digest(received.grad) == trees.digest(own)
             plain = replay(train, dataclasses.replace(asked, memo={}), update)
             if update.n_examples:

@@ -5,7 +5,7 @@ import torch
 
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import Order
+from forefed.core.types import ClientContext, Order
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.directions import RandomDirections
 from forefed.gradients.finite_difference import FiniteDifference
@@ -102,7 +102,9 @@ def test_server_and_client_shape_alike(engine, law):
     for client, data in enumerate(toy_clients()):
         asked = Order(7, 2, client, tuple(like), like, curvature(like))
         update, own = trained(train, asked, data)
-        received = replay(train, asked, codec.decode(codec.encode(update, 2), asked))
+        received = replay(
+            train, asked, codec.decode(codec.encode(update, ClientContext(order=asked)), asked)
+        )
         assert trees.digest(received.grad) == trees.digest(own)
 
 

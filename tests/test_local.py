@@ -8,7 +8,7 @@ import torch
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
-from forefed.core.types import Order, Update
+from forefed.core.types import ClientContext, Order, Update
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
@@ -48,7 +48,9 @@ def test_the_servers_replay_equals_the_clients_own_update_bit_for_bit(engine, he
     for client, data in enumerate(toy_clients()):
         asked = order(client)
         update, own = trained(train, asked, data)
-        received = replay(train, asked, codec.decode(codec.encode(update, asked.round), asked))
+        received = replay(
+            train, asked, codec.decode(codec.encode(update, ClientContext(order=asked)), asked)
+        )
         assert trees.digest(received.grad) == trees.digest(own)
 
 
@@ -60,7 +62,9 @@ def test_scalars_with_the_whole_head_equal_dense(engine):
         codec = Scalars(head_directions="all")
         scalars = trainer(engine, codec)
         update, _ = scalars(asked, data, {})
-        received = replay(scalars, asked, codec.decode(codec.encode(update, 3), asked))
+        received = replay(
+            scalars, asked, codec.decode(codec.encode(update, ClientContext(order=asked)), asked)
+        )
         for name in ASSIGNED:
             torch.testing.assert_close(received.grad[name], dense.grad[name], rtol=1e-4, atol=1e-7)
 
@@ -70,9 +74,10 @@ def test_upload_of_scalars_is_four_bytes_a_slope_and_a_small_header(engine):
     codec = Scalars()
     train = trainer(engine, codec)
     for client, data in enumerate(toy_clients()):
-        update, _ = train(order(client), data, {})
+        asked = order(client)
+        update, _ = train(asked, data, {})
         slopes = sum(x.numel() for x in update.slopes.values())
-        assert len(codec.encode(update, 3)) <= 4 * slopes + 300
+        assert len(codec.encode(update, ClientContext(order=asked))) <= 4 * slopes + 300
         steps = 2 * -(-SIZES[client] // 4)
         assert all(len(x) == steps for x in update.slopes.values())
 
@@ -124,7 +129,9 @@ def test_a_client_without_examples_changes_nothing_and_weighs_nothing(codec):
     train = trainer(Forward(directions=2), codec)
     asked = order(4)
     update, _ = train(asked, toy_clients()[4], {})
-    received = replay(train, asked, codec.decode(codec.encode(update, 3), asked))
+    received = replay(
+        train, asked, codec.decode(codec.encode(update, ClientContext(order=asked)), asked)
+    )
     assert received.n_examples == 0
     assert math.isnan(received.metrics["loss"])
     assert all(float(g.abs().max()) == 0 for g in received.grad.values())
@@ -150,7 +157,9 @@ def test_non_finite_steps_are_skipped_and_counted(engine, codec):
     assert 0 < poisoned < 13
     assert update.metrics["skipped"] == poisoned
     assert math.isfinite(update.metrics["loss"])
-    received = replay(train, asked, codec.decode(codec.encode(update, 3), asked))
+    received = replay(
+        train, asked, codec.decode(codec.encode(update, ClientContext(order=asked)), asked)
+    )
     assert trees.all_finite(received.grad)
     assert trees.norm(received.grad) > 0
 
@@ -174,7 +183,7 @@ def test_only_assigned_names_leave_and_only_they_are_accepted():
     assert set(update.grad) == set(ASSIGNED)
     more = Update(1, 13, {**update.grad, "layer.0.weight": torch.zeros(5, 5)}, None, {})
     with pytest.raises(ProtocolError, match=r"layer\.0\.weight"):
-        codec.decode(codec.encode(more, 3), asked)
+        codec.decode(codec.encode(more, ClientContext(order=asked)), asked)
 
 
 def test_slopes_of_the_wrong_number_or_group_are_refused():
@@ -185,7 +194,7 @@ def test_slopes_of_the_wrong_number_or_group_are_refused():
         {"body": torch.zeros(1, 2)},
         {"body": torch.zeros(1, 2), "head": torch.zeros(1, 8), "more": torch.zeros(1, 1)},
     ):
-        data = codec.encode(Update(1, 4, None, slopes, {}), 3)
+        data = codec.encode(Update(1, 4, None, slopes, {}), ClientContext(order=asked))
         with pytest.raises(ProtocolError):
             replay(train, asked, codec.decode(data, asked))
 

@@ -159,8 +159,8 @@ def test_a_damaged_reply_is_a_recorded_loss():
     loop = star(Backprop(), Everything())
     encode = loop.transport.encode
 
-    def damaged(update: Update, number: int) -> bytes:
-        data = encode(update, number)
+    def damaged(update, ctx):
+        data = encode(update, ctx)
         return data[:-1] if update.client == 1 else data
 
     broken = replace(loop, transport=replace(loop.transport, encode=damaged))

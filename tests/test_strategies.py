@@ -16,7 +16,7 @@ from torch import Tensor
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.core.types import Batch, Order, Params, Unit
+from forefed.core.types import Batch, ClientContext, Order, Params, Unit
 from forefed.data.examples import ClientData, Examples
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
@@ -177,7 +177,11 @@ def test_the_server_replays_the_pull_bit_for_bit(engine: str) -> None:
         train = trainer(config("fedprox", *sets, f"client.proximal={mu}"), task)
         asked = Order(99, 3, 1, tuple(toy_params()), toy_params(torch.float32))
         update, own = trained(train, asked, toy_clients()[1])
-        received = replay(train, asked, train.codec.decode(train.codec.encode(update, 3), asked))
+        received = replay(
+            train,
+            asked,
+            train.codec.decode(train.codec.encode(update, ClientContext(order=asked)), asked),
+        )
         assert trees.digest(received.grad) == trees.digest(own)
         assert update.grad is None
         own_changes.add(trees.digest(own))
@@ -336,7 +340,9 @@ def test_fedmezo_by_hand_and_its_limits() -> None:
     codec = Scalars()
     scalars = replace(plain, codec=codec)
     update, own = trained(scalars, order, data)
-    received = replay(scalars, order, codec.decode(codec.encode(update, 1), order))
+    received = replay(
+        scalars, order, codec.decode(codec.encode(update, ClientContext(order=order)), order)
+    )
     assert trees.digest(received.grad) == trees.digest(own)
     assert {n: tuple(x.shape) for n, x in (update.slopes or {}).items()} == {"body": (4, 1)}
 

@@ -1,6 +1,7 @@
 """Codec round trips for any tensors, and every kind of damage refused with its reason."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
-from forefed.core.types import Order, Update
+from forefed.core.types import ClientContext, Order, Update
 from forefed.wire import CODECS, Dense
 from forefed.wire.message import Limits, pack, pack_tensors, unpack, unpack_tensors
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
@@ -38,9 +39,11 @@ ORDER = Order(7, 3, 5, ("b",), {"a": torch.ones(2), "b": torch.zeros(2, 2)})
 
 
 def update_bytes(codec):
+    context = ClientContext(order=ORDER)
     if codec.sends_slopes:
-        return codec.encode(Update(5, 4, None, {"body": torch.ones(2, 3)}, {"loss": 0.5}), 3)
-    return codec.encode(Update(5, 4, {"b": torch.ones(2, 2)}, None, {"loss": 0.5}), 3)
+        slopes = {"body": torch.ones(2, 3)}
+        return codec.encode(Update(5, 4, None, slopes, {"loss": 0.5}), context)
+    return codec.encode(Update(5, 4, {"b": torch.ones(2, 2)}, None, {"loss": 0.5}), context)
 
 
 @pytest.mark.parametrize("kind", CODECS.kinds())
@@ -93,7 +96,8 @@ def test_another_kind_round_or_client_is_refused():
     with pytest.raises(ProtocolError, match="dense message was expected, not scalars"):
         codec.decode(pack("scalars", {}), ORDER)
     for round_, client in ((2, 5), (3, 6)):
-        data = codec.encode(Update(client, 4, {"b": torch.ones(2, 2)}, None, {}), round_)
+        other = ClientContext(order=replace(ORDER, round=round_, client=client))
+        data = codec.encode(Update(client, 4, {"b": torch.ones(2, 2)}, None, {}), other)
         with pytest.raises(ProtocolError, match="came to the order of client 5 for round 3"):
             codec.decode(data, ORDER)
 
@@ -110,7 +114,7 @@ def test_another_kind_round_or_client_is_refused():
 def test_updates_that_do_not_fit_are_refused(grad, reason):
     codec = Dense()
     with pytest.raises(ProtocolError, match=reason):
-        codec.decode(codec.encode(Update(5, 4, grad, None, {}), 3), ORDER)
+        codec.decode(codec.encode(Update(5, 4, grad, None, {}), ClientContext(order=ORDER)), ORDER)
 
 
 @pytest.mark.parametrize("n", [-1, 2.5, "many", None, True, 2**60])

@@ -8,6 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from forefed.core.errors import UserError
+from forefed.core.keys import Secret
+
+SECRET = "secret.key"
+
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """``data`` into a temporary file beside ``path``, flushed to disk, then renamed over it.
@@ -26,6 +31,25 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def kept_secret(folder: Path) -> Secret:
+    """The secret of a party that has this folder: drawn once, and the same after every restart, so
+    that a task done again gives the same bits. Only the owner may read its file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / SECRET
+    if not path.exists():
+        write_atomic(path, Secret.new().bytes, mode=0o600)
+    try:
+        return Secret.of_bytes(path.read_bytes())
+    except ValueError:
+        raise UserError(
+            f"{path}: damaged; restore it from a copy, or delete it (a run in progress then draws "
+            "other noise when it is resumed)"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,6 +5,9 @@ Only 32-bit integer arithmetic, one SHA-256 and one table of float32 are used, s
 the same values on every operating system, device and dtype, whatever the versions of the libraries.
 No global generator exists anywhere in this package.
 
+A ``Key`` is public: every party of a run can draw what it draws. What nobody else may predict
+(noise that protects, masks) is drawn from a ``Secret``, which never travels.
+
 A ``Key`` is folded with labels (round, client, a purpose) into new, unrelated keys; it is never
 "used up", so the same call on the same key gives the same values again.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import secrets
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +31,6 @@ from torch import Tensor
 
 Label = int | str
 Law = Literal["rademacher", "gauss16"]
-LAWS: tuple[Law, ...] = ("rademacher", "gauss16")
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -199,6 +202,60 @@ class Key:
     def _halfwords(self, size: int, step: int, k: int) -> NDArray[np.uint16]:
         blocks = self.blocks(0, -(-size // 8), step, k).astype("<u4")
         return blocks.view("<u2").reshape(-1)[:size]
+
+
+@dataclass(frozen=True, repr=False)
+class Secret(Key):
+    """256 bits that one party keeps for itself. Draws as a ``Key`` does, but from SHAKE-256
+    (FIPS 202): whoever knows the public key, the settings and every message learns nothing of
+    it, and what was drawn for one purpose says nothing about another.
+    """
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value < 2**256:
+            raise ValueError("a secret is an unsigned 256-bit number")
+
+    def __repr__(self) -> str:
+        return "Secret(...)"  # it does not get into a log
+
+    @staticmethod
+    def new() -> Secret:
+        """From the operating system's randomness."""
+        return Secret.of_bytes(secrets.token_bytes(32))
+
+    @staticmethod
+    def rehearsed(seed: int) -> Secret:
+        """That of a rehearsal, where one process plays all parties and a run repeats itself."""
+        return Secret(0).fold("rehearsal", str(seed))
+
+    @staticmethod
+    def of_bytes(data: bytes) -> Secret:
+        """From 32 bytes, as ``bytes`` gives them."""
+        if len(data) != 32:
+            raise ValueError(f"a secret has 32 bytes, not {len(data)}")
+        return Secret(int.from_bytes(data, "little"))
+
+    @property
+    def bytes(self) -> bytes:
+        return self.value.to_bytes(32, "little")
+
+    def fold(self, *labels: Label) -> Secret:
+        """A new secret; this one does not follow from it."""
+        digest = hashlib.sha256(b"forefed-secret-1" + self.bytes)
+        for label in labels:
+            digest.update(_encode_label(label))
+        return Secret.of_bytes(digest.digest())
+
+    def blocks(self, start: int, count: int, word2: int = 0, word3: int = 0) -> NDArray[np.uint32]:
+        """As for a key: [count, 4]."""
+        stream = hashlib.shake_256(b"forefed-blocks-1" + self.bytes)
+        stream.update(struct.pack("<II", word2, word3))
+        words = np.frombuffer(stream.digest(16 * (start + count)), dtype="<u4", offset=16 * start)
+        return words.astype(np.uint32).reshape(count, 4)
+
+    def directions(self, law: Law, shape: Sequence[int], step: int, ks: Sequence[int]) -> Tensor:
+        """As for a key: [len(ks), *shape]."""
+        return torch.stack([self.direction_values(law, shape, step, k) for k in ks])
 
 
 def _encode_label(label: Label) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from forefed.core.keys import Key
+from forefed.core.keys import Key, Secret
 
 Params = dict[str, Tensor]
 """Trainable tensors by name; float32 unless said. Never mutated after construction."""
@@ -113,14 +113,6 @@ class Estimate:
     fallbacks: dict[str, int] = field(default_factory=dict)
 
 
-class Engine(Protocol):
-    """A way of getting a gradient (DESIGN section 2): a pure function of its arguments."""
-
-    def __call__(
-        self, loss: LossFn, params: Params, batch: Batch, directions: DirectionSet | None
-    ) -> Estimate: ...
-
-
 @dataclass(frozen=True)
 class Order:
     """What the server asks of one client in one round.
@@ -153,6 +145,43 @@ class Order:
     def remembered(self, kind: str, names: Iterable[str]) -> Params:
         """What the memo holds of this kind for these parameters (nothing, before it does)."""
         return {n: self.memo[f"{kind}/{n}"] for n in names if f"{kind}/{n}" in self.memo}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientContext:
+    """What an algorithm at a client may read of its round, beside the data.
+
+    ``own`` is the client's secret of this round, drawn from by ``secret``: None where none was
+    given, which drawing tells (a public key in its place would protect nobody).
+    """
+
+    order: Order
+    own: Secret | None = None
+    head: frozenset[str] = frozenset()
+
+    @property
+    def round(self) -> int:
+        return self.order.round
+
+    @property
+    def client(self) -> int:
+        return self.order.client
+
+    @property
+    def key(self) -> Key:
+        """Public: every party of the run can draw from it."""
+        return self.order.key
+
+    @property
+    def secret(self) -> Secret:
+        return drawn_from(self.own)
+
+
+def drawn_from(secret: Secret | None) -> Secret:
+    """The secret; raises RuntimeError where a party was given none."""
+    if secret is None:
+        raise RuntimeError("this party has no secret to draw from")
+    return secret
 
 
 @dataclass(frozen=True)
@@ -225,6 +254,4 @@ ClientState = dict[str, Tensor]
 
 ServerState = dict[str, Tensor]
 """Moments and counters of a server optimiser or a rule, by "kind/parameter name"."""
-
-ServerOpt = Callable[[ServerState, Params, Params], tuple[ServerState, Params]]
 Json = dict[str, Any]

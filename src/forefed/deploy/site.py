@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
+from forefed.core.files import kept_secret
 from forefed.core.keys import Key
-from forefed.core.types import ClientState, Order, Update
+from forefed.core.types import ClientContext, Order
 from forefed.data.examples import ClientData
 from forefed.data.population import Population
 from forefed.data.prepare import load_table
@@ -36,6 +36,7 @@ from forefed.models.shell import check_length
 from forefed.models.task import Task
 from forefed.run.build import load_model, make_server, make_trainer, measured, task_view
 from forefed.run.config import Config
+from forefed.run.inprocess import ClientFn
 from forefed.run.replica import Replica
 from forefed.run.server import Server
 from forefed.run.state import RunState
@@ -53,7 +54,7 @@ class Prepared:
     task: Task
     trainer: Trainer
     rows: Encoded
-    work: Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]
+    work: ClientFn
     server: Server
     """The server's half, which a site that follows by records does again."""
 
@@ -165,9 +166,11 @@ class Site:
         data = prepared.data(order.client)
         if len(data.train) < self.settings.policy.min_examples:
             raise Refusal(f"fewer than {self.settings.policy.min_examples} training examples")
-        update, state = prepared.work(order, data, ledger.state(asked.run, asked.round))
+        secret = kept_secret(self.folder).fold(asked.run, order.client, order.round)
+        update, state = prepared.work(order, data, ledger.state(asked.run, asked.round), secret)
         update = replace(update, metrics=self.settings.policy.allowed(update.metrics))
-        payload = prepared.config.codec.encode(update, order.round)
+        context = ClientContext(order=order, own=secret)
+        payload = prepared.config.codec.encode(update, context)
         check_leaving(prepared, order, payload, self.settings)
         back = prepared.config.checkpoint_every
         ledger.keep(asked.run, asked.round, digest, payload, state, back)

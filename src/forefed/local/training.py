@@ -23,6 +23,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
 from forefed.core import trees
+from forefed.core.keys import Secret
 from forefed.core.settings import Choice, Slot
 from forefed.core.sizes import parse_bytes
 from forefed.core.types import (
@@ -130,7 +131,11 @@ class Trainer:
     """Measure the peak memory of the first step (metric ``peak_bytes``)."""
 
     def __call__(
-        self, order: Order, data: ClientData, state: ClientState
+        self,
+        order: Order,
+        data: ClientData,
+        state: ClientState,
+        secret: Secret | None = None,
     ) -> tuple[Update, ClientState]:
         """One client's round.
 
@@ -138,6 +143,7 @@ class Trainer:
             order: what to train, from which parameters.
             data: the client's examples; none at all gives an update of weight 0.
             state: what the client kept from its earlier rounds.
+            secret: this client's own of this round; drawing without one is an error.
 
         Returns:
             The update (old - new, or slopes) and the state to keep.

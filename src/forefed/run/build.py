@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, Protocol
 
 from forefed.core.errors import UserError
-from forefed.core.keys import Key
+from forefed.core.files import kept_secret
+from forefed.core.keys import Key, Secret
 from forefed.core.types import (
     LOSS_REASONS,
     ClientState,
@@ -88,6 +89,12 @@ class Federation:
         """Are slopes found by backward passes, so that seconds are not the engine's own?"""
         return self.trainer.engine.stands_for is not self.trainer.engine
 
+    @property
+    def secrecy(self) -> str:
+        """Where the secrets of this run come from, as the record says it."""
+        deployed = self.config.partition.kind == "sites"
+        return "system" if deployed else "derived from the seed (rehearsal)"
+
     def majority(self) -> float | None:
         """Quality of always answering what the training rows say most often, or nothing."""
         train = self.data.population.examples
@@ -136,8 +143,9 @@ def build(
         return replace(trainer, engine=engines.of(client))
 
     transport = connect(config, task) if connect is not None else None
+    secret = Secret.rehearsed(config.seed) if connect is None else kept_secret(config.folder)
     star, transport = assemble(
-        config, task, trainer_of, population.size, population.client, transport
+        config, task, trainer_of, population.size, population.client, secret, transport
     )
     prefix = _prefix(config, task, None)
     return Federation(config, task, data, star, trainer, transport, engines, prefix)
@@ -149,14 +157,17 @@ def assemble(
     trainer_of: Callable[[int], Trainer],
     population: int,
     lookup: Callable[[int], ClientData],
+    secret: Secret,
     transport: Carrier | None = None,
     measure: bool = True,
 ) -> tuple[Star, Carrier]:
     """The loop over a model and its clients; without a transport they are all in this process.
 
-    ``measure``: record the peak memory of a step, which costs a tenth of a second a round.
+    ``secret``: from which that of the server and of clients in this process derive. ``measure``:
+    record the peak memory of a step, which costs a tenth of a second a round.
     """
     server = make_server(config, model, trainer_of)
+    server = replace(server, secret=secret.fold("server"))
     if transport is None:
         transport = InProcess(
             population,
@@ -166,6 +177,7 @@ def assemble(
             ClientStore(),
             {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
             _replica(config, model, server),
+            secret.fold("clients"),
         )
     star = Star(
         Key(config.seed),
@@ -275,18 +287,20 @@ def rebuild(trainer: Trainer, order: Order, update: Update) -> Update:
 
 def unmeasured(trainer_of: Callable[[int], Trainer]) -> ClientFn:
     """Every client's own trainer."""
-    return lambda order, data, state: trainer_of(order.client)(order, data, state)
+    return lambda order, data, state, secret: trainer_of(order.client)(order, data, state, secret)
 
 
 def measured(trainer_of: Callable[[int], Trainer]) -> ClientFn:
     """The trainer, with the first step's peak memory measured once per round and engine."""
     measured: set[tuple[int, GradientEngine]] = set()
 
-    def client(order: Order, data: ClientData, state: ClientState) -> tuple[Update, ClientState]:
+    def client(
+        order: Order, data: ClientData, state: ClientState, secret: Secret | None
+    ) -> tuple[Update, ClientState]:
         trainer = trainer_of(order.client)
         first = (order.round, trainer.engine) not in measured and len(data.train) > 0
         if first:
             measured.add((order.round, trainer.engine))
-        return replace(trainer, measure=first)(order, data, state)
+        return replace(trainer, measure=first)(order, data, state, secret)
 
     return client

@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from forefed.core.keys import Secret
 from forefed.core.types import (
     LOSS_REASONS,
+    ClientContext,
     ClientState,
     LossReason,
     Lost,
@@ -28,7 +30,7 @@ from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast
 
 SURPLUS = "the round had all the answers it wanted"
 
-ClientFn = Callable[[Order, ClientData, ClientState], tuple[Update, ClientState]]
+ClientFn = Callable[[Order, ClientData, ClientState, Secret | None], tuple[Update, ClientState]]
 
 
 @dataclass
@@ -57,11 +59,13 @@ class InProcess:
     population_size: int
     lookup: Callable[[int], ClientData]
     client: ClientFn
-    encode: Callable[[Update, int], bytes]
+    encode: Callable[[Update, ClientContext], bytes]
     store: ClientStore = field(default_factory=ClientStore)
     faults: dict[LossReason, float] = field(default_factory=dict)
     replica: Replica | None = None
     """Stands for the clients that keep the parameters and follow by records, if they do."""
+    secret: Secret | None = None
+    """From which the secret of every client's round is derived."""
 
     def members(self) -> Sequence[int]:
         return range(self.population_size)
@@ -94,14 +98,15 @@ class InProcess:
                 yield Lost(order.round, order.client, "deadline", SURPLUS, bytes_down)
                 continue
             started = time.perf_counter()
-            update, state = self.client(
-                decode_order(message, *held),
-                self.lookup(order.client),
-                self.store.states.get(order.client, {}),
-            )
+            came = decode_order(message, *held)
+            secret = None
+            if self.secret is not None:
+                secret = self.secret.fold(order.client, order.round)
+            kept_here = self.store.states.get(order.client, {})
+            update, state = self.client(came, self.lookup(order.client), kept_here, secret)
             if state:
                 self.store.states[order.client] = state
-            payload = self.encode(update, order.round)
+            payload = self.encode(update, ClientContext(order=came, own=secret))
             seconds = time.perf_counter() - started
             if deadline_s is not None and seconds > deadline_s:
                 late = f"answered after {seconds:.1f} s"

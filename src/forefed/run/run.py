@@ -181,7 +181,12 @@ def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
     about = {"measures": measures, "majority": majority, "data": data, "model": model}
     write_json(
         folder / "environment.json",
-        {**record.environment(), **about, "rehearsed": federation.rehearsed},
+        {
+            **record.environment(),
+            **about,
+            "rehearsed": federation.rehearsed,
+            "secret": federation.secrecy,
+        },
     )
     write_json(folder / "partition.json", federation.data.population.summary())
     config, log = federation.config, None

@@ -16,7 +16,7 @@ from forefed.aggregate import Mean, Rule, aggregate
 from forefed.collect import Collect, EveryRound
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
-from forefed.core.keys import Key
+from forefed.core.keys import Key, Secret
 from forefed.core.types import Json, Order, Params, ServerState, Update
 from forefed.memo import Memo, Nothing
 from forefed.optimisers import Optimiser
@@ -64,6 +64,8 @@ class Server:
     collect: Collect = EveryRound()  # noqa: RUF009 (frozen)
     rebuild: Rebuild = _as_it_is
     averages_slopes: bool = False
+    secret: Secret | None = None
+    """What the server alone draws from (a client that follows by records has none)."""
 
     def finish(
         self, state: RunState, orders: Mapping[int, Order], updates: Iterable[Update]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forefed.core.errors import UserError
-from forefed.core.keys import Key
+from forefed.core.keys import Key, Secret
 from forefed.core.types import Batch, LossFn, Lost, Params, Reply, Unit
 from forefed.data.examples import ClientData, Examples, Indices
 from forefed.local import TaskView
@@ -183,8 +183,9 @@ def star_over(
     whole = cast(LossFn, loss) if hasattr(loss, "weight") else OwnLoss(loss)
     trainer = make_trainer(config, TaskView(whole, whole, model.head), config.engine.among(True))
     shares = [_share(i, rows) for i, rows in enumerate(clients)]
+    secret = Secret.rehearsed(config.seed)
     star, _ = assemble(
-        config, model, lambda _: trainer, len(shares), shares.__getitem__, measure=False
+        config, model, lambda _: trainer, len(shares), shares.__getitem__, secret, measure=False
     )
     return star
 

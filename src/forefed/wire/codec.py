@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from forefed.core.errors import ProtocolError
 from forefed.core.settings import Choice
-from forefed.core.types import Order, Update
+from forefed.core.types import ClientContext, Order, Update
 from forefed.wire.message import short
 
 
@@ -17,8 +17,8 @@ class Codec(Choice):
     sends_slopes: ClassVar[bool] = False
 
     @abstractmethod
-    def encode(self, update: Update, round: int) -> bytes:
-        """The client's half."""
+    def encode(self, update: Update, ctx: ClientContext) -> bytes:
+        """The client's half; what it draws, it draws from ``ctx.key``."""
 
     @abstractmethod
     def decode(self, data: bytes, order: Order) -> Update:

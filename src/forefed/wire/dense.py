@@ -6,7 +6,7 @@ from typing import Literal
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
-from forefed.core.types import Order, Update
+from forefed.core.types import ClientContext, Order, Update
 from forefed.wire.codec import Codec, read_meta, update_meta
 from forefed.wire.message import check_shapes, pack, pack_tensors, unpack, unpack_tensors
 
@@ -16,9 +16,9 @@ class Dense(Codec):
 
     kind: Literal["dense"] = "dense"
 
-    def encode(self, update: Update, round: int) -> bytes:
+    def encode(self, update: Update, ctx: ClientContext) -> bytes:
         assert update.grad is not None
-        return pack("dense", update_meta(update, round), pack_tensors(update.grad))
+        return pack("dense", update_meta(update, ctx.round), pack_tensors(update.grad))
 
     def decode(self, data: bytes, order: Order) -> Update:
         meta, body = unpack(data, "dense")

@@ -3,7 +3,8 @@
 Source: QSGD (Alistarh et al., NeurIPS 2017, arXiv 1610.02132, section 3.1), the largest element
 as a tensor's scale in place of its norm. An element x of a tensor with m levels on either side is
 sent as floor(x m / max|x| + u), u uniform in [0, 1): what arrives has the mean x and is less than
-max|x| / m away. The u are keyed by round and client, so the same update gives the same bytes.
+max|x| / m away. The u are a function of the run's key, round and client, so the
+same update gives the same bytes, and another seed rounds otherwise.
 
     body  "scales" [tensors] float32, in sorted order of the assigned names
           "levels" [bytes] uint8: level + m of every element, two of them a byte at 4 bits (the
@@ -20,8 +21,7 @@ from torch import Tensor
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
-from forefed.core.keys import Key
-from forefed.core.types import Order, Params, Update
+from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.wire.codec import Codec, read_meta, update_meta
 from forefed.wire.message import check_shapes, pack, pack_tensors, unpack, unpack_tensors
 
@@ -40,17 +40,17 @@ class Quantised(Codec):
         """Levels on either side of 0."""
         return int(2 ** (self.bits - 1)) - 1
 
-    def encode(self, update: Update, round: int) -> bytes:
+    def encode(self, update: Update, ctx: ClientContext) -> bytes:
         assert update.grad is not None
         grad = {name: update.grad[name].float() for name in sorted(update.grad)}
         scales = torch.tensor([float(x.abs().max()) if x.numel() else 0.0 for x in grad.values()])
         flat_D = trees.flatten(grad)
         step_D = self._steps(scales, grad).clamp_min(torch.finfo(torch.float32).tiny)
-        u_D = Key(round).fold("quantised", update.client).uniform(flat_D.shape)
+        u_D = ctx.key.fold("quantised").uniform(flat_D.shape)
         # what is not finite makes the scale so, which the receiver refuses
         levels_D = torch.floor(flat_D / step_D + u_D).clamp(-self.m, self.m).nan_to_num()
         body = {"scales": scales, "levels": self._packed(levels_D)}
-        return pack("quantised", update_meta(update, round), pack_tensors(body))
+        return pack("quantised", update_meta(update, ctx.round), pack_tensors(body))
 
     def decode(self, data: bytes, order: Order) -> Update:
         meta, body = unpack(data, "quantised")

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Law
-from forefed.core.types import Order, Update
+from forefed.core.types import ClientContext, Order, Update
 from forefed.wire.codec import Codec, read_meta, update_meta
 from forefed.wire.message import pack, pack_tensors, unpack, unpack_tensors
 
@@ -56,9 +56,9 @@ class Scalars(Codec):
                 "its own engine.directions"
             )
 
-    def encode(self, update: Update, round: int) -> bytes:
+    def encode(self, update: Update, ctx: ClientContext) -> bytes:
         assert update.slopes is not None
-        return pack("scalars", update_meta(update, round), pack_tensors(update.slopes))
+        return pack("scalars", update_meta(update, ctx.round), pack_tensors(update.slopes))
 
     def decode(self, data: bytes, order: Order) -> Update:
         meta, body = unpack(data, "scalars")
