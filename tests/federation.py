@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from forefed.core.errors import Stopped
 from forefed.core.types import Json, Lost, Reply
 from forefed.run import Config, Result, Watcher, configure, run
 from tiny import PAD, tiny_model
@@ -183,7 +184,7 @@ def tokenizer(types: bool) -> Any:
     )
 
 
-class Interrupted(Exception):
+class Interrupted(Stopped):
     """What ``StopAfter`` raises, in the place of a user's Ctrl-C."""
 
 

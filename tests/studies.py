@@ -52,7 +52,7 @@ write("rounds.jsonl", {"round": 1, "cohort": [0], "replies": 1})
 loss = config["client"]["optimiser"]["lr"] / 10
 scores = {"loss": loss, "accuracy": quality, "n": 10}
 write("evaluations.jsonl", {"round": 1, "split": "test", **scores})
-write("summary.json", {})
+write("summary.json", {"rounds": 1, "digest": "", "final": scores, "baseline": {}})
 """
 
 

@@ -6,7 +6,7 @@ from forefed.core.types import Order
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer
 from forefed.run import configure
-from forefed.run.run import notices, round_line
+from forefed.run.lines import notices, round_line
 from forefed.run.star import RoundReport
 from forefed.wire import Dense
 from toy import HEAD, ToyLoss, toy_clients, toy_params

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from forefed.models.outside import load
     from forefed.plan import Scene, plan
     from forefed.report import read_run, report, write_report
-    from forefed.run import Config, Result, Watcher, configure, register, run, simulate
+    from forefed.run import (
+        Callback,
+        Config,
+        Result,
+        Watcher,
+        configure,
+        register,
+        run,
+        simulate,
+    )
     from forefed.run.use import export_adapter, predict
     from forefed.strategies import Strategy
 
@@ -33,7 +42,10 @@ _HOMES = {
     "forefed.models.outside": ("load",),
     "forefed.plan": ("Scene", "plan"),
     "forefed.report": ("read_run", "report", "write_report"),
-    "forefed.run": ("Config", "Result", "Watcher", "configure", "register", "run", "simulate"),
+    "forefed.run": (
+        *("Callback", "Config", "Result", "Watcher"),
+        *("configure", "register", "run", "simulate"),
+    ),
     "forefed.run.use": ("export_adapter", "predict"),
     "forefed.strategies": ("Strategy",),
 }
@@ -41,6 +53,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Callback",
     "Config",
     "Key",
     "Result",

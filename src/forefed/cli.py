@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from forefed.core.boundary import STOPPED, USER, guarded
 from forefed.core.commands import TextCommand
 from forefed.core.errors import UserError
-from forefed.core.terminal import console, one_line, printable, styled
+from forefed.core.terminal import console, one_line, styled
 
 if TYPE_CHECKING:
     from forefed.run.config import Config
@@ -81,6 +81,7 @@ def run_command(
     with Progress(out, chosen) as progress:
         result = run(chosen, resume=resume, watcher=progress)
     progress.closing(result)
+    raise typer.Exit(result.status)
 
 
 @app.command()
@@ -99,6 +100,7 @@ def demo(
     progress.closing(result)
     write_report([read_run(result.folder)], result.folder / "report.html")
     out.print(next_steps(result))
+    raise typer.Exit(result.status)
 
 
 @app.command()
@@ -397,29 +399,30 @@ def _configure(config: Path | None, sets: list[str] | None) -> Config:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one message and status 2; Ctrl-C (or a request of the system
-    to end) is status 130."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Entry point; ``core/boundary.py`` says what ends a command, and with which status."""
+    sys.exit(guarded(_command, _say))
+
+
+def _command() -> int:
     try:
-        code = app(
-            prog_name="forefed", standalone_mode=False
-        )  # typer answers Ctrl-C with the value 130
-    except UserError as error:
-        err.print(styled(("error: ", "red"), printable(str(error))), soft_wrap=True)
-        sys.exit(2)
+        code = app(prog_name="forefed", standalone_mode=False) or 0
     except typer.Abort:
-        code = 130
+        code = STOPPED
     except Exception as error:
         show = getattr(error, "show", None)  # click's own usage errors print themselves
         if show is None:
             raise
         show()
-        sys.exit(getattr(error, "exit_code", 2))
-    if code == 130:
-        err.print(
-            "\nstopped; finished rounds are kept: the same command goes on ('run' with --resume)"
-        )
-    sys.exit(code or 0)
+        return int(getattr(error, "exit_code", USER))
+    if code == STOPPED:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
+    return int(code)
+
+
+def _say(text: str) -> None:
+    head, found, rest = text.partition("error:")
+    shown = styled((found, "red"), rest) if found and not head else styled(text)
+    err.print(shown, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from forefed.compare.study import Study, Table, nested
 from forefed.core.errors import UserError
+from forefed.core.names import LONGEST
 from forefed.report.tables import flat
 from forefed.run import record
 from forefed.run.checkpoint import config_digest
@@ -115,10 +117,15 @@ def make_cell(
 
 
 def cell_name(dataset: str, method: str, condition: Point, tuned: Point, seed: int) -> str:
-    """Readable, and different for different cells: ``spry-sst2-alpha=0.1-lr=0.01-seed0``."""
+    """Readable, and different for different cells: ``spry-sst2-alpha=0.1-lr=0.01-seed0``; one that
+    would be too long for a name ends in a digest of it."""
     settings = [f"{key}={_plain(value)}" for key, value in (*condition, *tuned)]
     parts = [method, dataset, *settings, f"seed{seed}"]
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(part for part in parts if part))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(part for part in parts if part))
+    if len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: LONGEST - 13]}-{digest}"
 
 
 def _plain(value: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from forefed.core.errors import UserError, nearest
+from forefed.core.names import Name
 from forefed.core.settings import Settings, parse
 from forefed.core.sizes import parse_bytes
 from forefed.run.config import assignment, merge, read_toml
@@ -24,7 +25,6 @@ from forefed.run.config import assignment, merge, read_toml
 Table = dict[str, Any]
 Grid = Annotated[dict[str, tuple[Any, ...]], BeforeValidator(lambda x: flat_grid(x))]
 """Settings by dotted name, each with the values to try."""
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Bytes = Annotated[int, BeforeValidator(lambda x: parse_bytes(x, "budgets"))]
 

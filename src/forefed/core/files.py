@@ -1,12 +1,25 @@
-"""Writing so that a kill at any moment leaves the old file or the new one, never half of either."""
+"""Files that are whole at every moment, and reading them without a surprise.
+
+A kill leaves the old file or the new one, never half of either; a temporary file that it leaves is
+named ``.NAME.xxxxxxxx.partial``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from forefed.core.errors import UserError
+from forefed.core.types import Json
+
+PARTIAL = ".partial"
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Secret
@@ -20,7 +33,9 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     ``mode``: the file's access rights; 0o600 for what only its owner may read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL
+    )
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -67,3 +82,92 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
         return None
     return value
+
+
+def read_table(path: Path, remedy: str = "restore it from a copy") -> Json:
+    """A JSON file that holds a table.
+
+    Raises:
+        UserError: missing, unreadable, damaged, or something else than a table.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged (it holds no table); {remedy}")
+    return value
+
+
+def read_table_lines(path: Path, remedy: str) -> tuple[list[Json], bool]:
+    """The tables of a file with one per line, and whether a torn last line was left out.
+
+    No file at all has no lines. Only the last line can be torn: by a kill, before its line break.
+
+    Raises:
+        UserError: unreadable, or a line that is damaged otherwise.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return [], False
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    lines: list[Json] = []
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            lines.append(value)
+        elif number == len(texts):
+            return lines, True
+        else:
+            raise UserError(f"{path}, line {number}: damaged; {remedy}")
+    return lines, False
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """The file at ``path``, which is made where it is missing, for this process alone.
+
+    Raises:
+        UserError: ``busy``: another process has it.
+    """
+    with path.open("w") as file:
+        if not _lock(file):
+            raise UserError(busy)
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """False: another process has it. The lock ends with the file, however the process ends."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+    else:
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a kill left half written here; only for who holds the folder's lock."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
+from forefed.core.names import Name
 from forefed.core.settings import Choice, Registry
 from forefed.data.examples import Indices
 from forefed.data.shares import Assigned, Drawn, Shares
@@ -250,7 +251,7 @@ class Sites(Partition):
     """The sites of a deployment hold the training rows; the source has test rows only."""
 
     kind: Literal["sites"] = "sites"
-    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    names: Annotated[tuple[Name, ...], Field(min_length=1)]
     """Who may take part, as registered; client 0, 1, ... in this order."""
     join_s: Annotated[float, Field(gt=0)] = 120.0
     """How long a round waits for sites: the first one for all, later ones for ``cohort_min``."""

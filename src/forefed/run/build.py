@@ -124,8 +124,6 @@ def build(
     data = prepare(
         config.data, config.partition, tokenizer, key.fold("data"), config.out / ".cache"
     )
-    for note in data.notes:
-        say(note)
     population = data.population
     if config.cohort > population.size:
         raise UserError(

@@ -28,6 +28,8 @@ from forefed.wire.records import RecordLog
 
 FORMAT = "2"
 FILE = "checkpoint.safetensors"
+BEST = "checkpoint-best.safetensors"
+"""The parameters alone, of the best evaluation so far."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,14 @@ def config_digest(config: Config) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def save_checkpoint(folder: Path, config: Config, state: RunState, clients: ClientStore) -> None:
+def save_best(folder: Path, config: Config, state: RunState) -> None:
+    """Keep these parameters as the best so far."""
+    save_checkpoint(folder, config, RunState(state.round, state.params), ClientStore(), BEST)
+
+
+def save_checkpoint(
+    folder: Path, config: Config, state: RunState, clients: ClientStore, file: str = FILE
+) -> None:
     """Write the checkpoint of a run, replacing the former one atomically."""
     tensors: Params = {}
     for prefix, tree in (
@@ -57,23 +66,28 @@ def save_checkpoint(folder: Path, config: Config, state: RunState, clients: Clie
         "config": config_digest(config),
         "digest": trees.digest(tensors),
     }
-    write_atomic(folder / FILE, save(tensors, {"forefed": json.dumps(about)}))
+    write_atomic(folder / file, save(tensors, {"forefed": json.dumps(about)}))
 
 
-def load_checkpoint(folder: Path, config: Config, device: torch.device) -> Checkpoint | None:
-    """The checkpoint of a run, or None when it never finished a round.
+def load_checkpoint(
+    folder: Path, config: Config, device: torch.device, file: str = FILE
+) -> Checkpoint | None:
+    """The checkpoint of a run (``file``: BEST for its best parameters), or None when it never
+    finished a round.
 
     Raises:
         UserError: damaged, of another format version, or of another configuration.
     """
-    path = folder / FILE
-    if not path.exists():
+    path = folder / file
+    if not path.exists() and not path.is_symlink():
         return None
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("forefed", "{}"))
+        with safetensors.safe_open(path, framework="pt") as opened:
+            about = json.loads((opened.metadata() or {}).get("forefed", "{}"))
         tensors = load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        if not isinstance(about, dict):
+            raise ValueError("its metadata is no table")
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: the checkpoint is damaged ({error}); it was left as it is. Restore it from a "
             "copy, or start the run anew under another name"
@@ -94,7 +108,10 @@ def load_checkpoint(folder: Path, config: Config, device: torch.device) -> Check
             f"{folder}: the run was started with other settings (see {folder / 'config.json'}); "
             "resume with the same ones, or give this run another name"
         )
+    round = about.get("round")
+    if not isinstance(round, int) or round < 0:
+        raise UserError(f"{path}: the checkpoint is damaged (round {round!r}); restore it")
     clients = ClientStore.unflat(below(tensors, "client"))
     log = RecordLog.of_tensors(below(tensors, "log"))
     moved = {n: x.to(device) for n, x in tensors.items() if not n.startswith(("client/", "log/"))}
-    return Checkpoint(replace(RunState.of_flat(about["round"], moved), log=log), clients)
+    return Checkpoint(replace(RunState.of_flat(round, moved), log=log), clients)

@@ -6,6 +6,7 @@ slots it is about, and the remaining defaults stand here. A setting that nothing
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Sequence
 from datetime import date, time
@@ -19,6 +20,7 @@ from forefed.aggregate import RULES, Mean, Rule
 from forefed.assign import ASSIGNS, Assign, Contiguous
 from forefed.collect import COLLECTS, Collect, EveryRound
 from forefed.core.errors import UserError, nearest
+from forefed.core.names import Name
 from forefed.core.settings import SERVER_ONLY, Choice, Settings, Slot, canonical, parse, slots_of
 from forefed.core.sizes import parse_bytes
 from forefed.data.partition import PARTITIONS, Dirichlet, Partition
@@ -81,7 +83,7 @@ class Config(Settings):
     travels but what is marked SERVER_ONLY.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$"), SERVER_ONLY] = "run"
+    name: Annotated[Name, SERVER_ONLY] = "run"
     """Folder of the run below ``out``."""
     out: Annotated[Path, SERVER_ONLY] = Path("runs")
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
@@ -189,6 +191,10 @@ def register(entry: E) -> E:
     raise UserError(f"{name} fits no slot: derive it from one of {', '.join(bases)}")
 
 
+DEEPEST = 20
+"""Tables in one another; no setting lies as deep."""
+
+
 def configure(
     file: Path | None = None, sets: Sequence[str] = (), base: dict[str, Any] | None = None
 ) -> Config:
@@ -264,10 +270,14 @@ def read_toml(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such configuration file") from None
+    except IsADirectoryError:
+        raise UserError(f"{file}: a folder, where a configuration file was expected") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, ValueError) as error:
         raise UserError(f"{file}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{file}: its tables or lists lie too deep in one another") from None
 
 
 def assignment(item: str) -> dict[str, Any]:
@@ -275,12 +285,25 @@ def assignment(item: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UserError(f"--set {item!r}: write key=value, for example --set rounds=50")
     try:
-        value: Any = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
+        table = tomllib.loads(f"x = {text}")
+    except ValueError:
+        table = {"x": text.strip()}  # a bare word is a string
+        if re.search(r"[\x00-\x1f\x7f]", table["x"]):
+            raise UserError(
+                f"--set {item!r}: a line break or another control character; one --set is one "
+                "setting on one line"
+            ) from None
+    except RecursionError:
+        raise UserError(f"--set {key.strip()}: its tables or lists lie too deep") from None
+    if len(table) > 1:
+        raise UserError(f"--set {item!r}: more than one setting; give each a --set of its own")
+    value: Any = table["x"]
     if isinstance(value, date | time):
         value = text.strip()  # no setting is a date, but a name may look like one
-    return nested(key.strip(), value)
+    parts = [part.strip() for part in key.split(".")]
+    if not all(parts) or len(parts) > DEEPEST:
+        raise UserError(f"--set {item[:80]!r}: the key is no setting's name; write a.b=value")
+    return nested(".".join(parts), value)
 
 
 def nested(place: str, value: Any) -> dict[str, Any]:

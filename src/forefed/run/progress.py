@@ -1,4 +1,7 @@
-"""Live progress in the terminal: clients of the round, rounds, loss, accuracy, bytes."""
+"""Live progress in the terminal: clients of the round, rounds, loss, accuracy, bytes.
+
+Where nobody looks (a pipe, a log file) it is one line per evaluation.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,38 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.status import Status
+from rich.text import Text
 
+from forefed.core.errors import Stopped
 from forefed.core.sizes import format_bytes
 from forefed.core.terminal import column, printable, styled
 from forefed.core.types import Json, Lost, Reply
 from forefed.models.objectives import OBJECTIVES
+from forefed.run import record
 from forefed.run.build import Federation
+from forefed.run.callback import Callback
 from forefed.run.card import against
 from forefed.run.config import Config
-from forefed.run.run import Result, Watcher
+from forefed.run.run import FINISHED, Result
 
 
-class Progress(Watcher):
-    """A ``Watcher`` that draws; use as a context manager around ``run``."""
+class Progress(Callback):
+    """A ``Callback`` that draws; use as a context manager around ``run``.
+
+    Ctrl-C within leaves it as ``Stopped``, which says what is kept and how to go on.
+    """
 
     def __init__(self, console: Console, config: Config):
         self.console = console
         self.config = config
         self.measures = OBJECTIVES[config.data.task.head].measures
         self.score = ""
+        self.evaluated_at = -1
         self.bytes = [0, 0]
         self.finished = False
+        self.status: Status | None = None
+        """Until the first round, which may never come: nothing of it stays on the screen."""
         self.bars = Bars(
             column("{task.description}"),
             BarColumn(bar_width=24),
@@ -41,7 +55,6 @@ class Progress(Watcher):
         self.clients = self.bars.add_task("clients", total=config.cohort, facts="")
 
     def __enter__(self) -> Progress:
-        self.bars.start()
         return self
 
     def __exit__(
@@ -50,12 +63,29 @@ class Progress(Watcher):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.bars.stop()
+        self._clear()
+        if self.bars.live.is_started:
+            self.bars.stop()
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(self.kept()) from None
+
+    def kept(self) -> str:
+        """What a run that was stopped has left."""
+        folder = self.config.folder
+        if not (folder / "config.json").exists():
+            return "stopped before the first round; nothing was written"
+        done = len(record.read_lines(folder, record.ROUNDS))
+        what = "no round is finished yet" if not done else f"finished rounds are kept: {done}"
+        return f"stopped; {what}; go on with: forefed run {folder} --resume"
 
     def loading(self, what: str) -> None:
-        self.bars.update(self.rounds, facts=f"{what} ...")
+        if self.console.is_terminal:
+            self._clear()
+            self.status = self.console.status(styled((f"{what} ...", "dim")))
+            self.status.start()
 
     def built(self, federation: Federation, start_round: int) -> None:
+        self._clear()
         config, task = federation.config, federation.task
         trainable = sum(unit.size for unit in task.units)
         facts = (
@@ -63,7 +93,7 @@ class Progress(Watcher):
             f"({trainable:,} trainable elements in {len(task.units)} units), "
             f"{federation.data.population.size:,} clients, {config.cohort} per round"
         )
-        self.console.print(styled((config.name, "bold"), facts))
+        self.say(styled((config.name, "bold"), facts))
         if federation.rehearsed:
             self.note(
                 "slopes rehearsed by backward passes (engine.rehearse): passes and memory are "
@@ -74,8 +104,12 @@ class Progress(Watcher):
                 what = name.replace("_", " ")
                 self.note(f"texts {what}: {count}")
         if start_round:
-            self.console.print(f"going on after round {start_round}")
-        self.bars.update(self.rounds, completed=start_round, facts="")
+            self.say(f"going on after round {start_round}")
+            for line in record.read_lines(config.folder, record.ROUNDS):
+                self._count(line)
+        if self.console.is_terminal:
+            self.bars.update(self.rounds, completed=start_round, facts="")
+            self.bars.start()
 
     def outcome(self, outcome: Reply | Lost) -> None:
         if isinstance(outcome, Lost):
@@ -83,8 +117,7 @@ class Progress(Watcher):
         self.bars.advance(self.clients)
 
     def round(self, line: Json) -> None:
-        self.bytes[0] += line["bytes_up"]
-        self.bytes[1] += line["bytes_down"]
+        self._count(line)
         loss = "loss -" if line["loss"] != line["loss"] else f"loss {line['loss']:.3f}"
         facts = (
             f"{loss}  {self.score}  up {format_bytes(self.bytes[0])}  "
@@ -92,33 +125,48 @@ class Progress(Watcher):
         )
         self.bars.update(self.rounds, completed=line["round"], facts=facts)
         self.bars.reset(self.clients, facts="")
-        if not self.console.is_terminal:
-            self.console.print(f"round {line['round']}/{self.config.rounds}  {facts}")
+        if not self.console.is_terminal and self.evaluated_at == line["round"]:
+            self.say(f"round {line['round']}/{self.config.rounds}  {facts}")
 
     def evaluated(self, line: Json) -> None:
         if line["split"] == "test":
-            self.score = self.measures.said(line)
-            if not self.console.is_terminal:
-                self.console.print(f"round {line['round']}: test {self.score}")
+            self.score, self.evaluated_at = self.measures.said(line), line["round"]
+            if line["round"] == 0 and not self.console.is_terminal:
+                self.say(f"round 0/{self.config.rounds}  {self.score}  (untrained)")
 
     def already_finished(self, summary: Json) -> None:
         self.finished = True
-        self.bars.update(self.rounds, completed=summary["rounds"])
 
     def note(self, text: str) -> None:
-        self.console.print(printable(text), style="dim")
+        self.say(styled((printable(text), "dim")))
+
+    def say(self, text: str | Text) -> None:
+        """A line, folded only where somebody looks."""
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def closing(self, result: Result) -> None:
         """The last lines: result against its baselines, and where things are."""
         summary = result.summary
         if self.finished:
-            self.console.print("This run is finished already; nothing was done.")
+            self.say("This run is finished already; nothing was done.")
         final, baseline = summary["final"], summary["baseline"]
         said, terms = self.measures.said(final), self.measures.terms
         low, high = final.get("low"), final.get("high")
         ends = "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
-        self.console.print(styled("\n", (said, "bold"), f" on {final['n']:,} test {terms}{ends}"))
-        self.console.print(against(self.measures, baseline))
-        self.console.print(
-            f"adapter: {result.folder / 'adapter'}   record: {result.folder}", soft_wrap=True
-        )
+        self.say(styled("\n", (said, "bold"), f" on {final['n']:,} test {terms}{ends}"))
+        self.say(against(self.measures, baseline))
+        if summary["status"] == FINISHED:
+            end = f"adapter: {result.folder / 'adapter'}   record: {result.folder}"
+        else:
+            self.say(styled((summary["status"], "red"), f": {printable(summary['reason'])}"))
+            end = f"no adapter was written   record: {result.folder}"
+        self.console.print(end, soft_wrap=True)
+
+    def _clear(self) -> None:
+        if self.status is not None:
+            self.status.stop()
+            self.status = None
+
+    def _count(self, line: Json) -> None:
+        self.bytes[0] += line["bytes_up"]
+        self.bytes[1] += line["bytes_down"]

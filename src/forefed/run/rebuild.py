@@ -108,7 +108,7 @@ def replay_log(place: Path) -> Rebuilt:
             "there is no scalar log; runs with codec.kind = 'scalars' have one"
         )
     log = open_log(folder / LOG if place.is_dir() else place, config_digest(config))
-    task = load_model(config, record.read_json(folder / "partition.json")["labels"])
+    task = load_model(config, record.label_names(folder))
     if trees.digest(task.params) != log.base:
         raise UserError(
             f"{log.path}: the run began from other first values than {config.model.name} has here; "

@@ -6,12 +6,15 @@ partition.json     who holds what
 rounds.jsonl       one line per round
 evaluations.jsonl  one line per evaluation (round 0: the untrained model)
 details.json       of the last one on the test set what is no single number (confusion, classes)
-checkpoint.safetensors, adapter/, summary.json (when finished), report.html (on request)
+checkpoint.safetensors          where the run goes on
+checkpoint-best.safetensors     the parameters of the best evaluation so far
+adapter/                        of a run that trained something
+summary.json                    when the run has ended
+report.html                     on request
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -24,8 +27,9 @@ from typing import Any
 
 import torch
 
+from forefed.core import files
 from forefed.core.errors import UserError
-from forefed.core.files import without_nan, write_atomic, write_json
+from forefed.core.files import read_table, read_table_lines, without_nan, write_atomic, write_json
 from forefed.core.types import Json
 from forefed.run.config import Config
 
@@ -33,22 +37,23 @@ ROUNDS, EVALUATIONS, SUMMARY = "rounds.jsonl", "evaluations.jsonl", "summary.jso
 DETAILS = "details.json"
 
 
+AGAIN = "restore it from a copy, or start the run anew under another name"
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The run folder for this process alone.
+    """The run folder for this process alone, without what a kill left half written.
 
     Raises:
         UserError: another process is running in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is running in this folder; wait for it, or choose "
-                "another name (--set name=...)"
-            ) from None
+    busy = (
+        f"{folder}: another process is running in this folder; wait for it, or choose another "
+        "name (--set name=...)"
+    )
+    with files.locked(folder / ".lock", busy):
+        files.sweep(folder)
         yield
 
 
@@ -63,14 +68,9 @@ def read_config(folder: Path) -> Json:
         UserError: the folder holds no run.
     """
     path = folder / "config.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: no run here (config.json is missing); 'forefed run' makes one"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged ({error})") from None
+    if not path.exists() and not path.is_symlink():
+        raise UserError(f"{folder}: no run here (config.json is missing); 'forefed run' makes one")
+    return read_table(path, AGAIN)
 
 
 def append(folder: Path, name: str, line: Json) -> None:
@@ -82,17 +82,47 @@ def append(folder: Path, name: str, line: Json) -> None:
 
 
 def read_lines(folder: Path, name: str) -> list[Json]:
-    """The whole lines of a record file; a torn last line is left out."""
+    """The whole lines of a record file; a torn last line is left out.
+
+    Raises:
+        UserError: a line that is damaged otherwise, or is of no round.
+    """
     path = folder / name
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            lines.append(dict(json.loads(text)))
-        except ValueError:
-            break
+    lines, _ = read_table_lines(path, AGAIN)
+    for number, line in enumerate(lines, 1):
+        if name in (ROUNDS, EVALUATIONS) and not _fits(name, line):
+            raise UserError(f"{path}, line {number}: damaged (not what a run writes); {AGAIN}")
     return lines
+
+
+def write_changes(folder: Path, round: int, found: list[Json], origin: Json) -> None:
+    """What the user accepted to have changed before the round after this one."""
+    path = folder / "environment.json"
+    about = read_table(path, AGAIN)
+    about["changes"] = [*about.get("changes", []), {"round": round, "changed": found}]
+    about["origin"] = origin
+    write_json(path, about)
+
+
+NUMBERS = ("bytes_up", "bytes_down", "forwards")
+
+
+def _fits(name: str, line: Json) -> bool:
+    """Has the line what the code reads of it?"""
+    if not _is_count(line.get("round")):
+        return False
+    if name == EVALUATIONS:
+        return isinstance(line.get("split"), str)
+    seconds = line.get("seconds")
+    return (
+        all(isinstance(line.get(key), int | float) for key in NUMBERS)
+        and isinstance(seconds, dict)
+        and isinstance(seconds.get("total"), int | float)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def truncate(folder: Path, round: int) -> None:
@@ -101,6 +131,26 @@ def truncate(folder: Path, round: int) -> None:
         kept = [line for line in read_lines(folder, name) if line["round"] <= round]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         write_atomic(folder / name, text.encode())
+
+
+def check_whole(folder: Path, round: int) -> None:
+    """A record has every round up to that of its checkpoint, and the first evaluation.
+
+    Raises:
+        UserError: lines are missing, or stand there twice.
+    """
+    rounds = [line["round"] for line in read_lines(folder, ROUNDS) if line["round"] <= round]
+    if rounds != list(range(1, round + 1)):
+        missing = sorted({*range(1, round + 1)} - {*rounds})
+        what = f"round {missing[0]} is missing" if missing else "its rounds are out of order"
+        raise UserError(
+            f"{folder / ROUNDS}: damaged ({what}, and the checkpoint is of round {round}); {AGAIN}"
+        )
+    first = next((e for e in read_lines(folder, EVALUATIONS) if e["split"] == "test"), None)
+    if round and (first is None or first["round"] != 0):
+        raise UserError(
+            f"{folder / EVALUATIONS}: damaged (the evaluation of round 0 is missing); {AGAIN}"
+        )
 
 
 def environment() -> Json:
@@ -146,9 +196,21 @@ def processor() -> str:
 
 
 def summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of a finished run, or None."""
+    """The summary of a run that has ended, or None.
+
+    Raises:
+        UserError: damaged.
+    """
     path = folder / SUMMARY
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    if not path.exists():
+        return None
+    remedy = "remove it, and 'forefed run --resume' writes it again"
+    found = read_table(path, remedy)
+    rounds, best = found.get("rounds"), (found.get("final"), found.get("baseline"))
+    whole = _is_count(rounds) and isinstance(found.get("digest"), str)
+    if not whole or not all(isinstance(part, dict) for part in best):
+        raise UserError(f"{path}: damaged (not what a run writes); {remedy}")
+    return found
 
 
 def read_json(path: Path) -> Json:
@@ -157,7 +219,17 @@ def read_json(path: Path) -> Json:
     Raises:
         UserError: missing or damaged.
     """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    return read_table(path)
+
+
+def label_names(folder: Path) -> list[str]:
+    """The classes that a run learns, in their order.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    path = folder / "partition.json"
+    labels = read_table(path, AGAIN).get("labels")
+    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+        raise UserError(f"{path}: damaged (it names no classes under 'labels'); {AGAIN}")
+    return labels

@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
-import errno
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from forefed.core import trees
-from forefed.core.errors import UserError
+from forefed.core.boundary import UNTRAINED
+from forefed.core.errors import UserError, of_system
 from forefed.core.files import write_json
 from forefed.core.keys import Key
-from forefed.core.types import Json, Lost, Reply
-from forefed.gradients.memory import resident_bytes
-from forefed.models.export import save_adapter
+from forefed.core.metrics import Metric
+from forefed.core.types import Json
+from forefed.models.export import CONFIG, save_adapter
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
-from forefed.run.budgets import Engines
 from forefed.run.build import Connect, Federation, build
+from forefed.run.callback import Callback, Told
 from forefed.run.card import model_card
-from forefed.run.checkpoint import config_digest, load_checkpoint, save_checkpoint
+from forefed.run.checkpoint import (
+    BEST,
+    config_digest,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
 from forefed.run.compat import check
 from forefed.run.config import Config, configure
 from forefed.run.evaluate import evaluate_clients, evaluate_global
+from forefed.run.health import Ending, Health, norm_of
+from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, create_log, open_log
+from forefed.run.origin import changes, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
-from forefed.run.star import RoundReport, RunState, losses_by_reason
+from forefed.run.star import RunState
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FINISHED, ADAPTER = "finished", "adapter"
 
 
-class Watcher:
-    """Told what happens during a run; the default is silence. Override what you want to show."""
-
-    def loading(self, what: str) -> None: ...
-
-    def built(self, federation: Federation, start_round: int) -> None: ...
-
-    def outcome(self, outcome: Reply | Lost) -> None: ...
-
-    def round(self, line: Json) -> None: ...
-
-    def evaluated(self, line: Json) -> None: ...
-
-    def already_finished(self, summary: Json) -> None: ...
-
-    def note(self, text: str) -> None: ...
+Watcher = Callback
+"""The former name."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +53,46 @@ class Result:
     folder: Path
     summary: Json
 
+    @property
+    def status(self) -> int:
+        """The exit status of a command that ran it."""
+        return 0 if self.summary.get("status") == FINISHED else UNTRAINED
+
 
 def run(
     config: Config,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    watcher: Callback | None = None,
     connect: Connect | None = None,
+    callbacks: Sequence[Callback] = (),
+    accept_changes: bool = False,
 ) -> Result:
     """Run a federation, or go on with one.
 
     Args:
         config: what to run (``forefed.configure`` makes one from a file and settings).
         resume: go on from the checkpoint in the run's folder, bit for bit as if never stopped.
-        watcher: told of progress.
+        watcher: one more callback.
         connect: what leads to the clients of a deployment; None: all clients are in this process.
+        callbacks: told of progress.
+        accept_changes: go on although rows, weights or versions have changed since the run began,
+            and write that into the record.
+
+    Returns:
+        The folder, and the summary. Its "status" says whether the run trained something:
+        "finished", or "diverged", "unheard", "not trained" with a "reason" (``run/health.py``).
 
     Raises:
         UserError: a configuration that cannot work, a folder that holds another run, a damaged
             checkpoint. Nothing that exists is overwritten.
     """
-    watcher = watcher or Watcher()
+    told = Told([*([watcher] if watcher else []), *callbacks])
     folder = config.folder
     check(config, deployed=connect is not None)
     if (folder / "config.json").exists():
         finished = record.summary(folder)
         if finished is not None and _same_run(folder, config):
-            watcher.already_finished(finished)
+            told("already_finished", finished)
             return Result(folder, finished)
         if not resume:
             raise UserError(
@@ -90,55 +101,59 @@ def run(
             )
     elif resume:
         raise UserError(f"{folder}: there is no run to resume here")
-    with record.locked(folder):
-        try:
-            return _run(config, folder, watcher, connect, resume)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-            raise UserError(
-                f"{folder}: no room to write the record ({error.strerror}); nothing that was saved "
-                "is lost: make room, and go on with --resume"
-            ) from error
+    try:
+        with record.locked(folder):
+            return _run(config, folder, told, connect, resume, accept_changes)
+    except OSError as error:
+        known = of_system(error, folder)
+        if known is None:
+            raise
+        kept = (folder / "config.json").exists()
+        more = " (nothing that was saved is lost: it goes on with --resume)" if kept else ""
+        raise UserError(f"{folder}: {known}{more}") from error
 
 
 def _run(
-    config: Config, folder: Path, watcher: Watcher, connect: Connect | None, resume: bool
+    config: Config,
+    folder: Path,
+    told: Told,
+    connect: Connect | None,
+    resume: bool,
+    accept_changes: bool,
 ) -> Result:
-    federation = build(config, watcher.loading, connect=connect)
-    saved = load_checkpoint(folder, config, federation.task.device)
-    state = federation.start()
-    log: ScalarLog | None = None
-    if saved is not None:
-        state = saved.state
-        federation.transport.store.states.update(saved.clients.states)
-    if resume and config.codec.sends_slopes:
-        log = open_log(folder / LOG, config_digest(config))
-        state = go_on(log, state, federation.star)
-    if state.round:
-        if federation.transport.replica is not None:
-            federation.transport.replica.state = state  # what the clients kept on their own disks
-        record.truncate(folder, state.round)
-    else:
-        record.truncate(folder, -1)
-        log = _write_head(federation, folder)
-    watcher.built(federation, state.round)
-    for text in federation.task.notes:
-        watcher.note(text)
+    _check_adapter_place(folder)
+    federation = build(config, partial(told, "loading"), connect=connect)
+    state, log = _begin(federation, folder, told, resume, accept_changes)
+    told("built", federation, state.round)
+    for text in (*federation.data.notes, *federation.task.notes):
+        told("note", text)
     if state.round == 0:
-        _evaluate(federation, folder, state, watcher)
+        _evaluate(federation, folder, state, told)
+    decides = federation.task.objective.measures.decides
+    health = Health(norm_of(federation.task.params), decides)
+    tests = _tests(folder)
+    for line in sorted([*record.read_lines(folder, record.ROUNDS), *tests], key=_in_time):
+        health = health.tested(line) if "split" in line else health.after(line)
+    best = _best(tests, decides)
     checkpoint_s, said = 0.0, set[str]()
-    while state.round < config.rounds:
+    ending = health.diverged() if state.round else None
+    while ending is None and state.round < config.rounds:
         started = time.perf_counter()
-        state, report = federation.star.round(state, watcher.outcome)
+        state, report = federation.star.round(state, partial(told, "outcome"))
+        last = state.round == config.rounds
         seconds = dict(report.seconds)
-        if state.round % config.evaluate.every == 0 or state.round == config.rounds:
+        if state.round % config.evaluate.every == 0 or last:
             clock = time.perf_counter()
-            _evaluate(federation, folder, state, watcher)
+            test = _evaluate(federation, folder, state, told)
+            health = health.tested(test)
+            if decides.better(test, best):
+                best = test
+                save_best(folder, config, state)
             seconds["evaluate"] = time.perf_counter() - clock
         seconds["checkpoint"] = checkpoint_s
         seconds["total"] = time.perf_counter() - started + checkpoint_s
         line = round_line(report, seconds)
+        line["norm"] = norm_of(state.params)
         if len(federation.engines.groups) > 1:
             line["groups"] = memory_groups(report, federation.engines)
         prefix = federation.trainer.task.prefix
@@ -147,20 +162,118 @@ def _run(
         for text in notices(line, federation.config, prefix.cache.stopped if prefix else ""):
             if text not in said:
                 said.add(text)
-                watcher.note(text)
+                told("note", text)
         record.append(folder, record.ROUNDS, line)
+        health = health.after(line)
+        ending = health.diverged()
         clock = time.perf_counter()
         if log is not None:
             # after the round's other lines, as a round that the log has is not done again
-            log.append(state, report, last=state.round == config.rounds)
-        if state.round % config.checkpoint_every == 0 or state.round == config.rounds:
+            log.append(state, report, last=last or ending is not None)
+        # What may have diverged does not replace what has not.
+        due = state.round % config.checkpoint_every == 0 and not health.worrying
+        if ending is None and (due or last):
             save_checkpoint(folder, config, state, federation.transport.store)
         checkpoint_s = time.perf_counter() - clock  # stands in the next round's line
-        watcher.round(line)
-    return _finish(federation, folder, state)
+        told("round", line)
+    if ending is not None and _tests(folder)[-1]["round"] != state.round:
+        _evaluate(federation, folder, state, told)
+    if ending is None:
+        moved = trees.digest(state.params) != trees.digest(federation.task.params)
+        ending = health.at_the_end(moved)
+    result = _finish(federation, folder, state, ending)
+    told("ended", result.summary)
+    return result
 
 
-def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
+def _begin(
+    federation: Federation, folder: Path, told: Told, resume: bool, accept_changes: bool
+) -> tuple[RunState, ScalarLog | None]:
+    """The state from which the run goes on, and its log where slopes travel.
+
+    Raises:
+        UserError: rows, weights or versions have changed; a record that is damaged.
+    """
+    config, task = federation.config, federation.task
+    saved = load_checkpoint(folder, config, task.device)
+    state = federation.start()
+    log: ScalarLog | None = None
+    now, found = origin_of(federation), list[Json]()
+    if saved is not None or (resume and config.codec.sends_slopes):
+        before = record.read_json(folder / "environment.json").get("origin")
+        if before is None:
+            told("note", "this record is older and keeps no digests of its rows and weights")
+        else:
+            found = changes(before, now)
+            check_unchanged(folder, found, accept_changes)
+    if saved is not None:
+        _check_fits(folder, saved.state, state)
+        state = saved.state
+        federation.transport.store.states.update(saved.clients.states)
+    if resume and config.codec.sends_slopes:
+        log = open_log(folder / LOG, config_digest(config))
+        state = go_on(log, state, federation.star)
+    if state.round == 0:
+        record.truncate(folder, -1)
+        (folder / BEST).unlink(missing_ok=True)
+        return state, _write_head(federation, folder, now)
+    if federation.transport.replica is not None:
+        federation.transport.replica.state = state  # what the clients kept on their own disks
+    record.check_whole(folder, state.round)
+    record.truncate(folder, state.round)
+    if found:
+        record.write_changes(folder, state.round, found, now)
+    return state, log
+
+
+def _check_fits(folder: Path, saved: RunState, now: RunState) -> None:
+    """A checkpoint has the parameters that are trained now.
+
+    Raises:
+        UserError: the model under this name, or the adapter's place in it, is another one.
+    """
+    was = {name: tuple(x.shape) for name, x in saved.params.items()}
+    wanted = {name: tuple(x.shape) for name, x in now.params.items()}
+    for name in sorted({*was, *wanted}):
+        if was.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder}: the checkpoint does not fit the model any more ('{name}' has shape "
+                f"{was.get(name)} there, and the model needs {wanted.get(name)}); restore the "
+                "model, or start a new run (--set name=...)"
+            )
+
+
+def _check_adapter_place(folder: Path) -> None:
+    """Where the adapter will stand there is one, or nothing.
+
+    Raises:
+        UserError: something else is there; said before any work, as it is written last.
+    """
+    place = folder / ADAPTER
+    if place.is_dir() and not any(place.iterdir()):
+        place.rmdir()
+    if place.exists() and not (place / CONFIG).is_file():
+        raise UserError(f"{place}: is no adapter, and one is to be written there; move it away")
+
+
+def _in_time(line: Json) -> tuple[int, bool]:
+    return line["round"], "split" not in line
+
+
+def _tests(folder: Path) -> list[Json]:
+    """The evaluations on the test rows, in order."""
+    return [e for e in record.read_lines(folder, record.EVALUATIONS) if e["split"] == "test"]
+
+
+def _best(tests: Sequence[Json], decides: Metric) -> Json:
+    """The best evaluation, the earliest of equals."""
+    best = tests[0]
+    for line in tests:
+        best = line if decides.better(line, best) else best
+    return best
+
+
+def _write_head(federation: Federation, folder: Path, origin: Json) -> ScalarLog | None:
     """What a record says before its first round; the configuration, last, makes it a run. Returns
     the log, where slopes travel."""
     task = federation.task
@@ -177,8 +290,14 @@ def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
     }
     majority = federation.majority()
     data: Json = {**federation.data.provenance, "counts": federation.data.counts}
-    measures = federation.task.objective.measures.to_json()
-    about = {"measures": measures, "majority": majority, "data": data, "model": model}
+    measures = task.objective.measures.to_json()
+    about = {
+        "measures": measures,
+        "majority": majority,
+        "data": data,
+        "model": model,
+        "origin": origin,
+    }
     write_json(
         folder / "environment.json",
         {
@@ -196,7 +315,8 @@ def _write_head(federation: Federation, folder: Path) -> ScalarLog | None:
     return log
 
 
-def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Watcher) -> None:
+def _evaluate(federation: Federation, folder: Path, state: RunState, told: Told) -> Json:
+    """Test, and record it; returns the line of the global test."""
     settings = federation.config.evaluate
     task, test, prefix = federation.task, federation.data.test, federation.prefix
     line, details = evaluate_global(task, state.params, test, settings.batch_size, prefix)
@@ -211,84 +331,23 @@ def _evaluate(federation: Federation, folder: Path, state: RunState, watcher: Wa
         lines.append(evaluate_clients(task, state.params, clients, settings.batch_size))
     for line in lines:
         record.append(folder, record.EVALUATIONS, {"round": state.round, **line})
-        watcher.evaluated({"round": state.round, **line})
+        told("evaluated", {"round": state.round, **line})
+    return {"round": state.round, **lines[0]}
 
 
-def notices(line: Json, config: Config, cache_stopped: str) -> list[str]:
-    """What a person should know about a round; each text is said once in a run."""
-    texts = []
-    if cache_stopped:
-        texts.append(f"the prefix cache keeps no more examples: {cache_stopped}")
-    if line["steps"] and line["skipped"] == line["steps"]:
-        float16 = config.model.dtype == "float16"
-        remedy = (
-            "float16 overflows: set model.dtype = 'bfloat16'"
-            if float16
-            else "lower client.optimiser.lr"
-        )
-        texts.append(f"no step had a finite result, so nothing moves; {remedy}")
-    if line["fallbacks"]:
-        names = ", ".join(line["fallbacks"])
-        texts.append(f"operators without a rule, computed one by one and slowly: {names}")
-    return texts
+def _finish(federation: Federation, folder: Path, state: RunState, ending: Ending | None) -> Result:
+    """Adapter, model card and summary; the summary comes last and marks the run as ended.
 
-
-FALLBACK = "fallback/"
-"""Prefix of the metrics that count operators without a rule (``gradients.dual``)."""
-
-
-def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
-    """One round as the record keeps it."""
-
-    def total(metric: str) -> float:
-        return sum(u.metrics.get(metric, 0.0) for u in report.updates)
-
-    peaks = [u.metrics["peak_bytes"] for u in report.updates if "peak_bytes" in u.metrics]
-    fallbacks = {name for u in report.updates for name in u.metrics if name.startswith(FALLBACK)}
-    return {
-        "round": report.round,
-        "loss": report.loss,
-        "bytes_up": report.bytes_up,
-        "bytes_down": report.bytes_down,
-        "seconds": {name: round(value, 6) for name, value in seconds.items()},
-        "forwards": total("forwards"),
-        "memory": {
-            "peak_above_weights": int(max(peaks)) if peaks else None,
-            "rss": resident_bytes(),
-        },
-        "cohort": list(report.cohort),
-        "replies": len(report.updates),
-        "examples": sum(u.n_examples for u in report.updates),
-        "lost": losses_by_reason(report),
-        "steps": int(total("steps")),
-        "skipped": int(total("skipped")),
-        "clamped": int(total("clamped")),
-        "contributions": [dict(c) for c in report.contributions],
-        "pending": report.pending,
-        "abandoned": report.abandoned,
-        "fallbacks": {n.removeprefix(FALLBACK): int(total(n)) for n in sorted(fallbacks)},
-    }
-
-
-def memory_groups(report: RoundReport, engines: Engines) -> Json:
-    """The cohort's groups of ``plan.json``, and the measured peak above the weights by group."""
-    peaks: dict[str, int] = {}
-    for update in report.updates:
-        if "peak_bytes" in update.metrics:
-            peaks[str(engines.group(update.client))] = int(update.metrics["peak_bytes"])
-    return {"cohort": [engines.group(c) for c in report.cohort], "peaks": peaks}
-
-
-def _finish(federation: Federation, folder: Path, state: RunState) -> Result:
-    """Adapter, model card and summary; the summary comes last and marks the run as finished."""
-    rounds = record.read_lines(folder, record.ROUNDS)
-    tests = [e for e in record.read_lines(folder, record.EVALUATIONS) if e["split"] == "test"]
+    A run that trained nothing worth using (``ending``) gets no adapter: the parameters of its last
+    good round stay in its checkpoint.
+    """
+    rounds, tests = record.read_lines(folder, record.ROUNDS), _tests(folder)
     decides = federation.task.objective.measures.decides
-    best = tests[0]
-    for line in tests:
-        best = line if decides.better(line, best) else best
+    about = {} if ending is None else {"reason": ending.reason}
+    changed = record.read_json(folder / "environment.json").get("changes")
     summary: Json = {
-        "status": "finished",
+        "status": FINISHED if ending is None else ending.status,
+        **about,
         "rounds": state.round,
         "digest": trees.digest(state.params),
         "baseline": {
@@ -296,17 +355,19 @@ def _finish(federation: Federation, folder: Path, state: RunState) -> Result:
             "untrained": decides.of(tests[0]),
         },
         "final": tests[-1],
-        "best": best,
+        "best": _best(tests, decides),
         "totals": {
             "bytes_up": sum(r["bytes_up"] for r in rounds),
             "bytes_down": sum(r["bytes_down"] for r in rounds),
             "seconds": sum(r["seconds"]["total"] for r in rounds),
             "forwards": sum(r["forwards"] for r in rounds),
         },
+        **({"changes": changed} if changed else {}),
     }
-    own_head = head_text(federation.task) is not None
-    card = model_card(federation.config, federation.data, summary, own_head)
-    save_adapter(federation.task, state.params, folder / "adapter", card)
+    if ending is None:
+        own_head = head_text(federation.task) is not None
+        card = model_card(federation.config, federation.data, summary, own_head)
+        save_adapter(federation.task, state.params, folder / ADAPTER, card)
     write_json(folder / record.SUMMARY, summary)
     return Result(folder, summary)
 

@@ -142,7 +142,7 @@ def classes_of(run: Path) -> list[str]:
 
 
 def _trained(run: Path, config: Config) -> tuple[Task, Params]:
-    task = load_model(config, record.read_json(run / "partition.json")["labels"])
+    task = load_model(config, record.label_names(run))
     saved = load_checkpoint(run, config, task.device)
     if saved is None:
         raise UserError(f"{run}: nothing is trained yet (no checkpoint)")
