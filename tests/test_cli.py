@@ -174,16 +174,25 @@ def test_help_loads_neither_torch_nor_transformers() -> None:
     assert done.stdout.splitlines()[-1] == ""
 
 
-def test_a_bug_is_no_user_error(forefed_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not the user's mistake keeps its stack trace."""
+def test_a_bug_is_called_one_and_keeps_its_trace_in_a_file(
+    forefed_command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import tempfile
+
     import forefed.run.choices
 
     def broken(what: str, verbose: bool) -> None:
         raise RuntimeError("a bug")
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(forefed.run.choices, "choices_tables", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        forefed_command("list", "engines")
+    said = forefed_command("list", "engines")
+    (kept,) = tmp_path.iterdir()
+    assert said.status == 70 and "Traceback" not in said.err + said.out
+    assert said.err.count("error:") == 1 and str(kept) in said.err.replace("\n", "")
+    assert "a fault of Forefed" in said.err and "report" in said.err
+    assert 'RuntimeError: a bug' in kept.read_text() and kept.stat().st_mode & 0o077 == 0
+
 
 
 def test_the_package_offers_what_it_names() -> None:
