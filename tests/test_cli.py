@@ -191,8 +191,7 @@ def test_a_bug_is_called_one_and_keeps_its_trace_in_a_file(
     assert said.status == 70 and "Traceback" not in said.err + said.out
     assert said.err.count("error:") == 1 and str(kept) in said.err.replace("\n", "")
     assert "a fault of Forefed" in said.err and "report" in said.err
-    assert 'RuntimeError: a bug' in kept.read_text() and kept.stat().st_mode & 0o077 == 0
-
+    assert "RuntimeError: a bug" in kept.read_text() and kept.stat().st_mode & 0o077 == 0
 
 
 def test_the_package_offers_what_it_names() -> None:
