@@ -11,7 +11,7 @@ import typer
 from forefed.core.boundary import STOPPED, USER, guarded
 from forefed.core.commands import TextCommand
 from forefed.core.errors import UserError
-from forefed.core.terminal import console, one_line, styled
+from forefed.core.terminal import console, one_line, printable, styled
 
 if TYPE_CHECKING:
     from forefed.run.config import Config
