@@ -21,7 +21,6 @@ from forefed.core.types import Json
 
 PARTIAL = ".partial"
 
-from forefed.core.errors import UserError
 from forefed.core.keys import Secret
 
 SECRET = "secret.key"
