@@ -17,13 +17,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from forefed.core.errors import UserError
+from forefed.core.keys import Secret
 from forefed.core.types import Json
 
-PARTIAL = ".partial"
-
-from forefed.core.keys import Secret
-
-SECRET = "secret.key"
+PARTIAL, SECRET = ".partial", "secret.key"
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
