@@ -203,7 +203,7 @@ def remote(
         for name, i in (("a", 0), ("b", 1), ("c", 3))
     }
     post = FakePost(sites, registered, tamper or {})
-    weights = {"weights": "w", "dtype": "float64"}
+    weights = {"weights": "w", "tokenizer": "t", "dtype": "float64"}
     transport = RemoteClients(post, "run", "{}", tuple("abc"), weights, 1, join_s, say, poll_s=0.01)
     loop = Star(
         Key(4),
@@ -241,7 +241,8 @@ class ToySite:
     def __call__(self, asked: Envelope) -> Envelope:
         answered = replace(asked, text="", blobs={})
         if asked.kind == "join":
-            about = {"site": self.name, "weights": "w", "dtype": "float64", **self.about}
+            same = {"weights": "w", "tokenizer": "t", "dtype": "float64"}
+            about = {"site": self.name, **same, **self.about}
             return replace(answered, kind="joined", text=json.dumps(about))
         params, memo, _ = decode_broadcast(asked.blobs["state"])
         order = decode_order(asked.blobs["order"], params, memo)

@@ -9,11 +9,13 @@ import tomllib
 import pytest
 
 from commands import mistake
-from deployment import deployed, rehearsal
+from deployment import FakePost, deployed, make_sites, rehearsal
+from federation import lines
 from forefed.core.errors import UserError
 from forefed.core.files import write_json
 from forefed.deploy import places, runs
-from forefed.run import configure
+from forefed.deploy.connect import connect_by
+from forefed.run import configure, run
 from forefed.run.compat import DEPLOYED, check
 
 CASES = {
@@ -250,21 +252,53 @@ def test_a_site_looks_at_its_data_again(made, forefed_command):
 def test_who_watches_a_run_outlives_the_servers_restart(world, tmp_path, monkeypatch):
     config, answers, said = deployed(world, tmp_path), iter(["gone", "gone", "back"]), []
 
+    summary = {
+        "status": "finished",
+        "digest": "d" * 64,
+        "baseline": {"majority": 0.5, "untrained": 0.25},
+        "final": {"accuracy": 0.75, "n": 8, "low": 0.4, "high": 0.9},
+    }
+
     def flower(*_: object) -> dict[str, object]:
         if next(answers) == "gone":
             raise UserError("the server does not answer")
-        write_json(config.folder / "summary.json", {"digest": "d" * 64})
+        write_json(config.folder / "summary.json", summary)
         return {"runs": [{"status": "running"}]}
 
     monkeypatch.setattr(runs, "flwr", flower)
     monkeypatch.setattr(runs, "ASK_S", -1.0)
     monkeypatch.setattr(runs, "POLL_S", 0.0)
     ended = runs.follow(places.ServerFolder(tmp_path), config, "1", said.append)
-    assert ended == {"digest": "d" * 64}
+    assert ended == summary
     assert [text.split(";")[0] for text in said] == [
         "the server does not answer",
-        f"finished: {config.folder}",
+        "finished: accuracy 0.750 (8 test texts",
+        "to compare: the most frequent class 0.500, untrained 0.250",
+        f"adapter: {config.folder / 'adapter'}   record: {config.folder}",
     ]
+
+
+def test_who_watches_sees_quality_interval_and_baseline_of_every_round(world, tmp_path):
+    config = deployed(world, tmp_path, "strategy=fedavg")
+    result = run(config, connect=connect_by(FakePost(make_sites(world, tmp_path))))
+    said = []
+    runs.follow(places.ServerFolder(tmp_path), config, "1", said.append)
+    tests = {line["round"]: line for line in lines(config.folder, "evaluations.jsonl")}
+    base = result.summary["baseline"]["majority"]
+    for number, text in enumerate(said[:4]):
+        test = tests[number]
+        assert text.startswith(f"round {number}: accuracy" if number else "untrained: accuracy")
+        assert f"accuracy {test['accuracy']:.3f} (7 test texts; 95 %: {test['low']:.3f} to" in text
+        assert f"the most frequent class {base:.3f}" in text
+    assert said[4].startswith("finished: accuracy") and len(said) == 7
+
+
+def test_a_run_that_trained_nothing_says_why(world, tmp_path):
+    config, said = deployed(world, tmp_path), []
+    ended = {"status": "diverged", "reason": "the loss is no number since round 2", "digest": ""}
+    write_json(config.folder / "summary.json", ended)
+    runs.follow(places.ServerFolder(tmp_path), config, "1", said.append)
+    assert said == [f"ended as 'diverged': the loss is no number since round 2 ({config.folder})"]
 
 
 def test_a_server_that_does_not_run_is_named(made, forefed_command):

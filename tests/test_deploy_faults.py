@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from deployment import (
     STRATEGIES,
     FakePost,
+    bits_without,
     deployed,
     failing,
     make_sites,
@@ -25,7 +28,7 @@ from deployment import (
     remote,
 )
 from faults import fault
-from federation import lines
+from federation import lines, write_lines
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
@@ -188,6 +191,127 @@ def test_lost_answers():
         seen |= {(report.round, x.client) for x in report.lost}
     assert seen == lost
     assert trees.digest(state.params) == trees.digest(other.params)
+
+
+def other_model(world, tmp_path, change: Callable[[Any], object]) -> str:
+    """A folder with the tiny model, of which something was changed."""
+    folder = tmp_path / "other-bert"
+    shutil.copytree(world.bert, folder)
+    change(folder)
+    return str(folder)
+
+
+def nudge_weights(folder) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = sorted(n for n in tensors if "layer.0" in n)[0]
+    tensors[name] = tensors[name] + 1e-6
+    save_file(tensors, path, {"format": "pt"})
+
+
+def swap_words(folder) -> None:
+    path = folder / "tokenizer.json"
+    text = json.loads(path.read_text())
+    ids = text["model"]["vocab"]
+    ids["w8"], ids["w9"] = ids["w9"], ids["w8"]
+    path.write_text(json.dumps(text))
+
+
+STRANGE = {
+    "other weights under the same name": (nudge_weights, "other weights under the model's name"),
+    "another tokeniser, same weights": (swap_words, "another tokeniser under the model's name"),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            c, id=c, marks=fault(f"site: {c}", "joining", "refused, by name; others go on")
+        )
+        for c in STRANGE
+    ],
+)
+def test_a_site_with_another_model_is_refused_by_name(world, tmp_path, case):
+    change, why = STRANGE[case]
+    sites, said = make_sites(world, tmp_path), []
+    models = {str(world.bert): other_model(world, tmp_path, change)}
+    sites["main"].settings = sites["main"].settings.model_copy(update={"models": models})
+    config = deployed(world, tmp_path, "strategy=fedavg", "cohort=3")
+    result = run(config, connect=connect_by(FakePost(sites), said.append))
+    assert f"main does not take part: 'main' has {why}" in said
+    assert [r["replies"] for r in lines(result.folder, "rounds.jsonl")] == [2, 2, 2]
+
+
+SCHEMAS = {
+    "other columns": [{"note": "w9", "class": "animal"}] * 4,
+    "a label that the task has not": [{"text": "w9", "label": "stone"}] * 4,
+    "no row": [],
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            c,
+            id=c,
+            marks=fault(
+                f"site: rows with {c}",
+                "joining",
+                "it takes no part; the server hears the kind of the fault only, the site's log "
+                "has the details; others go on",
+            ),
+        )
+        for c in SCHEMAS
+    ],
+)
+def test_a_site_with_another_schema_takes_no_part(world, tmp_path, caplog, case):
+    sites, said = make_sites(world, tmp_path), []
+    config = deployed(world, tmp_path, "strategy=fedavg")
+    write_lines(tmp_path / "rows" / "main.jsonl", SCHEMAS[case])
+    result = run(config, connect=connect_by(FakePost(sites), said.append))
+    assert "main does not take part: failed: UserError; the site's log has the details" in said
+    assert "stone" not in " ".join(said)
+    assert "join of round 0: " in caplog.text and "Traceback" not in caplog.text
+    assert [r["replies"] for r in lines(result.folder, "rounds.jsonl")] == [2, 2, 2]
+
+
+class Comings(Watcher):
+    """Sites that come and go between rounds: by round, who is away after it."""
+
+    def __init__(self, post: FakePost, away: dict[int, set[str]]):
+        self.post, self.away = post, away
+
+    def round(self, line):
+        self.post.offline = self.away.get(line["round"], self.post.offline)
+
+
+@fault("a site joins late", "after round 1 of 3", "it takes part from the next round on")
+def test_a_site_that_joins_late(world, tmp_path):
+    post, said = FakePost(make_sites(world, tmp_path), offline={"main"}), []
+    config = deployed(world, tmp_path, "strategy=fedavg")
+    result = run(config, connect=connect_by(post, said.append), watcher=Comings(post, {1: set()}))
+    assert [r["replies"] for r in lines(result.folder, "rounds.jsonl")] == [2, 3, 3]
+    assert said[-1] == "main takes part"
+
+
+@fault(
+    "a site leaves for good",
+    "after round 1 of 3",
+    "said once; the others go on without it; same bits as a run in which it does not answer",
+)
+def test_a_site_that_leaves_for_good(world, tmp_path):
+    post, said = FakePost(make_sites(world, tmp_path)), []
+    config = deployed(world, tmp_path, "strategy=fedavg")
+    result = run(
+        config, connect=connect_by(post, said.append), watcher=Comings(post, {1: {"main"}})
+    )
+    rounds = lines(result.folder, "rounds.jsonl")
+    assert [(r["replies"], len(r["cohort"])) for r in rounds] == [(3, 3), (2, 2), (2, 2)]
+    assert said.count("main is gone") == 1
+    lost = [(2, "main"), (3, "main")]
+    assert result.summary["digest"] == bits_without(world, tmp_path / "x", lost, "strategy=fedavg")
 
 
 class FillsTheDisk(Watcher):

@@ -200,7 +200,9 @@ def test_without_any_site_a_run_waits():
 STRANGERS = {
     "not on the list": ({"site": "z"}, "partition.names"),
     "another's name": ({"site": "a"}, "registered as 'b'"),
-    "other weights": ({"weights": "0"}, "other model weights"),
+    "other weights": ({"weights": "0"}, "other weights under the model's name"),
+    "another tokeniser": ({"tokenizer": "0"}, "another tokeniser under the model's name"),
+    "another tokeniser in another format": ({"tokenizer": "0", "dtype": "int8"}, "another token"),
 }
 
 
@@ -212,6 +214,19 @@ def test_who_does_not_take_part(stranger):
     loop, _ = remote(about={"b": about}, say=said.append, registered=registered)
     assert loop.transport.members() == [0, 2]
     assert [text for text in said if why in text and "does not take part" in text]
+
+
+EVIL = "\x1b[2J\x1b]0;title\x07[bold red]\u202e\r\n" + "x" * 1000
+
+
+def test_a_sites_text_moves_no_cursor_and_is_cut():
+    said: list[str] = []
+    loop, post = remote(about={"b": {"site": EVIL}}, registered=False, say=said.append)
+    post.tamper = {"c": lambda a: [replace(a, kind="failed", blobs={}, text=EVIL)]}
+    _, report = loop.round(orders_for(loop))
+    heard = [*said, *(lost.detail for lost in report.lost)]
+    assert sum("[bold red]" in text for text in heard) == 2
+    assert all(text.isprintable() and len(text) < 400 for text in heard)
 
 
 def test_nobody_takes_the_place_of_a_site_that_is_there():

@@ -13,6 +13,8 @@ site = typer.Typer(no_args_is_help=True, help="Take part in a federation with yo
 server = typer.Typer(no_args_is_help=True, help="Lead a federation of sites.")
 out = console()
 
+UNTRAINED = 3  # exit status of a run that ended without a model worth using
+
 Folder = Annotated[Path, typer.Argument(help="Folder with everything local to it.")]
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder.")]
 
@@ -158,7 +160,7 @@ def server_run(
     ] = False,
 ) -> None:
     """Run a federation with the sites, and follow it. Ctrl-C leaves it running."""
-    from forefed.deploy.runs import follow, start_run
+    from forefed.deploy.runs import FINISHED, follow, start_run
     from forefed.deploy.server_folder import read_server
     from forefed.run.config import configure
 
@@ -166,7 +168,9 @@ def server_run(
     chosen = configure(config, sets or (), {"out": str(place.runs)})
     number = start_run(place, chosen, resume)
     say(f"run {number}: {chosen.folder}")
-    follow(place, chosen, number, say)
+    ended = follow(place, chosen, number, say)
+    if ended is not None and ended["status"] != FINISHED:
+        raise typer.Exit(UNTRAINED)
 
 
 @server.command("stop")

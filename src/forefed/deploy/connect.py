@@ -9,7 +9,7 @@ from forefed.core.files import write_atomic
 from forefed.data.partition import Sites
 from forefed.deploy.remote import Post, RemoteClients
 from forefed.deploy.settings import for_sites
-from forefed.deploy.weights import weights_of
+from forefed.deploy.weights import model_of
 from forefed.models.task import Task
 from forefed.run.build import Connect
 from forefed.run.config import Config
@@ -32,7 +32,7 @@ def connect_by(post: Post, say: Callable[[str], None] = lambda _: None) -> Conne
             run_id(config),
             for_sites(config),
             config.partition.names,
-            weights_of(task.model),
+            model_of(task.model, config.model),
             config.cohort_min,
             config.partition.join_s,
             say,

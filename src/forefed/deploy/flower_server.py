@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context
@@ -17,11 +18,21 @@ from forefed.core.errors import UserError
 from forefed.core.files import write_json
 from forefed.deploy.connect import ERROR, NOTES, connect_by
 from forefed.deploy.flower_post import GridPost
-from forefed.run import run
+from forefed.run import Watcher, run
 from forefed.run.config import configure
 from forefed.run.record import append, read_config
 
 app = ServerApp()
+
+
+class Notes(Watcher):
+    """Hands on what a person should know of a run, to whoever follows it."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+
+    def note(self, text: str) -> None:
+        self.say(text)
 
 
 @app.main()
@@ -36,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
         append(config.folder, NOTES, {"text": text})
 
     try:
-        run(config, resume=resume, connect=connect_by(GridPost(grid), say))
+        run(config, resume=resume, watcher=Notes(say), connect=connect_by(GridPost(grid), say))
     except Exception as error:  # Flower shows nothing of it where the run was started
         said = str(error) if isinstance(error, UserError) else repr(error)
         details = traceback.format_exc()

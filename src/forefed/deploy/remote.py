@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from forefed.core.errors import ProtocolError
+from forefed.core.terminal import one_line
 from forefed.core.types import Json, LossReason, Lost, Order, Reply
 from forefed.core.untrusted import json_table
 from forefed.deploy.envelope import Envelope
@@ -23,6 +24,8 @@ from forefed.run.replica import Replica
 from forefed.wire.orders import encode_broadcast, encode_order
 
 LONGEST_REASON = 300  # characters of a site's own words that are kept
+OTHER = {"weights": "other weights", "tokenizer": "another tokeniser"}
+"""What a site must have as the server has it, and what it has otherwise."""
 ROOM = 1 << 26  # bytes that an answer may have beyond four times the parameters
 
 
@@ -68,7 +71,8 @@ class RemoteClients:
     settings: str
     names: Sequence[str]
     weights: Mapping[str, str]
-    """Digest and number format of the frozen model, which every site must have."""
+    """Digests of the frozen model and its tokeniser, which every site must have, and the number
+    format; another format may be, and then nothing is known of the weights."""
     least: int = 1
     """A round begins when so many sites are there, or ``join_s`` later."""
     join_s: float = 120.0
@@ -106,6 +110,9 @@ class RemoteClients:
     def look_around(self) -> None:
         """Forget who has left, ask who is new, and hear who has answered."""
         nodes = self.post.nodes()
+        for client, home in self.homes.items():
+            if home not in nodes:
+                self.tell_again(f"{self.names[client]} is gone", f"{self.names[client]} takes part")
         self.homes = {client: node for client, node in self.homes.items() if node in nodes}
         self.joining = {q: node for q, node in self.joining.items() if node in nodes}
         known = {*self.homes.values(), *self.joining.values(), *self.turned_away}
@@ -122,7 +129,7 @@ class RemoteClients:
         """Take a site in that has answered "joined", or say why not."""
         try:
             about = _introduction(answer)
-            name = str(about.get("site"))
+            name = one_line(str(about.get("site")), LONGEST_REASON)
             if registered and name != registered:
                 raise ProtocolError(
                     f"it calls itself '{name}', but its key is registered as '{registered}'"
@@ -132,17 +139,24 @@ class RemoteClients:
             client = list(self.names).index(name)
             if self.homes.get(client, node) != node:
                 raise ProtocolError(f"'{name}' has joined from another node already")
-            if about.get("dtype") == self.weights["dtype"]:
-                if about.get("weights") != self.weights["weights"]:
-                    raise ProtocolError(f"'{name}' has other model weights under the same name")
-            else:
-                self.once(f"{name} computes in {about.get('dtype')}")
+            for what, meant in OTHER.items():
+                same_format = about.get("dtype") == self.weights["dtype"] or what != "weights"
+                if same_format and about.get(what) != self.weights.get(what):
+                    raise ProtocolError(f"'{name}' has {meant} under the model's name")
+            if about.get("dtype") != self.weights["dtype"]:
+                form = one_line(str(about.get("dtype")), LONGEST_REASON)
+                self.once(f"{name} computes in {form}")
         except ProtocolError as error:
             self.turned_away.add(node)
             self.once(f"{registered or 'a site'} does not take part: {error}")
             return
         self.homes[client] = node
-        self.once(f"{name} takes part")
+        self.tell_again(f"{name} takes part", f"{name} is gone")
+
+    def tell_again(self, text: str, opposite: str) -> None:
+        """Say it once, until the opposite is said."""
+        self.once(text)
+        self.said.discard(opposite)
 
     def once(self, text: str) -> None:
         if text not in self.said:
@@ -202,7 +216,8 @@ class RemoteClients:
         """What an answer means; one that is not for this order, or too large, is a loss."""
 
         def lost(reason: LossReason, detail: str) -> Lost:
-            return Lost(order.round, order.client, reason, detail[:LONGEST_REASON], sent)
+            shown = one_line(detail, LONGEST_REASON)
+            return Lost(order.round, order.client, reason, shown, sent)
 
         if isinstance(content, Failure):
             return lost(content.reason, content.detail)
@@ -221,5 +236,5 @@ def _introduction(answer: Envelope | Failure) -> Json:
     if isinstance(answer, Failure):
         raise ProtocolError(answer.detail)
     if answer.kind != "joined":
-        raise ProtocolError(f"{answer.kind}: {answer.text[:LONGEST_REASON]}")
+        raise ProtocolError(f"{answer.kind}: {one_line(answer.text, LONGEST_REASON)}")
     return json_table(answer.text, "its introduction")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from forefed import __version__
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
+from forefed.core.metrics import Measures
 from forefed.core.types import Json
 from forefed.deploy.connect import ERROR, NOTES
+from forefed.deploy.names import usable_folder
 from forefed.deploy.places import ServerFolder
 from forefed.deploy.server_folder import CONNECTION, flwr
+from forefed.models.objectives import OBJECTIVES
 from forefed.run import record
+from forefed.run.card import against
 from forefed.run.compat import check
 from forefed.run.config import Config
 
@@ -42,6 +47,7 @@ MODULE = 'from forefed.deploy.flower_{part} import app\n\n__all__ = ["app"]\n'
 
 POLL_S = 1.0
 SILENT = "silent"
+FINISHED = "finished"
 ASK_S = 15.0  # between two questions to Flower; each starts one of its processes
 
 
@@ -52,6 +58,7 @@ def start_run(folder: ServerFolder, config: Config, resume: bool) -> str:
         UserError: settings that cannot work, or Flower refuses it.
     """
     check(config, deployed=True)
+    here = usable_folder(Path.cwd())
     if (config.folder / "config.json").exists() != resume:
         raise UserError(
             f"{config.folder}: there is no run to resume here"
@@ -66,7 +73,7 @@ def start_run(folder: ServerFolder, config: Config, resume: bool) -> str:
     write_atomic(app / "pyproject.toml", APP.format(version=__version__).encode())
     for part in PARTS:
         write_atomic(app / f"forefed_{part}.py", MODULE.format(part=part).encode())
-    values = f'folder="{handed}" here="{Path.cwd()}" resume={str(resume).lower()}'
+    values = f'folder="{handed}" here="{here}" resume={str(resume).lower()}'
     return str(flwr(folder, "run", str(app), CONNECTION, "--run-config", values)["run-id"])
 
 
@@ -78,7 +85,7 @@ def follow(
     Raises:
         UserError: the run failed, with its reason where it has one.
     """
-    shown = {NOTES: 0, record.ROUNDS: 0}
+    screen = Screen(config)
     asked, status = time.monotonic(), "running"
     try:
         while True:
@@ -88,13 +95,11 @@ def follow(
                 if status == SILENT != before:
                     say("the server does not answer; it is asked again, and the run may go on")
             ended = record.summary(config.folder)
-            for name in shown:
-                lines = record.read_lines(config.folder, name)
-                for line in lines[shown[name] :]:
-                    say(line["text"] if name == NOTES else describe_round(line))
-                shown[name] = len(lines)
+            for text in screen.news():
+                say(text)
             if ended is not None:
-                say(f"finished: {config.folder}; digest {ended['digest'][:16]}")
+                for text in screen.closing(ended):
+                    say(text)
                 return ended
             if status.startswith("finished"):
                 raise UserError(f"the run ended without a result: {_reason(folder, config)}")
@@ -114,12 +119,71 @@ def status_of_run(folder: ServerFolder, run: str) -> str:
     return str(found[0]["status"]) if found else "unknown"
 
 
-def describe_round(line: Json) -> str:
-    """One line of rounds.jsonl for the console."""
+@dataclass
+class Screen:
+    """What of a run's record has been shown; quality is that of the server's own test rows."""
+
+    config: Config
+    shown: dict[str, int] = field(default_factory=lambda: dict.fromkeys((NOTES, record.ROUNDS), 0))
+    begun: bool = False
+
+    def news(self) -> list[str]:
+        """Lines for what has come since the last time."""
+        folder = self.config.folder
+        new = {}
+        for name in self.shown:
+            found = record.read_lines(folder, name)
+            new[name] = found[self.shown[name] :]
+            self.shown[name] = len(found)
+        # after the rounds: a round's own evaluation is written before its line
+        tests = record.read_lines(folder, record.EVALUATIONS)
+        by_round = {line["round"]: line for line in tests if line["split"] == "test"}
+        said = [str(line["text"]) for line in new[NOTES]]
+        if not self.begun and 0 in by_round:
+            self.begun = True
+            said.append(f"untrained: {self.quality(by_round[0])}")
+        for line in new[record.ROUNDS]:
+            test = by_round.get(line["round"])
+            said.append(describe_round(line, self.quality(test) if test else ""))
+        return said
+
+    @property
+    def measures(self) -> Measures:
+        return OBJECTIVES[self.config.data.task.head].measures
+
+    def quality(self, test: Json) -> str:
+        """An evaluation with its interval, the rows it is of, and what costs nothing."""
+        facts = [f"{test['n']:,} test {self.measures.terms}"]
+        if test.get("low") is not None and test.get("high") is not None:
+            facts.append(f"95 %: {test['low']:.3f} to {test['high']:.3f}")
+        about = self.config.folder / "environment.json"
+        base = record.read_json(about).get("majority") if about.exists() else None
+        if base is not None:
+            facts.append(f"{self.measures.decides.chance or 'baseline'} {base:.3f}")
+        decides = self.measures.decides
+        return f"{decides.said(decides.of(test))} ({'; '.join(facts)})"
+
+    def closing(self, summary: Json) -> list[str]:
+        """Result and places; or why there is no result."""
+        folder = self.config.folder
+        if summary["status"] != FINISHED:
+            reason = summary.get("reason", "its record says more")
+            return [f"ended as '{summary['status']}': {reason} ({folder})"]
+        baseline = against(self.measures, summary["baseline"])
+        return [
+            f"finished: {self.quality(summary['final'])}",
+            f"to compare: {baseline}; digest {summary['digest'][:16]}",
+            f"adapter: {folder / 'adapter'}   record: {folder}",
+        ]
+
+
+def describe_round(line: Json, quality: str = "") -> str:
+    """One line of rounds.jsonl for the console, with the quality after it, if it was evaluated."""
     lost = ", ".join(f"{n} {reason}" for reason, n in line["lost"].items())
     loss = "no loss" if line["loss"] is None else f"loss {line['loss']:.4f}"
     parts = [
-        f"round {line['round']}: {loss}, {line['replies']} of {len(line['cohort'])} answers",
+        f"round {line['round']}: {quality + ', ' if quality else ''}{loss}",
+        f"{line['replies']} of {len(line['cohort'])} answers",
         f"{line['bytes_up']:,} bytes up",
         f"{line['seconds']['total']:.1f} s",
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from forefed.core import trees
-from forefed.core.errors import ProtocolError
+from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import kept_secret
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order
@@ -29,7 +29,7 @@ from forefed.data.tasks import Encoded
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.ledger import Ledger, task_digest
 from forefed.deploy.settings import Refusal, SiteSettings, at_site
-from forefed.deploy.weights import weights_of
+from forefed.deploy.weights import model_of
 from forefed.local import Trainer
 from forefed.models.load import load_tokenizer
 from forefed.models.shell import check_length
@@ -44,6 +44,7 @@ from forefed.wire.message import check_shapes
 from forefed.wire.orders import decode_broadcast, decode_order
 
 log = logging.getLogger("forefed.site")
+DETAILS = "the site's log has the details"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Prepared:
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        return weights_of(self.task.model)
+        """What the server compares when this site joins."""
+        return model_of(self.task.model, self.config.model)
 
     def data(self, client: int) -> ClientData:
         """All rows of this site, as those of this client: the same test split as a rehearsal's."""
@@ -129,9 +131,12 @@ class Site:
         except Refusal as refusal:
             log.warning("refused: %s", refusal)
             return replace(answered, kind="refused", text=str(refusal))
+        except UserError as error:  # of this site's own: its settings, its rows, its model
+            log.error("%s of round %d: %s", asked.kind, asked.round, error)
+            return replace(answered, kind="failed", text=f"UserError; {DETAILS}")
         except Exception as error:
             log.exception("%s of round %d failed", asked.kind, asked.round)
-            text = f"{type(error).__name__}; the site's log has the details"
+            text = f"{type(error).__name__}; {DETAILS}"
             return replace(answered, kind="failed", text=text)
 
     def prepared(self, settings: str) -> Prepared:

@@ -1,11 +1,20 @@
-"""Do two machines hold the same frozen model?"""
+"""Do two machines hold the same frozen model, and cut texts alike?"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import torch
+
+from forefed.models.load import load_tokenizer
+from forefed.models.settings import ModelSettings
+
+
+def model_of(model: Any, settings: ModelSettings) -> dict[str, str]:
+    """What a server and its sites compare when one joins: ``weights_of`` and ``tokenizer_of``."""
+    return {**weights_of(model), **tokenizer_of(load_tokenizer(settings))}
 
 
 def weights_of(model: Any) -> dict[str, str]:
@@ -21,3 +30,18 @@ def weights_of(model: Any) -> dict[str, str]:
         digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     return {"weights": digest.hexdigest(), "dtype": dtype}
+
+
+PROBE = "The QUICK brown\tfox's 0123456789 jumps: \u00e9\u00df\u4e2d \U0001f600  over (the) w4 dog."
+"""Case, accents, digits, blanks, punctuation and what no vocabulary has."""
+
+
+def tokenizer_of(tokenizer: Any) -> dict[str, str]:
+    """ "tokenizer": a digest of the vocabulary, the special tokens and how a text is cut: of what
+    it does, so that versions of its files do not matter."""
+    about = [
+        sorted(tokenizer.get_vocab().items()),
+        [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id],
+        tokenizer(PROBE)["input_ids"],
+    ]
+    return {"tokenizer": hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()}
