@@ -75,7 +75,7 @@ def test_check_shows_every_section_and_what_it_found(
     for place in SLOTS:
         assert place.split(".")[-1] in shown, place
     for words in (
-        *("crash=0.25", "server_schedule=linear", "every=7", "clip max_norm"),
+        *("crash=0.25", "server_schedule=linear", "every=7", "transforms clip"),
         *("text text (column; guessed", "label label (column; guessed", "3: animal, metal, tree"),
         *("6 with 1 to", "3 per round", "to train on", "bert:", "These settings work together"),
     ):
