@@ -59,6 +59,25 @@ def forefed(
     pass
 
 
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="File or folder with your rows.")],
+    test: Annotated[
+        Path | None, typer.Option(help="File or folder with labelled rows to test on.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New configuration file.")] = Path(
+        "mine.toml"
+    ),
+) -> None:
+    """Look at a file and write a first configuration for it, with a reason beside every line.
+
+    forefed init notes.csv
+    """
+    from forefed.run.first import Machine, write_first
+
+    out.print(printable(write_first(data, test, output, Machine.here())), soft_wrap=True)
+
+
 @app.command("run")
 def run_command(
     config: ConfigFile = None,

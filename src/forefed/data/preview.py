@@ -51,11 +51,12 @@ def preview(
     column = partition.column if isinstance(partition, Natural) else None
     there = settings.task.arrange(table, settings.test_fraction, split, column)
     train, test = there.train.labels, there.test.labels
-    plain = bool(there.label_names) and train is not None and train.ndim == 1
-    classes = train if plain and train is not None else np.zeros(len(there.train), np.int64)
+    nobody = np.zeros(len(there.train), np.int64)
+    classes = nobody if train is None else settings.task.strata(train)
     shares = partition.split(classes, there.natural_ids, key.fold("partition"))
     notes = list(there.notes)
-    if plain and train is not None and test is not None:
+    one = train is not None and train.ndim == 1 and train.dtype.kind == "i"
+    if there.label_names and one and train is not None and test is not None:
         notes += class_notes(there.label_names, train, test)
     if shares.dropped:
         notes.append(f"{shares.dropped:,} training rows belong to no client")

@@ -19,6 +19,7 @@ from forefed.core.terminal import one_line, printable
 from forefed.data.preview import Preview, preview
 from forefed.data.sources import Hub
 from forefed.models.inspect import Facts, look
+from forefed.models.load import check_model
 from forefed.optimisers import Optimiser, Sgd
 from forefed.run.compat import check as refuse
 from forefed.run.config import Config
@@ -62,6 +63,7 @@ def check_run(config: Config) -> Checked:
                 f"cohort = {config.cohort} is larger than the population ({data.clients} clients); "
                 "lower the cohort, or change the partition"
             )
+        check_model(config.model, data.label_names or None, config.data.task.head)
     return Checked(config, model, data, (*notes, *_bold_rates(config)))
 
 

@@ -1,0 +1,134 @@
+"""``forefed init``: a first configuration that is right for what somebody has, and runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import Command, mistake, options
+from federation import CLASSES, World, question_rows, snapshot, text_rows, write_lines
+from forefed.run.checking import check_run
+from forefed.run.config import Config, configure
+from forefed.run.first import Machine, write_first
+
+LAPTOP = Machine(8_000_000_000, "cpu")
+PLAIN = text_rows()
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "natural": PLAIN,
+    "simulated": [{"text": r["text"], "label": r["label"]} for r in PLAIN * 3],
+    "unowned": [{**r, "site": r["site"] if i % 9 else None} for i, r in enumerate(PLAIN)],
+    "unlabelled": [{**r, "label": r["label"] if i % 9 else None} for i, r in enumerate(PLAIN)],
+    "odd names": [
+        {'the "text"\n[x]': r["text"] or "w5", "topic": f'{r["label"]}\n"]{i % 2}\x7f'}
+        for i, r in enumerate(PLAIN)
+    ],
+    "pairs": [
+        {"premise": r["text"], "hypothesis": s["text"], "label": r["label"] == s["label"]}
+        for r, s in pairwise(PLAIN)
+    ],
+    "scores": [{"text1": r["text"], "text2": "w5", "score": i / 7} for i, r in enumerate(PLAIN)],
+    "several": [{"text": r["text"], "labels": [r["label"], "all"]} for r in PLAIN],
+    "questions": question_rows(),
+    "texts only": [{"text": r["text"] or "w5"} for r in PLAIN],
+}
+
+
+def settings(config: Config) -> dict[str, Any]:
+    return {
+        "strategy": config.strategy.name,
+        "task": config.data.task.kind,
+        "partition": config.partition.kind,
+        "cohort": config.cohort,
+        "clients": getattr(config.partition, "clients", None),
+        "column": getattr(config.partition, "column", None),
+    }
+
+
+FOUND: dict[str, dict[str, Any]] = {
+    "natural": {"partition": "natural", "column": "site", "cohort": 6, "strategy": "fedavg"},
+    "simulated": {"partition": "dirichlet", "clients": 3, "cohort": 3, "task": "classification"},
+    "unowned": {"partition": "natural"},
+    "unlabelled": {"partition": "natural"},
+    "odd names": {"partition": "dirichlet", "task": "classification"},
+    "pairs": {"task": "pairs"},
+    "scores": {"task": "regression"},
+    "several": {"task": "multilabel"},
+    "questions": {"task": "qa"},
+    "texts only": {"task": "causal_lm"},
+}
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_a_first_configuration_is_checked_and_right(
+    what: str, world: World, tmp_path: Path
+) -> None:
+    data = write_lines(tmp_path / "rows.jsonl", ROWS[what])
+    output = tmp_path / "first try.toml"
+    said = write_first(data, None, output, LAPTOP)
+    assert f"written: {output}" in said and f"forefed check {output}" in said
+    model = world.llama if what == "texts only" else world.bert
+    config = configure(output, [f"model.name='{model}'", f"out='{tmp_path}'", "data.max_length=16"])
+    found = settings(config)
+    assert {name: found[name] for name in FOUND[what]} == FOUND[what]
+    assert config.name == "first-try"
+    assert check_run(config).data is not None
+
+
+def test_the_strategy_follows_the_machine(world: World, tmp_path: Path) -> None:
+    for machine, strategy, device in (
+        (Machine(400_000_000, "cpu"), "spry", "cpu"),
+        (Machine(64_000_000_000, "cuda"), "fedavg", "cuda"),
+    ):
+        output = tmp_path / f"{strategy}.toml"
+        write_first(world.texts, world.texts, output, machine)
+        config = configure(output)
+        assert (config.strategy.name, config.model.device) == (strategy, device)
+        assert config.data.source.test == world.texts  # type: ignore[attr-defined]
+
+
+def test_init_overwrites_nothing_and_says_what_is_wrong(
+    forefed_command: Command, world: World, tmp_path: Path
+) -> None:
+    old = tmp_path / "mine.toml"
+    old.write_text("precious")
+    empty = tmp_path / "empty.csv"
+    empty.write_text("")
+    numbers = write_lines(tmp_path / "numbers.jsonl", [{"a": i} for i in range(20)])
+    before = snapshot(tmp_path)
+    for arguments, words in {
+        (world.texts, "-o", old): ["exists already", "--output"],
+        (world.texts, "-o", old / "x.toml"): ["--output", "folder"],
+        (world.texts, "-o", tmp_path / "mine.json"): [".toml"],
+        (tmp_path / "none.csv", "-o", tmp_path / "a.toml"): ["none.csv"],
+        (empty, "-o", tmp_path / "a.toml"): ["empty.csv"],
+        (numbers, "-o", tmp_path / "a.toml"): ["no column of texts", "a"],
+        (world.texts, "--test", numbers / "x", "-o", tmp_path / "a.toml"): ["data.source.test"],
+    }.items():
+        mistake(forefed_command("init", *arguments), *words)
+    assert snapshot(tmp_path) == before
+
+
+def test_from_init_to_labelled_rows(
+    forefed_command: Command, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commands that init names, as they stand, but for the model."""
+    monkeypatch.chdir(tmp_path)
+    said = forefed_command("init", world.texts)
+    assert said.status == 0, said.err
+    write_lines(tmp_path / "new.jsonl", [{"text": "w5 w6"}, {"text": "w20"}])
+    typed = [line.split()[1:] for line in said.out.splitlines() if line.startswith("  forefed ")]
+    assert [words[0] for words in typed] == ["check", "run", "predict"]
+    tiny = options([f"model.name='{world.bert}'", "rounds=1", "data.max_length=16"])
+    for words in typed:
+        more = tiny if words[0] in ("check", "run") else []
+        words = [word.replace("new.csv", "new.jsonl") for word in words]
+        done = forefed_command(*words, *more)
+        assert done.status == 0, (words, done.err)
+    with (tmp_path / "labelled.csv").open(newline="") as file:
+        assert [row["predicted"] in CLASSES for row in csv.DictReader(file)] == [True, True]
+    assert json.loads((tmp_path / "runs" / "mine" / "summary.json").read_text())["rounds"] == 1
