@@ -106,7 +106,8 @@ def _parse(path: Path, separator: str, quoting: Any, first: str) -> tuple[Rows, 
                         f"{len(header)} columns; quote fields that contain separators or line "
                         "ends, or set data.source.delimiter"
                     )
-                suspicious = suspicious or any("\n" in f and separator in f for f in fields)
+                if separator == "\t" and not suspicious:
+                    suspicious = any("\n" in f and "\t" in f for f in fields)
                 block.append(fields)
                 if len(block) == CHUNK:
                     builder.add(header, list(zip(*block, strict=True)), len(block))

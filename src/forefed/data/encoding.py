@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +23,10 @@ from forefed.data.examples import Examples, Indices
 from forefed.data.rows import Strings
 
 CHUNK = 2048  # texts per call of the tokeniser
+MARGIN = 32
+"""Tokens behind those that are kept, which a cut before tokenising may change."""
+CHARS_PER_TOKEN = 6
+PAIR_CHARS = 1 << 16
 _FORMAT = "forefed-tokens-2"
 
 
@@ -37,6 +43,15 @@ class Row:
     out_of_reach: bool = False
     dropped: bool = False
     chars: NDArray[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some texts as tokens: ``arrays`` of ``Examples`` by name, with "kept" (their positions among
+    the texts) and "lengths" in the place of offsets; ``counts`` as ``Tokenised`` has them."""
+
+    arrays: dict[str, NDArray[Any]]
+    counts: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -69,10 +84,11 @@ class Texts:
             self.notes,
         )
 
-    def rows(self, tokenizer: Any, max_length: int) -> Iterator[Row]:
-        """Every text as tokens, in order."""
-        make = _causal_rows if self.labels is None else _class_rows
-        return make(self, tokenizer, max_length)
+    def blocks(self, tokenizer: Any, max_length: int, testing: bool) -> Iterator[Block]:
+        """Every text as tokens, in order, some at a time."""
+        if self.labels is not None:
+            return _class_blocks(self, tokenizer, max_length)
+        return blocks_of_rows(_causal_rows(self, tokenizer, max_length), len(self), testing)
 
     def attach(self, found: Tokenised) -> Tokenised:
         """What was made of these texts, with what a cache of numbers does not hold."""
@@ -146,58 +162,147 @@ def encode_texts(
 
 def _tokenise(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> Tokenised:
     causal = texts.labels is None
-    kept, rows = [], []
-    for i, row in enumerate(texts.rows(tokenizer, max_length)):
-        if not row.dropped and (testing or not row.out_of_reach):
-            kept.append(i)
-            rows.append(row)
-    types = [row.types for row in rows if row.types is not None]
-    chars = [row.chars for row in rows if row.chars is not None]
+    counts: Counter[str] = Counter()
+    blocks: dict[str, list[NDArray[Any]]] = {}
+    for block in texts.blocks(tokenizer, max_length, testing):
+        counts.update(block.counts)
+        for name, array in block.arrays.items():
+            blocks.setdefault(name, []).append(array)
+    columns = [c for c in (None if causal else texts.first, texts.second) if c is not None]
+    empty = sum(any(not t.strip() for t in row) for row in zip(*columns, strict=True))
+    arrays = {name: np.concatenate(parts) for name, parts in blocks.items()}
+    lengths, kept = arrays.pop("lengths"), arrays.pop("kept")
+    optional: dict[str, Any] = {"types": arrays.pop("types", None)}
     examples = Examples(
-        tokens=_flat([row.ids for row in rows], np.int32),
-        types=_flat(types, np.uint8) if types else None,
-        offsets=np.cumsum([0, *(len(row.ids) for row in rows)], dtype=np.int64),
-        labels=np.array(
-            [row.label for row in rows], np.int64 if texts.labels is None else texts.labels.dtype
-        ),
-        n_bytes=np.array([row.n_bytes for row in rows], dtype=np.int64),
+        **{**arrays, **optional},
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         pad_id=tokenizer.pad_token_id,
         causal=causal,
-        chars=np.concatenate(chars).astype(np.int32) if chars else None,
     )
-    columns = [c for c in (None if causal else texts.first, texts.second) if c is not None]
-    counts = {
-        "empty": sum(any(not t.strip() for t in row) for row in zip(*columns, strict=True)),
-        "truncated": sum(row.cut for row in rows),
-        "dropped": len(texts) - len(kept),
-    }
-    if chars:
-        counts["out_of_reach"] = sum(row.out_of_reach for row in rows)
-    return Tokenised(examples, np.array(kept, dtype=np.int64), counts, _digest_arrays(examples))
+    said = {"empty": empty, **counts}
+    return Tokenised(examples, kept, said, _digest_arrays(examples))
 
 
-def _class_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Row]:
+def blocks_of_rows(
+    rows: Iterator[Row], n: int, testing: bool, label_shape: tuple[int, ...] = ()
+) -> Iterator[Block]:
+    """Rows, which are lists, as arrays, some at a time."""
+    for start in range(0, max(1, n), CHUNK):
+        block = list(enumerate(islice(rows, CHUNK), start))
+        kept = [(i, r) for i, r in block if not r.dropped and (testing or not r.out_of_reach)]
+        arrays = {
+            "kept": np.array([i for i, _ in kept], dtype=np.int64),
+            "tokens": _flat([row.ids for _, row in kept], np.int32),
+            "lengths": np.array([len(row.ids) for _, row in kept], dtype=np.int64),
+            "labels": np.array([r.label for _, r in kept], np.int64).reshape(-1, *label_shape),
+            "n_bytes": np.array([row.n_bytes for _, row in kept], dtype=np.int64),
+        }
+        types = [row.types for _, row in kept if row.types is not None]
+        chars = [row.chars for _, row in kept if row.chars is not None]
+        cut = sum(row.cut for _, row in kept)
+        counts = {"truncated": cut, "dropped": len(block) - len(kept)}
+        if types:
+            arrays["types"] = _flat(types, np.uint8)
+        if chars:
+            arrays["chars"] = np.concatenate(chars).astype(np.int32)
+            counts["out_of_reach"] = sum(row.out_of_reach for _, row in kept)
+        yield Block(arrays, counts)
+
+
+def shortened(texts: list[str], tokenizer: Any, tokens: int, least: int = 0) -> list[str]:
+    """The texts, long ones cut to a beginning that has the same first ``tokens`` tokens.
+
+    What stands far behind a token does not change it, but the end of a text does change those near
+    to it: so a beginning ends at a blank and has ``MARGIN`` tokens more than are kept (four times
+    as many where no blank is near), or is taken four times as long until it does, at last whole.
+
+    Args:
+        least: characters below which no text is cut.
+    """
+    found = list(texts)
+    size = max(least, CHARS_PER_TOKEN * (tokens + MARGIN))
+    todo = [i for i, text in enumerate(texts) if len(text) > size]
+    while todo:
+        ends = [_end(texts[i], size) for i in todo]
+        heads = [texts[i][:end] for i, (end, _) in zip(todo, ends, strict=True)]
+        short = []
+        for i, head, (_, margin), n in zip(
+            todo, heads, ends, _token_counts(heads, tokenizer), strict=True
+        ):
+            if n >= tokens + margin:
+                found[i] = head
+            else:
+                short.append(i)
+        size *= 4
+        todo = [i for i in short if len(texts[i]) > size]
+    return found
+
+
+def _end(text: str, size: int) -> tuple[int, int]:
+    """Where to cut a text at about this size, and how many tokens before that may change."""
+    blank = max(text.rfind(c, size // 2, size) for c in " \n")
+    return (blank, MARGIN) if blank > 0 else (size, 4 * MARGIN)
+
+
+def _token_counts(texts: list[str], tokenizer: Any) -> list[int]:
+    lists = tokenizer(texts[:1], add_special_tokens=False, verbose=False)
+    if lists.encodings is not None:  # the call above has set that nothing is cut
+        backend = tokenizer.backend_tokenizer
+        return [len(e) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    found = tokenizer(texts, add_special_tokens=False, verbose=False)
+    return [len(ids) for ids in found["input_ids"]]
+
+
+def _class_blocks(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Block]:
     assert texts.labels is not None
     specials = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
     placeholder = next(i for i in specials if i is not None)
-    for start in range(0, len(texts), CHUNK):
-        first = texts.first[start : start + CHUNK]
-        second = texts.second[start : start + CHUNK] if texts.second is not None else None
-        encoded = tokenizer(first, second, truncation=True, max_length=max_length)
-        rows = encoded["input_ids"]
-        full = [i for i, ids in enumerate(rows) if len(ids) == max_length]
-        cut = set()
-        if full:
-            whole = tokenizer(
-                [first[i] for i in full], second and [second[i] for i in full], verbose=False
-            )["input_ids"]
-            cut = {i for i, ids in zip(full, whole, strict=True) if len(ids) > max_length}
-        for i, ids in enumerate(rows):
-            segments = encoded["token_type_ids"][i] if "token_type_ids" in encoded else None
-            if not ids:  # an empty text and a tokeniser without special tokens
-                ids, segments = [placeholder], None if segments is None else [0]
-            size = len(first[i].encode()) + (len(second[i].encode()) if second else 0)
-            yield Row(ids, segments, texts.labels[start + i], size, i in cut)
+    for start in range(0, max(1, len(texts)), CHUNK):
+        whole = [c[start : start + CHUNK] for c in (texts.first, texts.second) if c is not None]
+        columns = [list(c) for c in whole]
+        if tokenizer.truncation_side == "right":
+            # Of a pair the longer text is cut first, so both must stay as they are up to a size.
+            least = PAIR_CHARS if len(whole) > 1 else 0
+            columns = [shortened(c, tokenizer, max_length, least) for c in columns]
+        ids, types, cut = _encoded(columns, tokenizer, max_length) if columns[0] else ([], [], 0)
+        for i in [i for i, each in enumerate(ids) if not each]:
+            ids[i] = [placeholder]  # an empty text and a tokeniser without special tokens
+            if types:
+                types[i] = [0]
+        sizes = [sum(len(text.encode()) for text in row) for row in zip(*whole, strict=True)]
+        arrays: dict[str, NDArray[Any]] = {
+            "kept": np.arange(start, start + len(ids)),
+            "tokens": _flat(ids, np.int32),
+            "lengths": np.fromiter(map(len, ids), np.int64, len(ids)),
+            "labels": texts.labels[start : start + CHUNK],
+            "n_bytes": np.array(sizes, dtype=np.int64),
+        }
+        if types:
+            arrays["types"] = _flat(types, np.uint8)
+        yield Block(arrays, {"truncated": cut, "dropped": 0})
+
+
+def _encoded(
+    columns: list[list[str]], tokenizer: Any, max_length: int
+) -> tuple[list[list[int]], list[list[int]], int]:
+    """Token ids and segment ids (none: the model takes none) by text, and how many were cut.
+
+    A fast tokeniser is asked without the dictionaries that transformers makes of every text, which
+    take longer than the tokens; on the first texts both ways must agree.
+    """
+    few = [column[:4] for column in columns]
+    slow = tokenizer(*few, truncation=True, max_length=max_length)
+    if slow.encodings is not None:  # the call above has set how the backend cuts
+        batch = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+        found = tokenizer.backend_tokenizer.encode_batch_fast(batch)
+        ids = [e.ids for e in found]
+        types = [e.type_ids for e in found] if "token_type_ids" in slow else []
+        if ids[:4] == slow["input_ids"] and types[:4] == slow.get("token_type_ids", []):
+            return ids, types, sum(bool(e.overflowing) for e in found)
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
+    lengths = map(len, tokenizer(*columns, verbose=False)["input_ids"])
+    types = encoded.get("token_type_ids", [])
+    return encoded["input_ids"], types, sum(n > max_length for n in lengths)
 
 
 def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Row]:
@@ -210,12 +315,13 @@ def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Row]
     eos = tokenizer.eos_token_id
     for start in range(0, len(texts), CHUNK):
         unique = sorted(set(texts.first[start : start + CHUNK]))
-        lists = tokenizer(unique, verbose=False)["input_ids"]
+        lists = tokenizer(shortened(unique, tokenizer, max_length), verbose=False)["input_ids"]
         prompts = {
             text: ids[:-1] if ids and ids[-1] == eos else ids
             for text, ids in zip(unique, lists, strict=True)
         }
-        chunk = texts.second[start : start + CHUNK]
+        whole_texts = texts.second[start : start + CHUNK]
+        chunk = shortened(list(whole_texts), tokenizer, max_length)
         encoded = tokenizer(
             chunk, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -232,7 +338,7 @@ def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Row]
 
 
 def _flat(rows: list[Any], dtype: type) -> NDArray[Any]:
-    return np.fromiter((x for row in rows for x in row), dtype=dtype)
+    return np.fromiter(chain.from_iterable(rows), dtype=dtype)
 
 
 def _digest_request(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> str:

@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 
 from forefed.core.errors import UserError
 from forefed.data.columns import texts
-from forefed.data.encoding import CHUNK, Row, Texts, Tokenised
+from forefed.data.encoding import CHUNK, Block, Row, Texts, Tokenised, blocks_of_rows, shortened
 from forefed.data.examples import IGNORED_LABEL, Examples, Indices, Passages
 from forefed.data.rows import Rows
 
@@ -59,6 +59,9 @@ class Questions(Texts):
         unknown: list[tuple[str, ...]] = [()] * len(questions)
         return Questions(questions, contexts, nowhere, answers=unknown, longest=longest)
 
+    def blocks(self, tokenizer: Any, max_length: int, testing: bool) -> Iterator[Block]:
+        return blocks_of_rows(self.rows(tokenizer, max_length), len(self), testing, (2,))
+
     def rows(self, tokenizer: Any, max_length: int) -> Iterator[Row]:
         """Question and context in the tokeniser's own format for pairs; the context is cut.
 
@@ -73,9 +76,10 @@ class Questions(Texts):
             )
         for start in range(0, len(self), CHUNK):
             part = slice(start, start + CHUNK)
-            encoded = tokenizer(
-                self.first[part], self.second[part], return_offsets_mapping=True, verbose=False
-            )
+            columns = [
+                shortened(list(c[part]), tokenizer, max_length) for c in (self.first, self.second)
+            ]
+            encoded = tokenizer(*columns, return_offsets_mapping=True, verbose=False)
             for i, label in enumerate(self.labels[part].tolist()):
                 of_context_S1 = np.array([[s == 1] for s in encoded.sequence_ids(i)])
                 chars_S2 = np.where(of_context_S1, encoded["offset_mapping"][i], -1)
