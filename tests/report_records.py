@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from forefed.models.objectives import OBJECTIVES
+
 LABELS = ["World", "Sports", "Business", "Sci/Tech"]
 
 
@@ -29,8 +31,14 @@ def record(
     own: bool = False,
     majority: float = 0.27,
     settings: dict | None = None,
+    details: dict | None = None,
+    baseline: dict | None = None,
 ) -> Path:
-    """A run folder; finished unless ``planned`` exceeds ``rounds``."""
+    """A run folder; finished unless ``planned`` exceeds ``rounds``.
+
+    ``details`` of the last evaluation, with which the record states its metrics; ``baseline``: more
+    of what costs less.
+    """
     planned = rounds if planned is None else planned
     folder.mkdir(parents=True)
     draws = np.random.default_rng(len(strategy) + rounds)
@@ -137,6 +145,17 @@ def record(
                 tests.append(
                     {"round": number, "split": split, "loss": 1.4 - rise, **value, "n": 2000}
                 )
+    if details is not None:
+        measures = OBJECTIVES["classification"].measures
+        (folder / "environment.json").write_text(
+            json.dumps({**environment, "measures": measures.to_json()})
+        )
+        (folder / "details.json").write_text(json.dumps({"round": rounds, **details}))
+        for line in tests:
+            line |= {"macro_f1": 0.5, "low": line["accuracy"] - 0.02, "high": 0.9}
+            if line["split"] == "clients":
+                line |= {"clients": 5, "client_mean": 0.6, "client_worst": 0.2}
+                line |= {"client_decile": 0.3}
     write_lines(folder / "rounds.jsonl", lines)
     write_lines(folder / "evaluations.jsonl", tests)
     if rounds == planned:
@@ -146,6 +165,7 @@ def record(
             "rounds": rounds,
             "digest": "ab12",
             "baseline": {
+                **(baseline or {}),
                 "majority": None if lm else majority,
                 "untrained": scored[0].get("accuracy", scored[0].get("bits_per_byte")),
             },

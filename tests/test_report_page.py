@@ -3,14 +3,17 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from forefed.core.errors import UserError
+from forefed.models.objectives.classes import by_class
 from forefed.report import partition_table, read_run, results_table, write_report
 from forefed.report.headline import headline
 from forefed.report.html import report_page
 from forefed.report.palette import DASHES, MARKERS, SERIES, colour, dash, marker
+from forefed.report.pictures import recall_plot, scatter_plot
 from forefed.report.plots import is_map, partition_plot, quality_plot, smoothing
 from forefed.report.tables import down_per_order, result_rows, settings_rows, up_per_answer
 from report_records import LABELS, read_lines, record, write_lines
@@ -175,6 +178,56 @@ def test_incomplete_runs_have_a_page(tmp_path, state):
     }
     assert said[state] in page.text
     assert ("Training loss" in page.text) == (state in ("one round", "silent"))
+
+
+def classes_of(confusion):
+    true, said = np.sum(confusion, 1), np.sum(confusion, 0)
+    cells = zip(np.diag(confusion).tolist(), true.tolist(), said.tolist(), strict=True)
+    return [by_class(*each) for each in cells]
+
+
+def test_a_run_answers_its_users_questions(tmp_path):
+    """Is it good, where is it wrong, does it know, who is served badly: a picture each."""
+    confusion = [[50, 2, 0, 0], [9, 40, 0, 0], [0, 0, 30, 7], [0, 20, 0, 0]]
+    details = {
+        "confusion": confusion,
+        "by_class": classes_of(confusion),
+        "calibration": [[40.0, 0.4, 0.2], [60.0, 0.9, 0.8]],
+    }
+    baseline = {"closed_form_head": 0.71, "bag_of_words": None, "<b>": 0.1}
+    folder = record(tmp_path / "a", rounds=4, own=True, details=details, baseline=baseline)
+    page = Page(report_page([read_run(folder)]))
+    text = page.text.replace("\u00a0", " ")
+    titles = ["Is it good?", "Where is it wrong?", "Does it know when it is wrong?"]
+    for title in [*titles, "Who is served badly?"]:
+        assert title in page.text
+    assert "Sci/Tech for Sports (20), Sports for World (9)" in page.text
+    assert "Never found: Sci/Tech." in page.text and "81.6 %" in text  # recall of Sports
+    assert "70 % sure, and right in 56 % of cases" in text
+    assert "the mean is 60.0 %; a tenth are at 30.0 % or worse, and the worst is at 20.0 %" in text
+    assert "closed form head" in page.text and "71.0" in page.text and "<b>" in page.text
+    assert "bag of words" not in page.text
+    assert "points above closed form head, 71.0 %" in headline([read_run(folder)])
+    assert page.tags.count("figure") == 10
+    write_lines(folder / "evaluations.jsonl", read_lines(folder / "evaluations.jsonl")[:-2])
+    assert "Where is it wrong?" not in report_page([read_run(folder)])  # details of a later round
+
+
+def test_many_classes_are_folded_and_mapped(tmp_path):
+    names = [f"class {i}" for i in range(60)]
+    confusion = np.eye(60, dtype=int).tolist()
+    details = {"confusion": confusion, "by_class": classes_of(confusion)}
+    folder = record(tmp_path / "a", rounds=1, labels=names, details=details)
+    text = report_page([read_run(folder)])
+    assert "<summary>60 classes</summary>" in text
+    assert "No test text is put into a wrong class." in text
+    assert text.count("<text") < 400  # not a number per cell
+
+
+def test_several_labels_and_numbers_have_their_own_pictures():
+    found = recall_plot([{"examples": 3, "recall": 0.5}, {"examples": 0, "recall": None}], "ab")
+    assert ">a<" in found and ">b<" in found
+    assert "<svg" in scatter_plot([[1.0, 1.5], [2.0, 1.0]])
 
 
 def test_a_torn_line_is_told(tmp_path):

@@ -130,11 +130,11 @@ def whole_rounds(ax: Axes) -> None:
     ax.xaxis.set_major_locator(ticks(integer=True))
 
 
-def ticks(integer: bool = False) -> Any:
-    """A locator of at most ten round numbers."""
+def ticks(integer: bool = False, most: int = 9) -> Any:
+    """A locator of at most ``most`` + 1 round numbers."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins=9, integer=integer, steps=[1, 2, 5, 10])
+    return MaxNLocator(nbins=most, integer=integer, steps=[1, 2, 5, 10])
 
 
 def label_axis(axis: Axis, text: Callable[[float], str]) -> None:

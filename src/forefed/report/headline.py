@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from forefed.core.intervals import Ends
 from forefed.core.types import Json
 from forefed.report import words
-from forefed.report.read import Run, finite, run_labels
+from forefed.report.read import UNTRAINED, Run, finite, run_labels
 
 
 def headline(runs: Sequence[Run]) -> str:
@@ -41,11 +41,12 @@ def _reached(run: Run, final: Json, value: float) -> str:
     assert run.measures and run.metric
     metric, n = run.metric, int(finite(final.get("n")) or 0)
     ends = run.interval(final)
-    known = f" (95 %: {words.between(metric, ends)})" if ends else ""
-    text = f"The model reaches {words.reached(metric, value)}{known}"
+    beside = [f"95 %: {words.between(metric, ends)}"] if ends else []
     for other in run.measures.metrics[1:2]:
         more = other.of(final)
-        text += "" if more is None else f" and {words.reached(other, more)}"
+        beside += [] if more is None else [words.reached(other, more)]
+    known = f" ({'; '.join(beside)})" if beside else ""
+    text = f"The model reaches {words.reached(metric, value)}{known}"
     text += f" on {n:,} test {run.measures.terms}{_at(run, final)}"
     if run.untrained is not None:
         before = words.quality(metric, run.untrained, unit=False)
@@ -54,11 +55,13 @@ def _reached(run: Run, final: Json, value: float) -> str:
             text += f", {saved:.1f} % less than the {before} before training"
         else:
             text += f"; before training it was {before}"
-    if run.majority is None:
+    cheaper = {name: x for name, x in run.baselines.items() if name != UNTRAINED}
+    if not cheaper:
         gained = run.untrained is None or metric.sign * (value - run.untrained) > 0
         return f"{text}." if gained else f"{text}. That is no better than before."
-    always = f"{metric.chance}, {words.quality(metric, run.majority)}"
-    gap = metric.sign * (value - run.majority)
+    name, best = max(cheaper.items(), key=lambda item: metric.sign * item[1])
+    always = f"{name}, {words.quality(metric, best)}"
+    gap = metric.sign * (value - best)
     if gap > _half(ends):
         side = "above" if metric.higher_is_better else "below"
         return f"{text}. That is {words.difference(metric, gap)} {side} {always}."

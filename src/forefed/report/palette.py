@@ -7,6 +7,8 @@ the light page, the dark page and paper. Runs differ in dash and marker too: col
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
 INK = {"ink": "#1b1f24", "quiet": "#5f6873", "grid": "#e3e6ea", "page": "#fefefe"}
 INK_DARK = {"ink": "#e8eaed", "quiet": "#a2abb6", "grid": "#343a42", "page": "#15181c"}
 
@@ -64,20 +66,24 @@ def themed(svg: str) -> str:
     return svg
 
 
-def line_swatch(index: int) -> str:
+def _svg(text: str) -> Markup:
+    return Markup(themed(text))
+
+
+def line_swatch(index: int) -> Markup:
     """A short piece of run ``index``'s line with its marker, for a legend in HTML."""
     pattern = " ".join(f"{1.6 * length:g}" for length in dash(index))
     dashes = f' stroke-dasharray="{pattern}"' if pattern else ""
     mark = _MARKS[MARKERS.index(marker(index))]
-    return themed(
+    return _svg(
         f'<svg class="swatch" viewBox="-17 -6 34 12" aria-hidden="true" fill="{colour(index)}">'
         f'<path d="M-16 0H16" stroke="{colour(index)}" stroke-width="2.4"{dashes}/>{mark}</svg>'
     )
 
 
-def box_swatch(index: int) -> str:
+def box_swatch(index: int) -> Markup:
     """A filled square of one series' colour, for a legend in HTML."""
-    return themed(
+    return _svg(
         '<svg class="swatch box" viewBox="0 0 12 12" aria-hidden="true">'
         f'<rect width="12" height="12" rx="2" fill="{colour(index)}"/></svg>'
     )

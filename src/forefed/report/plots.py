@@ -63,7 +63,7 @@ def quality_plot(runs: Sequence[Run], against: Against, wide: bool = False) -> s
         for value in sorted({round(run.majority, 4) for run in runs if run.majority is not None}):
             ax.axhline(value, color=INK["quiet"], lw=1, ls=(0, (5, 3)))
             ax.annotate(
-                f"{words.always(metric)} {words.quality(metric, value)}",
+                f"{metric.chance} {words.quality(metric, value)}",
                 (1, value),
                 xycoords=("axes fraction", "data"),
                 xytext=(0, 4),

@@ -23,6 +23,8 @@ from forefed.core.metrics import Measures, Metric, of_old_records
 from forefed.core.types import LOSS_REASONS, Json
 
 Cost = Literal["bytes", "forwards"]
+UNTRAINED = "untrained"
+"""The baseline that is the model itself before the first round."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class Run:
     evaluations: tuple[Json, ...]
     summary: Json | None = None
     torn: int = 0
+    tested: Json | None = None
+    """``details.json``: what is no single number of an evaluation on the test set."""
+
+    @property
+    def details(self) -> Json:
+        """What is no single number of the last evaluation; empty where it is not kept."""
+        tested, final = self.tested or {}, self.final or {}
+        return tested if tested.get("round") == final.get("round", -1) else {}
 
     @property
     def name(self) -> str:
@@ -112,6 +122,20 @@ class Run:
         """Quality of the answer that costs nothing (``Metric.chance``), where there is one."""
         return finite(self.environment.get("majority"))
 
+    @property
+    def baselines(self) -> dict[str, float]:
+        """What costs less, with its quality: the answer that costs nothing, the model before
+        training, and whatever else the summary has."""
+        before = {"majority": self.environment.get("majority"), UNTRAINED: self.untrained}
+        found = {**before, **((self.summary or {}).get("baseline") or {})}
+        chance = self.metric.chance if self.metric else ""
+        named = {"majority": chance or "majority"}
+        return {
+            named.get(name, name.replace("_", " ")): number
+            for name, value in found.items()
+            if (number := finite(value)) is not None
+        }
+
     def total(self, key: str) -> float:
         """The sum of one number over all rounds, such as ``bytes_up`` or ``forwards``."""
         return sum(finite(line.get(key)) or 0.0 for line in self.rounds)
@@ -177,6 +201,7 @@ def read_run(folder: Path) -> Run:
         evaluations,
         _read_json(summary) if summary.exists() else None,
         torn_rounds + torn_evaluations,
+        _read_json(folder / "details.json") if (folder / "details.json").exists() else None,
     )
 
 

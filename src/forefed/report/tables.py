@@ -38,16 +38,15 @@ def result_rows(runs: Sequence[Run]) -> list[Row]:
     def row(name: str, values: list[str]) -> Row:
         return Row(name, tuple(values))
 
-    always = words.always(runs[0].metric)
     measures = next((run.measures for run in runs if run.measures), None)
     others = measures.metrics[1:] if measures else ()
+    cheaper = dict.fromkeys(name for run in runs for name in run.baselines)
     rows = [
         row("rounds", [progress(run) for run in runs]),
         row(f"final {quality_name(runs)}", [_scored(run, run.final) for run in runs]),
         row(f"best {quality_name(runs)}", [_best(run) for run in runs]),
         *(row(f"final {m.title}", [_other(m, run) for run in runs]) for m in others),
-        row(always, [_majority(run) for run in runs]),
-        row("untrained", [_quality(run, run.untrained) for run in runs]),
+        *(row(name, [_quality(run, run.baselines.get(name)) for run in runs]) for name in cheaper),
         row("bytes up per answer", [words.size(up_per_answer(run)) for run in runs]),
         row("bytes down per order", [words.size(down_per_order(run)) for run in runs]),
         row("bytes up in all", [words.size(run.total("bytes_up")) for run in runs]),
@@ -64,8 +63,7 @@ def result_rows(runs: Sequence[Run]) -> list[Row]:
         row("clients asked at least once", [_asked(run) for run in runs]),
         row("local steps skipped", [_skipped(run) for run in runs]),
     ]
-    known = any(run.majority is not None for run in runs)
-    return [entry for entry in rows if known or entry.name != always]
+    return rows
 
 
 def quality_name(runs: Sequence[Run]) -> str:
@@ -250,10 +248,6 @@ def _ratio(part: float, whole: float) -> float | None:
 
 def _quality(run: Run, value: float | None) -> str:
     return words.quality(run.metric, value, unit=False)
-
-
-def _majority(run: Run) -> str:
-    return _quality(run, run.majority)
 
 
 def _other(metric: Metric, run: Run) -> str:

@@ -96,11 +96,6 @@ def tick(metric: Metric, value: float) -> str:
     return f"{100 * value:.3g} %" if metric.scale == "share" else f"{value:.4g}"
 
 
-def always(metric: Metric | None) -> str:
-    """What costs nothing and is compared with."""
-    return metric.chance if metric else ""
-
-
 def setting(value: object) -> str:
     """A setting or a fact of the environment."""
     if value is None or value == "":

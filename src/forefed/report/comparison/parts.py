@@ -1,4 +1,4 @@
-"""What a comparison says, part by part; ``markdown.py`` and ``page.py`` write these parts down."""
+"""What a comparison says, part by part; ``templates/comparison.*`` write these parts down."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from forefed.report import words
 from forefed.report.comparison.cells import Comparison, Place
 from forefed.report.comparison.figures import by_setting, curves
 from forefed.report.comparison.loses import losses, pairing, settings_tables
-from forefed.report.comparison.statistics import Interval, interval
+from forefed.report.comparison.statistics import Interval
 from forefed.report.comparison.table import (
     COSTS,
     Result,
@@ -27,6 +27,7 @@ from forefed.report.comparison.views import (
     target_of,
     under_budgets,
 )
+from forefed.report.pages import Figure
 from forefed.report.plots import Against
 
 
@@ -41,16 +42,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     words: bool = False
     folded: bool = False
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot as SVG text."""
-
-    title: str
-    caption: str
-    svg: str
-    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,12 +132,10 @@ def _baselines(comparison: Comparison, place: Place) -> str:
     """What costs nothing: "most frequent class 50.1 %, untrained 49.0 %"."""
     runs = [run for m in comparison.methods for run in comparison.runs(place, m).values()]
     parts = []
-    for name in ("majority", "untrained"):
-        found = interval([v for run in runs if (v := getattr(run, name)) is not None])
-        if found:
-            shown = quality_text(comparison.metric, Interval(found.mean, None, 1))
-            what = words.always(comparison.metric) if name == "majority" else name
-            parts.append(f"{what} {shown}")
+    for name in dict.fromkeys(name for run in runs for name in run.baselines):
+        values = [run.baselines[name] for run in runs if name in run.baselines]
+        mean = Interval(sum(values) / len(values), None, 1)
+        parts.append(f"{name} {quality_text(comparison.metric, mean)}")
     return ", ".join(parts)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from forefed.core.files import write_atomic, write_json
+from forefed.report import palette, words
 from forefed.report.comparison.cells import read_comparison
-from forefed.report.comparison.markdown import markdown
-from forefed.report.comparison.page import page
 from forefed.report.comparison.parts import main_part, parts_of
 from forefed.report.comparison.table import results_of
+from forefed.report.pages import render
 
 
 def write_results(folder: Path) -> None:
@@ -27,8 +27,17 @@ def write_results(folder: Path) -> None:
             "tuning": comparison.study["tuning"],
         },
     )
-    write_atomic(folder / "results.md", markdown(title, parts).encode())
-    write_atomic(folder / "results.html", page(comparison, title, parts).encode())
+    cells = words.plural(len(comparison.cells), "cell")
+    seeds = words.plural(len(comparison.study["seeds"]), "seed")
+    context = {
+        "title": title,
+        "parts": parts,
+        "kicker": " · ".join([cells, words.plural(len(comparison.methods), "method"), seeds]),
+        "legend": [palette.line_swatch(i) + name for i, name in enumerate(comparison.methods)],
+        "source": f"Made by Forefed from the records of {cells}.",
+    }
+    write_atomic(folder / "results.md", render("comparison.md.j2", **context).encode())
+    write_atomic(folder / "results.html", render("comparison.html.j2", **context).encode())
 
 
 def main_tables(folder: Path) -> list[tuple[str, tuple[str, ...], tuple[tuple[str, ...], ...]]]:
