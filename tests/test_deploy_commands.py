@@ -9,7 +9,7 @@ import tomllib
 import pytest
 
 from commands import mistake
-from deployment import FakePost, deployed, make_sites, rehearsal
+from deployment import FakePost, deployed, deployed_sets, make_sites, rehearsal
 from federation import lines
 from forefed.core.errors import UserError
 from forefed.core.files import write_json
@@ -21,6 +21,7 @@ from forefed.run.compat import DEPLOYED, check
 CASES = {
     "deadline_s": ["deadline_s"],
     "data.task.labels": ["labels"],
+    "data.task.range": ["data.task.kind=regression"],
     "engine.kind = 'auto'": ["engine.kind=auto"],
     "engine.rehearse": ["strategy=spry", "engine.rehearse=true"],
     "faults are": ["faults.crash=0.1"],
@@ -32,7 +33,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_a_deployment_cannot_do_is_refused_with_its_reason(world, tmp_path, case):
     sets = CASES[case]
-    config = deployed(world, tmp_path, *(s for s in sets if "=" in s))
+    more = [s for s in sets if "=" in s]
+    if "data.task.kind=regression" in more:
+        base = [x for x in deployed_sets(world, tmp_path) if not x.startswith("data.task.labels")]
+        config = configure(sets=[*base, *more])
+    else:
+        config = deployed(world, tmp_path, *more)
     if sets == ["deadline_s"]:
         config = config.model_copy(update={"deadline_s": None})
     if sets == ["labels"]:
@@ -254,6 +260,7 @@ def test_who_watches_a_run_outlives_the_servers_restart(world, tmp_path, monkeyp
 
     summary = {
         "status": "finished",
+        "rounds": 3,
         "digest": "d" * 64,
         "baseline": {"majority": 0.5, "untrained": 0.25},
         "final": {"accuracy": 0.75, "n": 8, "low": 0.4, "high": 0.9},
@@ -295,7 +302,8 @@ def test_who_watches_sees_quality_interval_and_baseline_of_every_round(world, tm
 
 def test_a_run_that_trained_nothing_says_why(world, tmp_path):
     config, said = deployed(world, tmp_path), []
-    ended = {"status": "diverged", "reason": "the loss is no number since round 2", "digest": ""}
+    why = {"status": "diverged", "reason": "the loss is no number since round 2"}
+    ended = {**why, "digest": "", "rounds": 2, "final": {}, "baseline": {}}
     write_json(config.folder / "summary.json", ended)
     runs.follow(places.ServerFolder(tmp_path), config, "1", said.append)
     assert said == [f"ended as 'diverged': the loss is no number since round 2 ({config.folder})"]

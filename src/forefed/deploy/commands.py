@@ -13,8 +13,6 @@ site = typer.Typer(no_args_is_help=True, help="Take part in a federation with yo
 server = typer.Typer(no_args_is_help=True, help="Lead a federation of sites.")
 out = console()
 
-UNTRAINED = 3  # exit status of a run that ended without a model worth using
-
 Folder = Annotated[Path, typer.Argument(help="Folder with everything local to it.")]
 ServerDir = Annotated[Path, typer.Option("--dir", help="The server's folder.")]
 
@@ -160,9 +158,11 @@ def server_run(
     ] = False,
 ) -> None:
     """Run a federation with the sites, and follow it. Ctrl-C leaves it running."""
-    from forefed.deploy.runs import FINISHED, follow, start_run
+    from forefed.core.boundary import UNTRAINED
+    from forefed.deploy.runs import follow, start_run
     from forefed.deploy.server_folder import read_server
     from forefed.run.config import configure
+    from forefed.run.run import FINISHED
 
     place, _ = read_server(folder)
     chosen = configure(config, sets or (), {"out": str(place.runs)})

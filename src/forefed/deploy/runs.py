@@ -21,6 +21,7 @@ from forefed.run import record
 from forefed.run.card import against
 from forefed.run.compat import check
 from forefed.run.config import Config
+from forefed.run.run import FINISHED
 
 APP = """\
 [project]
@@ -47,7 +48,6 @@ MODULE = 'from forefed.deploy.flower_{part} import app\n\n__all__ = ["app"]\n'
 
 POLL_S = 1.0
 SILENT = "silent"
-FINISHED = "finished"
 ASK_S = 15.0  # between two questions to Flower; each starts one of its processes
 
 
