@@ -53,7 +53,7 @@ def test_files(tmp_path: Path) -> None:
     task = tiny_task("bert", TinyLora(u=3))
     folder = tmp_path / "runs" / "adapter"
     save_adapter(task, task.params, folder, "# card 1\n")
-    names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "config.json"]
     assert sorted(p.name for p in folder.iterdir()) == names
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny/bert"

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
         run,
         simulate,
     )
-    from forefed.run.use import export_adapter, predict
+    from forefed.run.exporting import export_adapter
+    from forefed.run.use import predict
     from forefed.strategies import Strategy
 
 _HOMES = {
@@ -46,7 +47,8 @@ _HOMES = {
         *("Callback", "Config", "Result", "Watcher"),
         *("configure", "register", "run", "simulate"),
     ),
-    "forefed.run.use": ("export_adapter", "predict"),
+    "forefed.run.exporting": ("export_adapter",),
+    "forefed.run.use": ("predict",),
     "forefed.strategies": ("Strategy",),
 }
 """Where each public name is defined. A package of the same name is callable (core/facade.py)."""

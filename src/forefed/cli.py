@@ -186,12 +186,18 @@ def report(
 def export(
     run: RunFolder,
     folder: Annotated[Path, typer.Argument(help="New folder for the adapter.")],
+    form: Annotated[
+        str, typer.Option("--as", help="peft, lora (plain, small), model (merged, no PEFT needed).")
+    ] = "peft",
+    force: Annotated[
+        bool, typer.Option("--force", help="Also of a run that did not finish, or diverged.")
+    ] = False,
 ) -> None:
-    """Copy a finished run's PEFT adapter and model card to a folder of your choice."""
-    from forefed.run.use import export_adapter
+    """Write a finished run's model, its tokeniser and a card with code that uses them."""
+    from forefed.run.exporting import export_adapter
 
-    export_adapter(run, folder)
-    out.print(f"adapter: {folder} (load it with peft.PeftModel.from_pretrained)", soft_wrap=True)
+    export_adapter(run, folder, form, force)
+    out.print(f"written: {folder} (its README.md has the code that uses it)", soft_wrap=True)
 
 
 @app.command(cls=TextCommand)

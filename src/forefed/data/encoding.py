@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
+from forefed.data.prompts import prompt_tokens
 from forefed.data.rows import Strings
 
 CHUNK = 2048  # texts per call of the tokeniser
@@ -27,7 +28,7 @@ MARGIN = 32
 """Tokens behind those that are kept, which a cut before tokenising may change."""
 CHARS_PER_TOKEN = 6
 PAIR_CHARS = 1 << 16
-_FORMAT = "forefed-tokens-2"
+_FORMAT = "forefed-tokens-3"
 
 
 @dataclass(frozen=True)
@@ -315,11 +316,8 @@ def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Row]
     eos = tokenizer.eos_token_id
     for start in range(0, len(texts), CHUNK):
         unique = sorted(set(texts.first[start : start + CHUNK]))
-        lists = tokenizer(shortened(unique, tokenizer, max_length), verbose=False)["input_ids"]
-        prompts = {
-            text: ids[:-1] if ids and ids[-1] == eos else ids
-            for text, ids in zip(unique, lists, strict=True)
-        }
+        short = shortened(unique, tokenizer, max_length)
+        prompts = dict(zip(unique, prompt_tokens(tokenizer, short), strict=True))
         whole_texts = texts.second[start : start + CHUNK]
         chunk = shortened(list(whole_texts), tokenizer, max_length)
         encoded = tokenizer(

@@ -1,8 +1,13 @@
-"""Saves trained tensors as a PEFT adapter that others load with ``PeftModel.from_pretrained``.
+"""Saves what was trained in the forms that others load: PEFT's, or a whole model of transformers.
 
-The files: ``adapter_config.json``, ``adapter_model.safetensors`` (trained tensors, and TinyLoRA's
-frozen factors, so that the loaded model gives the run's logits exactly) and ``README.md``; and what
-the head stands on, where the class of transformers would read something else (``outside.py``).
+"peft"   the adapter as it was trained: ``adapter_config.json`` and ``adapter_model.safetensors``
+         (trained tensors, and TinyLoRA's frozen factors, so that the logits are the run's exactly)
+"lora"   the same update as a plain LoRA: LoRA's own, or TinyLoRA's with its exact rank
+"model"  the base with the update added to its weights, which needs no PEFT
+
+Beside them: ``README.md``, the model's ``config.json`` (the classes' names, the padding token), the
+tokeniser with the padding token that was chosen for it, and what the head stands on, where the
+class of transformers would read something else (``outside.py``).
 """
 
 from __future__ import annotations
@@ -11,49 +16,62 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from forefed.core.errors import UserError
 from forefed.core.types import Params
+from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
 from forefed.models.attach import ADAPTER_NAME
 from forefed.models.functional import Call
 from forefed.models.outside import HEAD, head_text
+from forefed.models.place import quiet
 from forefed.models.task import Task
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MODEL, CARD = "config.json", "README.md"
 
 
-def save_adapter(task: Task, params: Params, folder: Path, card: str) -> None:
+def save_adapter(
+    task: Task,
+    params: Params,
+    folder: Path,
+    card: str,
+    tokenizer: Any = None,
+    form: Form = "peft",
+) -> None:
     """Writes the adapter; the folder appears complete or not at all.
 
     Args:
-        task: the task that was trained.
+        task: the task that was trained. ``form = "model"`` uses it up: its base is changed.
         params: all of its trainable tensors.
         folder: where to; an adapter that is already there is replaced.
         card: the text of the model card (Markdown).
+        tokenizer: as ``load_tokenizer`` makes it; None: none is written.
+        form: see above.
 
     Raises:
-        UserError: the folder holds something that is no adapter.
+        UserError: the folder holds something that is no adapter, or there is no such form of it.
     """
-    from safetensors.torch import save
-
     folder = Path(folder)
     if folder.exists() and not (folder / CONFIG).is_file():
         raise UserError(f"export: '{folder}' exists and is no adapter; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {n: x.detach().cpu().contiguous() for n, x in _state(task, params).items()}
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     building.chmod(0o755)  # mkdtemp's folders are for their owner only
     try:
-        (building / WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))
-        (building / CONFIG).write_text(_config_text(task), encoding="utf-8")
+        _FORMS[form](task, params, building)
+        (building / MODEL).write_text(_model_text(task), encoding="utf-8")
         (building / CARD).write_text(card, encoding="utf-8")
         if (head := head_text(task)) is not None:
             (building / HEAD).write_text(head, encoding="utf-8")
+        if tokenizer is not None:
+            _save_tokenizer(tokenizer, task, building)
         if folder.exists():
             replaced = folder.with_name(f".{folder.name}-replaced")
             shutil.rmtree(replaced, ignore_errors=True)
@@ -64,6 +82,101 @@ def save_adapter(task: Task, params: Params, folder: Path, card: str) -> None:
             os.replace(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def refusal(adapter: Adapter, form: Form) -> str | None:
+    """Why there is no such form of what this adapter trains; None where there is."""
+    if form == "lora" and not isinstance(adapter, Lora | TinyLora):
+        return (
+            f"export: adapter.kind = '{adapter.kind}' trains no update of low rank, so it is no "
+            "LoRA; leave --as out for PEFT's own form, or take --as model"
+        )
+    return None
+
+
+def _save_peft(task: Task, params: Params, folder: Path) -> None:
+    config = task.model.peft_config[ADAPTER_NAME].to_dict()
+    _write(folder, _state(task, params), config, task)
+
+
+def _save_lora(task: Task, params: Params, folder: Path) -> None:
+    """B R A of TinyLoRA is a LoRA of its rank whose B is B R; its scale is 1."""
+    reason = refusal(task.adapter, "lora")
+    if reason is not None:
+        raise UserError(reason)
+    if isinstance(task.adapter, Lora):
+        return _save_peft(task, params, folder)
+    from peft import LoraConfig
+
+    assert isinstance(task.adapter, TinyLora)
+    r, tensors = task.adapter.r, _state(task, params)
+    kept = {name: x for name, x in tensors.items() if "tinylora_" not in name}
+    call = Call({name: x.to(task.device) for name, x in params.items()})
+    factors = task.logits.functional.run(call, _factors, task.model)
+    for name, (a_rI, b_Or) in factors.items():
+        missing = r - len(a_rI)  # of a matrix with fewer singular vectors
+        kept[f"{name}.lora_A.weight"] = pad(a_rI, (0, 0, 0, missing))
+        kept[f"{name}.lora_B.weight"] = pad(b_Or, (0, missing))
+    old = task.model.peft_config[ADAPTER_NAME]
+    config = LoraConfig(
+        r=r,
+        lora_alpha=r,
+        task_type=old.task_type,
+        target_modules=old.target_modules,
+        modules_to_save=old.modules_to_save,
+        fan_in_fan_out=old.fan_in_fan_out,
+    )
+    _write(folder, kept, config.to_dict(), task)
+
+
+def _factors(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """A [r, I] and B R [O, r] of every TinyLoRA layer, by its module's name."""
+    found = {}
+    for name, module in model.named_modules():
+        if ADAPTER_NAME in getattr(module, "tinylora_A", {}):
+            a_rI, b_Or = module.tinylora_A[ADAPTER_NAME], module.tinylora_B[ADAPTER_NAME]
+            core_rr = module._compute_R(ADAPTER_NAME)
+            found[name] = (a_rI.to(core_rr), b_Or.to(core_rr) @ core_rr)
+    return found
+
+
+def _save_model(task: Task, params: Params, folder: Path) -> None:
+    """The base with the update in its weights, in one file or in parts."""
+    if head_text(task) is not None:
+        raise UserError(
+            "export: the head of this model stands on another pooling than the class of "
+            "transformers reads, so there is no whole model of it; leave --as out (forefed.load "
+            "reads it), or train with model.pooling = 'pooler'"
+        )
+    without = [
+        name
+        for name, module in task.model.named_modules()
+        if isinstance(task.adapter, BitFit)
+        and hasattr(module, "base_layer")
+        and module.base_layer.bias is None
+    ]
+    if without:
+        raise UserError(
+            f"export: '{without[0].removeprefix('base_model.model.')}' has no bias in this "
+            "architecture, so one that was trained cannot be a part of the model; leave --as out "
+            "for PEFT's own form"
+        )
+    for name, parameter in task.model.named_parameters():
+        if name in params:
+            parameter.data = params[name].to(parameter)
+    merged = task.model.merge_and_unload()
+    with quiet():
+        merged.save_pretrained(folder)
+    (folder / MODEL).unlink()
+
+
+Form = Literal["peft", "lora", "model"]
+FORMS: tuple[Form, ...] = get_args(Form)
+_FORMS: dict[Form, Callable[[Task, Params, Path], None]] = {
+    "peft": _save_peft,
+    "lora": _save_lora,
+    "model": _save_model,
+}
 
 
 def load_adapter(task: Task, folder: Path) -> Params:
@@ -113,9 +226,31 @@ def _state(task: Task, params: Params) -> dict[str, Tensor]:
     return state
 
 
-def _config_text(task: Task) -> str:
-    config: dict[str, Any] = task.model.peft_config[ADAPTER_NAME].to_dict()
-    config["base_model_name_or_path"] = task.base_name
-    config["inference_mode"] = True
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    return json.dumps(plain, indent=2, sort_keys=True) + "\n"
+def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], task: Task) -> None:
+    from safetensors.torch import save
+
+    plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    (folder / WEIGHTS).write_bytes(save(plain, metadata={"format": "pt"}))
+    config = {**config, "base_model_name_or_path": task.base_name, "inference_mode": True}
+    sets = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    text = json.dumps(sets, indent=2, sort_keys=True) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def _model_text(task: Task) -> str:
+    """The model's configuration: what a caller would have to know of classes and padding."""
+    config = json.loads(task.model.config.to_json_string(use_diff=True))
+    for name in ("_name_or_path", "use_cache"):  # this machine's; training's
+        config.pop(name, None)
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def _save_tokenizer(tokenizer: Any, task: Task, folder: Path) -> None:
+    """The tokeniser; without segments, where the model was not given any."""
+    names = tokenizer.model_input_names
+    if not task.logits.uses_types:
+        tokenizer.model_input_names = [n for n in names if n != "token_type_ids"]
+    try:
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.model_input_names = names

@@ -4,66 +4,77 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from forefed.core.metrics import Measures
 from forefed.core.types import Json
 from forefed.data.prepare import Prepared
+from forefed.data.prompts import ending
+from forefed.models.export import Form
 from forefed.models.load import portable_name
-from forefed.models.objectives import objective_of
+from forefed.models.objectives import Objective, objective_of
 from forefed.run.config import Config
 
-OWN_HEAD = """import forefed
-from transformers import pipeline
 
-# Without forefed the class of transformers would read another pooling than the head stands on.
-loaded = forefed.load("adapter")  # base="...": where the base model is, if it is not found
-classify = pipeline("text-classification", model=loaded.model, tokenizer=loaded.tokenizer)"""
+@dataclass(frozen=True)
+class Trained:
+    """What a card says of a run: classes, clients, where the rows come from, how well it does.
+
+    ``summary``: of the run; None where it did not end. ``rounds``: done. ``own_head``: the class of
+    transformers reads something else than the head was trained on.
+    """
+
+    labels: tuple[str, ...]
+    clients: int
+    provenance: Json
+    rounds: int
+    summary: Json | None = None
+    own_head: bool = False
+
+    @staticmethod
+    def of(data: Prepared, summary: Json, own_head: bool) -> Trained:
+        done, clients = summary["rounds"], data.population.size
+        return Trained(data.label_names, clients, data.provenance, done, summary, own_head)
 
 
-def model_card(config: Config, data: Prepared, summary: Json, own_head: bool = False) -> str:
-    """What the adapter is, how it was trained, how well it does, and how to load it.
+def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") -> str:
+    """What was trained, how, how well it does, and how to use it (code that runs as it stands).
 
-    ``own_head``: the class of transformers reads something else than the head was trained on.
+    Args:
+        tokenizer: the model's.
+        form: of the export.
     """
     base = portable_name(config.model)
-    objective = objective_of(data.label_names, config.data.task.head)
-    final, measures = summary["final"], objective.measures
-    beside = against(measures, summary["baseline"])
-    result = f"{measures.said(final)} on {final['n']} test {measures.terms} ({beside})"
-    options = {k: v for k, v in objective.options().items() if k in ("num_labels", "problem_type")}
-    arguments = ", ".join(["base", *(f"{name}={value!r}" for name, value in options.items())])
-    totals = summary["totals"]
+    objective = objective_of(run.labels, config.data.task.head)
     labels = (
-        "\n## Labels\n\n" + "\n".join(f"{i}. {n}" for i, n in enumerate(data.label_names)) + "\n"
-        if data.label_names
+        "\n## Labels\n\n" + "\n".join(f"{i}. {n}" for i, n in enumerate(run.labels)) + "\n"
+        if run.labels
         else ""
     )
-    plain = f"""from peft import PeftModel
-from transformers import {objective.auto}, AutoTokenizer
-
-base = "..."  # {base}: a local folder or a hub id
-model = {objective.auto}.from_pretrained({arguments})
-model = PeftModel.from_pretrained(model, "adapter")"""
+    what = {
+        "peft": f"A PEFT adapter ({config.adapter.kind}) for `{base}`",
+        "lora": f"A LoRA ({config.adapter.kind}, rank {getattr(config.adapter, 'r', 0)}) for "
+        f"`{base}`",
+        "model": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights",
+    }[form]
     return f"""---
-library_name: peft
+library_name: {"transformers" if form == "model" else "peft"}
 tags: [forefed, federated-learning]
 ---
 
 # {config.name}
 
-A PEFT adapter ({config.adapter.kind}) for `{base}`, trained by Forefed with
-`{config.strategy.name}` over {data.population.size} simulated clients, {config.cohort} per round,
-{summary["rounds"]} rounds.
+{what}, trained by Forefed with
+`{config.strategy.name}` over {run.clients} simulated clients, {config.cohort} per round,
+{run.rounds} rounds.
 
-Result: {result}. One seed ({config.seed}); no interval is known.
-
-Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in all,
-{totals["forwards"]:,.0f} forward-equivalents (forward passes over one example).
+{_outcome(config, run, objective)}
 {labels}
 ## Use
 
 ```python
-{OWN_HEAD if own_head else plain}
+{recipe(config, run, tokenizer, form)}
 ```
 
 Texts were cut at {config.data.max_length} tokens.
@@ -71,9 +82,77 @@ Texts were cut at {config.data.max_length} tokens.
 ## Data
 
 ```json
-{json.dumps(data.provenance, indent=1, ensure_ascii=False)}
+{json.dumps(run.provenance, indent=1, ensure_ascii=False)}
 ```
 """
+
+
+def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") -> str:
+    """Python that loads an export and uses it, beside the export's folder."""
+    task, base = config.data.task, portable_name(config.model)
+    objective = objective_of(run.labels, task.head)
+    two = len(task.asked(run.provenance["columns"])) > 1
+    texts = '[("a text", "another one"), ("a text", "a third")]' if two else '["a text", "another"]'
+    settings = [f"longest = {config.data.max_length}"]
+    settings += [f"ends = {ending(tokenizer)}"] if "ends" in objective.recipe else []
+    if "longest_answer" in objective.recipe:
+        settings.append(f"longest_answer = {getattr(task, 'longest_answer', 30)}")
+    return f"""{_loading(objective, base, form, run.own_head)}
+
+texts = {texts}
+{chr(10).join(settings)}
+{objective.recipe}"""
+
+
+def _loading(objective: Objective, base: str, form: Form, own_head: bool) -> str:
+    """The lines that end in a tokeniser, a model and its configuration."""
+    folder = 'folder = "adapter"  # the folder of this file'
+    place = f'base = "{base}"  # an id of the hub, or the local folder of the base model'
+    if own_head:
+        return f"""import torch
+import forefed
+
+{folder}
+{place}
+# Without forefed the class of transformers would read another pooling than the head stands on.
+loaded = forefed.load(folder, base)
+tokenizer, model, config = loaded.tokenizer, loaded.model, loaded.model.config"""
+    auto, whole = objective.auto, form == "model"
+    load = f'{auto}.from_pretrained(folder, dtype="float32").eval()'
+    if not whole:
+        load = (
+            f'{auto}.from_pretrained(base, config=config, dtype="float32")\n'
+            "model = PeftModel.from_pretrained(model, folder).eval()"
+        )
+    peft = "" if whole else "from peft import PeftModel\n"
+    return f"""import torch
+{peft}from transformers import AutoConfig, {auto}, AutoTokenizer
+
+{folder}
+{"" if whole else place}
+config = AutoConfig.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {load}"""
+
+
+def _outcome(config: Config, run: Trained, objective: Objective) -> str:
+    """How well it does and what it cost, or that it never came to an end."""
+    summary = run.summary
+    if summary is None:
+        return (
+            f"**The run did not end**: this is round {run.rounds} of {config.rounds}, and how well "
+            "it does was not measured."
+        )
+    final, measures, totals = summary["final"], objective.measures, summary["totals"]
+    beside = against(measures, summary["baseline"])
+    ended = summary["status"]
+    warning = f"**The run ended as '{ended}'**; its export was asked for all the same.\n\n"
+    tested = f"{measures.said(final)} on {final['n']} test {measures.terms} ({beside})"
+    return f"""{"" if ended == "finished" else warning}Result: {tested}.
+One seed ({config.seed}); no interval is known.
+
+Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in all,
+{totals["forwards"]:,.0f} forward-equivalents (forward passes over one example)."""
 
 
 def against(measures: Measures, baseline: Mapping[str, float | None]) -> str:

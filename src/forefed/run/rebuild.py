@@ -16,6 +16,7 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.settings import parse
 from forefed.models.export import save_adapter
+from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.budgets import kept_engines
@@ -39,6 +40,7 @@ class Rebuilt:
     torn: int
     """Bytes of a torn last message that were left out."""
     task: Task
+    config: Config
 
 
 def go_on(log: ScalarLog, state: RunState, star: Star) -> RunState:
@@ -123,7 +125,7 @@ def replay_log(place: Path) -> Rebuilt:
         digests += [logged.round] if logged.digest else []
     digest = trees.digest(state.params)
     _compare(log, folder, config, state, digest)
-    return Rebuilt(state, digest, tuple(digests), log.path.stat().st_size - stop, task)
+    return Rebuilt(state, digest, tuple(digests), log.path.stat().st_size - stop, task, config)
 
 
 def export_rebuilt(found: Rebuilt, folder: Path) -> None:
@@ -138,7 +140,8 @@ def export_rebuilt(found: Rebuilt, folder: Path) -> None:
         f"Adapter of {found.task.base_name}, rebuilt from a scalar log.\n\n"
         f"Rounds: {found.state.round}. Digest of the parameters: {found.digest}\n"
     )
-    save_adapter(found.task, found.state.params, folder, card)
+    words = load_tokenizer(found.config.model)
+    save_adapter(found.task, found.state.params, folder, card, words)
 
 
 def _compare(log: ScalarLog, folder: Path, config: Config, state: RunState, digest: str) -> None:

@@ -16,12 +16,13 @@ from forefed.core.keys import Key
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.models.export import CONFIG, save_adapter
+from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
 from forefed.run.build import Connect, Federation, build
 from forefed.run.callback import Callback, Told
-from forefed.run.card import model_card
+from forefed.run.card import Trained, model_card
 from forefed.run.checkpoint import (
     BEST,
     config_digest,
@@ -366,8 +367,10 @@ def _finish(federation: Federation, folder: Path, state: RunState, ending: Endin
     }
     if ending is None:
         own_head = head_text(federation.task) is not None
-        card = model_card(federation.config, federation.data, summary, own_head)
-        save_adapter(federation.task, state.params, folder / ADAPTER, card)
+        words = load_tokenizer(federation.config.model)
+        trained = Trained.of(federation.data, summary, own_head)
+        card = model_card(federation.config, trained, words)
+        save_adapter(federation.task, state.params, folder / ADAPTER, card, words)
     write_json(folder / record.SUMMARY, summary)
     return Result(folder, summary)
 

@@ -1,12 +1,11 @@
-"""Using what a run has learned: predictions and the exported adapter."""
+"""Using what a run has learned: predictions from its last checkpoint."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,40 +14,22 @@ from forefed.core.settings import parse
 from forefed.core.types import Batch, Params
 from forefed.data.columns import named
 from forefed.data.columns import texts as texts_of
+from forefed.data.prompts import prompt_tokens
 from forefed.data.sources import Files
+from forefed.models.inspect import longest_text
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.build import load_model
 from forefed.run.checkpoint import load_checkpoint
 from forefed.run.config import Config
+from forefed.run.state import RunState
 
 if TYPE_CHECKING:
     import pyarrow
 
 CONTINUATION_TOKENS = 40
 BATCH = 16
-
-
-def export_adapter(run: Path, folder: Path) -> None:
-    """Copy a run's adapter.
-
-    Raises:
-        UserError: the run is not finished, or the folder exists and is not empty.
-    """
-    record.read_config(run)
-    source = run / "adapter"
-    if not source.exists():
-        raise UserError(f"{run}: the run is not finished, so it has no adapter yet (--resume it)")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: exists and is not empty; choose a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
-    if folder.exists():
-        folder.rmdir()
-    temporary.rename(folder)
 
 
 @dataclass(frozen=True)
@@ -142,24 +123,53 @@ def classes_of(run: Path) -> list[str]:
 
 
 def _trained(run: Path, config: Config) -> tuple[Task, Params]:
-    task = load_model(config, record.label_names(run))
+    task, saved = trained(run, config)
+    return task, saved.params
+
+
+def trained(run: Path, config: Config, exact: bool = False) -> tuple[Task, RunState]:
+    """The run's task, and the state of its last checkpoint.
+
+    Args:
+        exact: the base in float32 and not quantised, whatever the run took.
+
+    Raises:
+        UserError: no checkpoint, a damaged one, or one of another model.
+    """
+    model = config.model
+    if exact:
+        model = model.model_copy(update={"dtype": "float32", "quantise": "none"})
+    as_asked = config.model_copy(update={"model": model})
+    task = load_model(as_asked, record.label_names(run))
     saved = load_checkpoint(run, config, task.device)
     if saved is None:
         raise UserError(f"{run}: nothing is trained yet (no checkpoint)")
-    return task, saved.state.params
+    return task, saved.state
 
 
-def _continue(task: Task, params: Params, tokenizer: object, text: str) -> str:
-    """Greedy continuation, one token at a time (a look at the model, no fast decoder)."""
-    encode, decode = tokenizer.encode, tokenizer.decode  # type: ignore[attr-defined]
-    ids = list(encode(text))
-    eos = getattr(tokenizer, "eos_token_id", None)
-    start = len(ids)
+def _continue(task: Task, params: Params, tokenizer: Any, text: str) -> str:
+    """Greedy continuation, one token at a time (a look at the model, no fast decoder).
+
+    It ends at the end-of-text token, after 40 tokens, or where the model has no position left.
+
+    Raises:
+        UserError: a prompt without a token, or one that leaves no position for an answer.
+    """
+    (ids,) = prompt_tokens(tokenizer, [text])
+    start, limit = len(ids), longest_text(task.model.config)
+    if not ids:
+        raise UserError(f"predict: the prompt {text[:40]!r} has no token; give some text")
+    if limit is not None and start >= limit:
+        raise UserError(
+            f"predict: the prompt {text[:40]!r}... has {start} tokens, and the model has positions "
+            f"for {limit} with the answer; shorten it"
+        )
+    room = CONTINUATION_TOKENS if limit is None else min(CONTINUATION_TOKENS, limit - start)
     with torch.no_grad():
-        for _ in range(CONTINUATION_TOKENS):
+        for _ in range(room):
             batch = Batch({"input_ids": torch.tensor([ids])}, torch.zeros(1, dtype=torch.long))
             token = int(task.logits(params, batch)[0, -1].argmax())
-            if token == eos:
+            if token == tokenizer.eos_token_id:
                 break
             ids.append(token)
-    return str(decode(ids[start:]))
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))

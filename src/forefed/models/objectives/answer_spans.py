@@ -27,6 +27,24 @@ class AnswerSpans(CrossEntropy):
     # PEFT's class for QUESTION_ANS drops token_type_ids on their way to the model.
     peft_task: ClassVar[str | None] = None
     measures: ClassVar[Measures] = Measures((F1, EXACT_MATCH), "questions")
+    recipe: ClassVar[str] = """for question, context in texts:
+    inputs = tokenizer(
+        question, context, truncation="only_second", max_length=longest,
+        return_offsets_mapping=True, return_tensors="pt",
+    )
+    places = inputs.pop("offset_mapping")[0]
+    inside = torch.tensor([part == 1 for part in inputs.sequence_ids(0)])
+    with torch.no_grad():
+        output = model(**inputs)
+    start, end = output.start_logits[0], output.end_logits[0]
+    spans = start[:, None] + end[None, :]  # every first and last token
+    spans = spans.masked_fill(~(inside[:, None] & inside[None, :]), -torch.inf)
+    ones = torch.ones_like(spans, dtype=torch.bool)
+    spans = spans.masked_fill(~(ones.triu() & ones.tril(longest_answer - 1)), -torch.inf)
+    first, last = divmod(int(spans.argmax()), len(start))
+    answered = bool(spans.max() > start[0] + end[0])
+    words = context[places[first, 0] : places[last, 1]].strip()
+    print(question, "->", words if answered else "(no answer)")"""
     shares: ClassVar[int] = 2
 
     @property

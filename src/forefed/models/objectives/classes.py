@@ -58,6 +58,14 @@ class Classes(CrossEntropy):
         )
     )
 
+    recipe: ClassVar[str] = """inputs = tokenizer(
+    texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
+)
+with torch.no_grad():
+    chances = model(**inputs).logits.softmax(-1)
+for text, row in zip(texts, chances):
+    print(config.id2label[int(row.argmax())], f"{float(row.max()):.2f}", text)"""
+
     def options(self) -> dict[str, Any]:
         return {
             **super().options(),

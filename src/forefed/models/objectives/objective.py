@@ -39,6 +39,14 @@ class Objective(ABC):
     measures: ClassVar[Measures]
     """What an evaluation measures; the first metric decides."""
     has_head: ClassVar[bool] = True
+    recipe: ClassVar[str] = """inputs = tokenizer(
+    texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
+)
+with torch.no_grad():
+    print(model(**inputs).logits)"""
+    """Lines of Python for a model card: from ``texts``, ``tokenizer``, ``config`` and ``model`` to
+    printed answers. Texts are cut at ``longest`` tokens; ``ends``: how many special tokens the
+    tokeniser puts behind a text."""
     reads_logits: ClassVar[bool] = True
     """Does ``counts`` need logits? Where not, those of a batch are never held at once."""
 

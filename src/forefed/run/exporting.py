@@ -1,0 +1,78 @@
+"""A run's model for use elsewhere: PEFT's adapter, a plain LoRA, or a whole model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from forefed.core.errors import UserError, nearest
+from forefed.core.settings import parse
+from forefed.models.export import FORMS, Form, refusal, save_adapter
+from forefed.models.load import load_tokenizer
+from forefed.models.outside import head_text
+from forefed.run import record
+from forefed.run.card import Trained, model_card
+from forefed.run.config import Config
+from forefed.run.run import FINISHED
+from forefed.run.use import trained
+
+
+def export_adapter(run: Path, folder: Path, form: str = "peft", force: bool = False) -> None:
+    """Write what a run has trained to a new folder.
+
+    Args:
+        form: "peft", "lora" or "model" (``models.export``).
+        force: also of a run that has not finished, or finished without training anything worth
+            having; the card says so.
+
+    Raises:
+        UserError: no such run or form, an unfinished run without ``force``, a folder that is not
+            empty.
+    """
+    config = parse(Config, record.read_config(run))
+    if form not in FORMS:
+        raise UserError(f"export: --as {form}: {nearest(form, FORMS)}")
+    chosen: Form = form
+    reason = refusal(config.adapter, chosen)
+    if reason is not None:
+        raise UserError(reason)
+    summary = record.summary(run)
+    status = None if summary is None else summary.get("status")
+    if status != FINISHED and not force:
+        why = "is not finished, so it has no adapter yet (--resume it)"
+        if summary is not None:
+            said = f": {summary['reason']}" if summary.get("reason") else ""
+            why = f"ended as '{status}'{said}"
+        raise UserError(f"{run}: the run {why}; --force exports its last checkpoint all the same")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: exists and is not empty; choose a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / folder.name
+    try:
+        if chosen == "peft" and status == FINISHED:
+            shutil.copytree(run / "adapter", building)
+        else:
+            _write(run, config, chosen, building)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(building, folder)
+    finally:
+        shutil.rmtree(building.parent, ignore_errors=True)
+
+
+def _write(run: Path, config: Config, form: Form, folder: Path) -> None:
+    """From the last checkpoint. A merged model has its base's weights in full, not quantised."""
+    task, state = trained(run, config, exact=form == "model")
+    about = Trained(
+        task.label_names,
+        record.read_json(run / "partition.json")["clients"],
+        record.read_json(run / "environment.json")["data"],
+        state.round,
+        record.summary(run),
+        head_text(task) is not None,
+    )
+    tokenizer = load_tokenizer(config.model)
+    card = model_card(config, about, tokenizer, form)
+    save_adapter(task, state.params, folder, card, tokenizer, form)

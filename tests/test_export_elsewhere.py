@@ -1,0 +1,225 @@
+"""Exports in the hands of others: the card's own code, run in a process without Forefed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import Command, mistake
+from federation import World
+from forefed.run.exporting import export_adapter
+from forefed.run.use import predict
+
+TEXTS = ["w5 w6 w7", "w20 w21 w5 w30 w31 w32", "w40", "w9 w9 w22 w3"]
+ADAPTERS = {
+    "lora": ["adapter=lora", "adapter.r=2"],
+    "tinylora": ["adapter=tinylora", "adapter.r=3", "adapter.u=4"],
+    "ia3": ["adapter=ia3"],
+    "bitfit": ["adapter=bitfit"],
+    "head": ["adapter=head"],
+}
+FORMS = {
+    "lora": ("peft", "lora", "model"),
+    "tinylora": ("peft", "lora", "model"),
+    "ia3": ("peft", "model"),
+    "bitfit": ("peft",),
+    "head": ("peft", "model"),
+}
+CASES = [(family, a, form) for family in ("bert", "llama") for a in FORMS for form in FORMS[a]]
+CASES += [("pooled", a, "peft") for a in FORMS] + [("pooled", "tinylora", "lora")]
+CASES += [("bert", "bitfit", "model"), ("writer", "tinylora", "lora"), ("writer", "lora", "model")]
+
+ELSEWHERE = """
+import contextlib, io, json, re, sys, warnings
+warnings.simplefilter("ignore")
+found = {}
+for case in json.load(sys.stdin):
+    code = open(case["folder"] + "/README.md").read().split("```python\\n")[1].split("```")[0]
+    code = re.sub(r"(?m)^folder = .*$", "folder = " + repr(case["folder"]), code)
+    code = re.sub(r"(?m)^base = .*$", "base = " + repr(case["base"]), code)
+    code = re.sub(r"(?m)^texts = .*$", "texts = " + repr(case["texts"]), code)
+    space, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        exec(code, space)
+    assert case["loader"] or "forefed" not in sys.modules
+    answer = {"printed": printed.getvalue().splitlines()}
+    if "chances" in space:
+        answer["together"] = space["chances"].tolist()
+        answer["alone"] = []
+        for text in case["texts"]:
+            inputs = space["tokenizer"](text, return_tensors="pt")
+            with space["torch"].no_grad():
+                answer["alone"] += space["model"](**inputs).logits.softmax(-1).tolist()
+    found[case["name"]] = answer
+print(json.dumps(found))
+"""
+
+
+@dataclass(frozen=True)
+class Export:
+    folder: Path
+    predicted: list[Any]
+    answer: dict[str, Any]
+
+
+def ending_llama(root: Path, world: World) -> Path:
+    """The tiny Llama with a tokeniser that puts an end token behind every text, and pads with none
+    of its own."""
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    folder = root / "ending-llama"
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).write_bytes((world.llama / file).read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
+    words = AutoTokenizer.from_pretrained(world.llama)
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    words.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["pad_token"]
+    path.write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """Run folders by family and adapter; each has learned something."""
+    root = tmp_path_factory.mktemp("exports")
+    llama = ending_llama(root, world)
+    families = {
+        "bert": ["model.pooling=pooler"],
+        "pooled": ["model.pooling=mean"],
+        "llama": [f"model.name='{llama}'"],
+        "writer": [f"model.name='{llama}'", "data.task=causal_lm"],
+    }
+    found = {}
+    for family, adapter, _ in CASES:
+        if (family, adapter) not in found:
+            sets = [*families[family], *ADAPTERS[adapter], f"name={family}-{adapter}", "rounds=1"]
+            step = [
+                "strategy=fedavg",
+                "client.optimiser.lr=0.05",
+                "cohort=1",
+                "partition.clients=2",
+            ]
+            found[family, adapter] = world.run(root, *step, *sets).folder
+    return found
+
+
+@pytest.fixture(scope="module")
+def exports(runs: dict[tuple[str, str], Path], world: World) -> dict[tuple[str, str, str], Export]:
+    """All exports, used by one process; it imports Forefed after all those that do without."""
+    asked = []
+    for family, adapter, form in CASES:
+        run = runs[family, adapter]
+        folder = run.parent / f"export-{family}-{adapter}-{form}"
+        export_adapter(run, folder, form)
+        base = json.loads((run / "config.json").read_text())["model"]["name"]
+        name = f"{family} {adapter} {form}"
+        case = {"name": name, "folder": str(folder), "base": base, "texts": TEXTS}
+        asked.append({**case, "loader": family == "pooled"})
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE],
+        input=json.dumps(sorted(asked, key=lambda case: bool(case["loader"]))),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    predicted = {key: list(predict(folder, TEXTS)) for key, folder in runs.items()}
+    return {
+        case: Export(
+            runs[case[:2]].parent / f"export-{'-'.join(case)}",
+            predicted[case[:2]],
+            answers[" ".join(case)],
+        )
+        for case in CASES
+    }
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_cards_code_gives_the_runs_predictions(
+    case: tuple[str, str, str], exports: dict[tuple[str, str, str], Export]
+) -> None:
+    found = exports[case]
+    printed = found.answer["printed"]
+    if case[0] == "writer":
+        assert printed == [f"{p.text} -> {p.predicted}" for p in found.predicted]
+        return
+    expected = [list(p.chances) for p in found.predicted]
+    for way in ("together", "alone"):
+        for ours, theirs in zip(expected, found.answer[way], strict=True):
+            assert theirs == pytest.approx(ours, abs=1e-5)
+    assert [line.split()[0] for line in printed] == [p.predicted for p in found.predicted]
+    assert len({tuple(round(x, 5) for x in row) for row in expected}) > 1  # texts matter
+
+
+def test_tinylora_as_lora_is_small(
+    runs: dict[tuple[str, str], Path], exports: dict[tuple[str, str, str], Export]
+) -> None:
+    sizes = {
+        form: (exports["llama", "tinylora", form].folder / "adapter_model.safetensors").stat()
+        for form in ("peft", "lora")
+    }
+    assert sizes["lora"].st_size < sizes["peft"].st_size
+    config = exports["llama", "tinylora", "lora"].folder / "adapter_config.json"
+    about = json.loads(config.read_text())
+    assert (about["peft_type"], about["r"], about["lora_alpha"]) == ("LORA", 3, 3)
+
+
+def test_what_is_no_lora_is_refused(
+    runs: dict[tuple[str, str], Path], forefed_command: Command, tmp_path: Path
+) -> None:
+    for adapter in ("ia3", "bitfit", "head"):
+        run = runs["bert", adapter]
+        said = forefed_command("export", run, tmp_path / "new", "--as", "lora")
+        mistake(said, f"adapter.kind = '{adapter}'", "is no LoRA", "--as model")
+    said = forefed_command("export", runs["llama", "bitfit"], tmp_path / "new", "--as", "model")
+    mistake(said, "q_proj' has no bias in this architecture", "PEFT's own form")
+    pooled = forefed_command("export", runs["pooled", "lora"], tmp_path / "new", "--as", "model")
+    mistake(pooled, "another pooling", "forefed.load")
+    mistake(forefed_command("export", run, tmp_path / "new", "--as", "gguf"), "peft, lora, model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_ended_badly_is_exported_by_force_only(
+    runs: dict[tuple[str, str], Path], forefed_command: Command, tmp_path: Path
+) -> None:
+    run = runs["bert", "lora"]
+    path = run / "summary.json"
+    summary = path.read_text()
+    try:
+        worse = {**json.loads(summary), "status": "diverged", "reason": "losses are not finite"}
+        path.write_text(json.dumps(worse))
+        said = forefed_command("export", run, tmp_path / "new")
+        mistake(said, "ended as 'diverged': losses are not finite", "--force")
+        path.unlink()
+        mistake(forefed_command("export", run, tmp_path / "new"), "is not finished", "--force")
+        assert not list(tmp_path.iterdir())
+        assert forefed_command("export", run, tmp_path / "forced", "--force").status == 0
+        card = (tmp_path / "forced" / "README.md").read_text()
+        assert "**The run did not end**: this is round 1 of 1" in card
+    finally:
+        path.write_text(summary)
+
+
+def test_the_padding_token_is_in_the_export(exports: dict[tuple[str, str, str], Export]) -> None:
+    for case in CASES:
+        if case[0] == "llama":
+            folder = exports[case].folder
+            words = json.loads((folder / "tokenizer_config.json").read_text())
+            model = json.loads((folder / "config.json").read_text())
+            assert words["pad_token"] == "</s>" and model["pad_token_id"] == 2
+            assert model["id2label"] == {"0": "animal", "1": "metal", "2": "tree"}
