@@ -7,7 +7,7 @@ import pytest
 from federation import tokenizer, write_lines
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.data.encoding import Texts
+from forefed.data.encoding import Texts, tokenise
 from forefed.data.prompts import ending, prompt_tokens
 from forefed.models.load import load_base
 from forefed.models.settings import ModelSettings
@@ -41,10 +41,10 @@ def ending_tokenizer():
 
 def test_a_prompt_has_the_same_tokens_in_training_and_at_use():
     words = ending_tokenizer()
-    texts = Texts(["w5 w6"], ["w7"], None)
-    (row,) = texts.rows(words, 10)
+    row = tokenise(Texts(["w5 w6"], ["w7"], None), words, 10).examples
     (prompt,) = prompt_tokens(words, ["w5 w6"])
-    assert prompt == [0, 5, 6] == row.ids[: row.label] and row.ids == [0, 5, 6, 7, 2]
+    assert prompt == [0, 5, 6] == row.tokens[: row.labels[0]].tolist()
+    assert row.tokens.tolist() == [0, 5, 6, 7, 2]
     assert ending(words) == 1 and ending(tokenizer(types=False)) == 0
     assert prompt_tokens(words, ["", "w5 </s>"]) == [[0], [0, 5, 2]]  # an end that somebody wrote
     assert prompt_tokens(words, []) == []
