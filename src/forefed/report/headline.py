@@ -62,12 +62,13 @@ def _reached(run: Run, final: Json, value: float) -> str:
     name, best = max(cheaper.items(), key=lambda item: metric.sign * item[1])
     always = f"{name}, {words.quality(metric, best)}"
     gap = metric.sign * (value - best)
-    if gap > _half(ends):
+    low, high = ends or (value, value)
+    if low > best or high < best:
+        if gap < 0:
+            return f"{text}. That is worse than {always}."
         side = "above" if metric.higher_is_better else "below"
         return f"{text}. That is {words.difference(metric, gap)} {side} {always}."
-    if gap >= -_half(ends):
-        return f"{text}. That is no better than {always}."
-    return f"{text}. That is worse than {always}."
+    return f"{text}. That is no better than {always}."
 
 
 def _half(ends: Ends | None) -> float:
