@@ -85,6 +85,13 @@ def run_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, bit for bit.")
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Resume although rows, weights or versions changed; the record will say so.",
+        ),
+    ] = False,
 ) -> None:
     """Run a federation on this machine and keep its record in runs/NAME.
 
@@ -98,7 +105,7 @@ def run_command(
 
     chosen = _configure(config, sets)
     with Progress(out, chosen) as progress:
-        result = run(chosen, resume=resume, watcher=progress)
+        result = run(chosen, resume=resume, callbacks=[progress], accept_changes=accept_changes)
     progress.closing(result)
     raise typer.Exit(result.status)
 
@@ -189,6 +196,9 @@ def export(
     form: Annotated[
         str, typer.Option("--as", help="peft, lora (plain, small), model (merged, no PEFT needed).")
     ] = "peft",
+    best: Annotated[
+        bool, typer.Option("--best", help="The parameters of the best evaluation, not the last.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Also of a run that did not finish, or diverged.")
     ] = False,
@@ -196,7 +206,7 @@ def export(
     """Write a finished run's model, its tokeniser and a card with code that uses them."""
     from forefed.run.exporting import export_adapter
 
-    export_adapter(run, folder, form, force)
+    export_adapter(run, folder, form, force, best)
     out.print(f"written: {folder} (its README.md has the code that uses it)", soft_wrap=True)
 
 

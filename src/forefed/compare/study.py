@@ -127,6 +127,11 @@ def study_of_configs(
     methods: dict[str, Table] = {}
     for file in files:
         raw = _filled(read_toml(file), str(file))
+        if not raw:
+            raise UserError(
+                f"{file}: empty; a study names methods ([methods.NAME]), and a configuration has "
+                "settings"
+            )
         name = raw.pop("name", file.stem)
         raw = {k: v for k, v in raw.items() if k not in OWN}
         if name in methods:

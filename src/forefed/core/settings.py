@@ -45,7 +45,11 @@ class Settings(BaseModel):
     """Frozen settings in which an unknown key is an error."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     renamed: ClassVar[Mapping[str, str]] = {}

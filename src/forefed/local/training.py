@@ -206,6 +206,8 @@ class Trainer:
         size = len(rows) if self.settings.batch_size == "all" else self.settings.batch_size
         plan: list[Indices] = []
         for epoch in range(self.settings.epochs if len(rows) else 0):
+            if self.settings.max_steps is not None and len(plan) >= self.settings.max_steps:
+                break  # the epochs may be any number
             shuffled = rows[order.key.fold("data", epoch).permutation(len(rows))]
             if self.settings.group_by_length:
                 lengths = data.examples.lengths()[shuffled]

@@ -21,6 +21,8 @@ from forefed.models.objectives import Objective
 from forefed.models.targets import feed_forward_outputs, resolve
 
 ADAPTER_NAME = "default"  # PEFT's own default; part of every parameter name
+HARMLESS = 1024
+"""A rank that costs little, also where a small model's matrices are smaller."""
 
 
 def head_modules(model: Any, objective: Objective) -> tuple[str, ...]:
@@ -111,6 +113,13 @@ def peft_config(model: Any, adapter: Adapter, head: tuple[str, ...], objective: 
     if isinstance(adapter, Ia3):
         at_input = feed_forward_outputs(blocks, targets)
         return IA3Config(feedforward_modules=at_input, **common)
+    if isinstance(adapter, Lora | TinyLora):
+        widest = max(max(model.get_submodule(name).weight.shape) for name in targets)
+        if adapter.r > max(widest, HARMLESS):
+            raise UserError(
+                f"adapter.r = {adapter.r}: no matrix of this model has so many rows or columns "
+                f"({widest} at most), and the rank of none can be higher; lower it"
+            )
     if isinstance(adapter, Lora):
         return LoraConfig(
             r=adapter.r,

@@ -115,3 +115,20 @@ def load_checkpoint(
     log = RecordLog.of_tensors(below(tensors, "log"))
     moved = {n: x.to(device) for n, x in tensors.items() if not n.startswith(("client/", "log/"))}
     return Checkpoint(replace(RunState.of_flat(round, moved), log=log), clients)
+
+
+def check_fits(folder: Path, saved: RunState, params: Params) -> None:
+    """A checkpoint has the parameters ``params`` that the model trains now.
+
+    Raises:
+        UserError: the model under this name, or the adapter's place in it, is another one.
+    """
+    was = {name: tuple(x.shape) for name, x in saved.params.items()}
+    wanted = {name: tuple(x.shape) for name, x in params.items()}
+    for name in sorted({*was, *wanted}):
+        if was.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder}: the checkpoint does not fit the model any more ('{name}' has shape "
+                f"{was.get(name)} there, and the model needs {wanted.get(name)}); restore the "
+                "model, or start a new run (--set name=...)"
+            )

@@ -9,23 +9,27 @@ from pathlib import Path
 
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import parse
-from forefed.models.export import FORMS, Form, refusal, save_adapter
+from forefed.models.export import CONFIG, FORMS, WEIGHTS, Form, refusal, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.run import record
 from forefed.run.card import Trained, model_card
+from forefed.run.checkpoint import BEST, FILE
 from forefed.run.config import Config
-from forefed.run.run import FINISHED
+from forefed.run.run import ADAPTER, FINISHED
 from forefed.run.use import trained
 
 
-def export_adapter(run: Path, folder: Path, form: str = "peft", force: bool = False) -> None:
+def export_adapter(
+    run: Path, folder: Path, form: str = "peft", force: bool = False, best: bool = False
+) -> None:
     """Write what a run has trained to a new folder.
 
     Args:
         form: "peft", "lora" or "model" (``models.export``).
         force: also of a run that has not finished, or finished without training anything worth
             having; the card says so.
+        best: the parameters of the best evaluation instead of the last ones.
 
     Raises:
         UserError: no such run or form, an unfinished run without ``force``, a folder that is not
@@ -51,10 +55,11 @@ def export_adapter(run: Path, folder: Path, form: str = "peft", force: bool = Fa
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent)) / folder.name
     try:
-        if chosen == "peft" and status == FINISHED:
-            shutil.copytree(run / "adapter", building)
+        if chosen == "peft" and status == FINISHED and not best:
+            _check_whole(run, run / ADAPTER)
+            shutil.copytree(run / ADAPTER, building)
         else:
-            _write(run, config, chosen, building)
+            _write(run, config, chosen, building, BEST if best else FILE)
         if folder.exists():
             folder.rmdir()
         os.replace(building, folder)
@@ -62,9 +67,18 @@ def export_adapter(run: Path, folder: Path, form: str = "peft", force: bool = Fa
         shutil.rmtree(building.parent, ignore_errors=True)
 
 
-def _write(run: Path, config: Config, form: Form, folder: Path) -> None:
+def _check_whole(run: Path, adapter: Path) -> None:
+    missing = [name for name in (CONFIG, WEIGHTS) if not (adapter / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{adapter}: damaged ({missing[0]} is missing); remove it and {run / record.SUMMARY}, "
+            f"and 'forefed run {run} --resume' writes both again"
+        )
+
+
+def _write(run: Path, config: Config, form: Form, folder: Path, file: str) -> None:
     """From the last checkpoint. A merged model has its base's weights in full, not quantised."""
-    task, state = trained(run, config, exact=form == "model")
+    task, state = trained(run, config, exact=form == "model", file=file)
     about = Trained(
         task.label_names,
         record.read_json(run / "partition.json")["clients"],

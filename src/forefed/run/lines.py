@@ -6,6 +6,7 @@ from forefed.core.types import Json
 from forefed.gradients.memory import resident_bytes
 from forefed.run.budgets import Engines
 from forefed.run.config import Config
+from forefed.run.outliers import outlying
 from forefed.run.star import RoundReport, losses_by_reason
 
 
@@ -22,6 +23,8 @@ def notices(line: Json, config: Config, cache_stopped: str) -> list[str]:
             else "lower client.optimiser.lr"
         )
         texts.append(f"no step had a finite result, so nothing moves; {remedy}")
+    for client, what in outlying(line.get("contributions", [])).items():
+        texts.append(f"round {line['round']}: the contribution of client {client} {what}")
     if line["fallbacks"]:
         names = ", ".join(line["fallbacks"])
         texts.append(f"operators without a rule, computed one by one and slowly: {names}")

@@ -25,6 +25,7 @@ from forefed.run.callback import Callback, Told
 from forefed.run.card import Trained, model_card
 from forefed.run.checkpoint import (
     BEST,
+    check_fits,
     config_digest,
     load_checkpoint,
     save_best,
@@ -111,7 +112,8 @@ def run(
             raise
         kept = (folder / "config.json").exists()
         more = " (nothing that was saved is lost: it goes on with --resume)" if kept else ""
-        raise UserError(f"{folder}: {known}{more}") from error
+        place = "" if str(known).startswith(str(folder)) else f"{folder}: "
+        raise UserError(f"{place}{known}{more}") from error
 
 
 def _run(
@@ -208,7 +210,7 @@ def _begin(
             found = changes(before, now)
             check_unchanged(folder, found, accept_changes)
     if saved is not None:
-        _check_fits(folder, saved.state, state)
+        check_fits(folder, saved.state, state.params)
         state = saved.state
         federation.transport.store.states.update(saved.clients.states)
     if resume and config.codec.sends_slopes:
@@ -225,23 +227,6 @@ def _begin(
     if found:
         record.write_changes(folder, state.round, found, now)
     return state, log
-
-
-def _check_fits(folder: Path, saved: RunState, now: RunState) -> None:
-    """A checkpoint has the parameters that are trained now.
-
-    Raises:
-        UserError: the model under this name, or the adapter's place in it, is another one.
-    """
-    was = {name: tuple(x.shape) for name, x in saved.params.items()}
-    wanted = {name: tuple(x.shape) for name, x in now.params.items()}
-    for name in sorted({*was, *wanted}):
-        if was.get(name) != wanted.get(name):
-            raise UserError(
-                f"{folder}: the checkpoint does not fit the model any more ('{name}' has shape "
-                f"{was.get(name)} there, and the model needs {wanted.get(name)}); restore the "
-                "model, or start a new run (--set name=...)"
-            )
 
 
 def _check_adapter_place(folder: Path) -> None:

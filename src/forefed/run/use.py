@@ -21,7 +21,7 @@ from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.build import load_model
-from forefed.run.checkpoint import load_checkpoint
+from forefed.run.checkpoint import BEST, FILE, check_fits, load_checkpoint
 from forefed.run.config import Config
 from forefed.run.state import RunState
 
@@ -67,7 +67,8 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"predict: text {number} is not UTF-8 ({text[:40]!r}); mend it")
     by_column = [list(texts[i :: len(columns)]) for i in range(len(columns))]
-    task, params = _trained(run, config)
+    task, saved = _kept(run, config)
+    params = saved.params
     tokenizer = load_tokenizer(config.model)
     if task.causal:
         for text in by_column[0]:
@@ -127,11 +128,14 @@ def _trained(run: Path, config: Config) -> tuple[Task, Params]:
     return task, saved.params
 
 
-def trained(run: Path, config: Config, exact: bool = False) -> tuple[Task, RunState]:
+def trained(
+    run: Path, config: Config, exact: bool = False, file: str = FILE
+) -> tuple[Task, RunState]:
     """The run's task, and the state of its last checkpoint.
 
     Args:
         exact: the base in float32 and not quantised, whatever the run took.
+        file: BEST for the parameters of the best evaluation.
 
     Raises:
         UserError: no checkpoint, a damaged one, or one of another model.
@@ -141,9 +145,10 @@ def trained(run: Path, config: Config, exact: bool = False) -> tuple[Task, RunSt
         model = model.model_copy(update={"dtype": "float32", "quantise": "none"})
     as_asked = config.model_copy(update={"model": model})
     task = load_model(as_asked, record.label_names(run))
-    saved = load_checkpoint(run, config, task.device)
+    saved = load_checkpoint(run, config, task.device, file)
     if saved is None:
-        raise UserError(f"{run}: nothing is trained yet (no checkpoint)")
+        raise UserError(f"{run}: nothing is trained yet (there is no {file})")
+    check_fits(run, saved.state, task.params)
     return task, saved.state
 
 
