@@ -14,8 +14,8 @@ from forefed.core.errors import UserError
 from forefed.core.metrics import BITS_PER_BYTE
 from forefed.run import Result, run
 from forefed.run.checkpoint import BEST, FILE, load_checkpoint
-from forefed.run.health import DIVERGED, NOT_TRAINED, UNHEARD, Ending, Health
 from forefed.run.exporting import export_adapter
+from forefed.run.health import DIVERGED, NOT_TRAINED, UNHEARD, Ending, Health
 
 SGD = ["strategy=fedavg", "client.optimiser=sgd", "rounds=5"]
 

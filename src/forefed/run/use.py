@@ -21,7 +21,7 @@ from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.build import load_model
-from forefed.run.checkpoint import BEST, FILE, check_fits, load_checkpoint
+from forefed.run.checkpoint import FILE, check_fits, load_checkpoint
 from forefed.run.config import Config
 from forefed.run.state import RunState
 
@@ -67,7 +67,7 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"predict: text {number} is not UTF-8 ({text[:40]!r}); mend it")
     by_column = [list(texts[i :: len(columns)]) for i in range(len(columns))]
-    task, saved = _kept(run, config)
+    task, saved = trained(run, config)
     params = saved.params
     tokenizer = load_tokenizer(config.model)
     if task.causal:
@@ -121,11 +121,6 @@ def texts_of_file(run: Path, path: Path) -> tuple[pyarrow.Table, list[str]]:
 def classes_of(run: Path) -> list[str]:
     """The classes that the run learned, in the order of the probabilities."""
     return list(record.read_json(run / "partition.json")["labels"] or ())
-
-
-def _trained(run: Path, config: Config) -> tuple[Task, Params]:
-    task, saved = trained(run, config)
-    return task, saved.params
 
 
 def trained(
