@@ -106,11 +106,13 @@ def of_a_model(case: dict[str, Any], folder: Path, refused: list[str]) -> None:
     head = case.get("head", "classification")
     labels = tuple(case.get("labels", ("a", "b"))) if head == "classification" else None
 
-    def look() -> None:
-        check_model(configure(sets=settings(case, folder)).model, labels, head)
+    def look() -> tuple[str, ...]:
+        return check_model(configure(sets=settings(case, folder)).model, labels, head)[1]
+
+    found: tuple[str, ...] = ()
 
     if not refused or "values" in case:
-        look()
+        found = look()
     else:
         with pytest.raises(UserError) as error:
             look()
@@ -121,6 +123,7 @@ def of_a_model(case: dict[str, Any], folder: Path, refused: list[str]) -> None:
             load_task(model, HeadOnly() if labels else Lora(), Key(0), labels, head)
         return one_sentence(error.value, refused)
     task, _ = load_task(model, HeadOnly() if labels else Lora(), Key(0), labels, head)
+    assert task.notes == found
     notes = " / ".join(task.notes)
     assert not [w for w in words(case.get("notes", [])) if w not in notes], notes
     assert not (case.get("quiet") and notes), notes

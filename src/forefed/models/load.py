@@ -86,19 +86,13 @@ def load_base(
         UserError: the model cannot be had, is damaged, or does not fit the task.
     """
     device, dtype = choose_device(settings), choose_dtype(settings)
-    tokenizer = load_tokenizer(settings)
-    facts = look(settings)
     objective = objective_of(label_names, head)
-    _fits(facts, objective, settings.name)
-    shape, report = _from_pretrained(facts, objective, settings.name, device_map="meta")
-    drawn = judge(shape, report, objective, facts)
-    check_tokens(tokenizer, shape.get_input_embeddings().num_embeddings, settings.name)
-    poolers = untrained_poolers(shape, drawn)
-    model, _ = _from_pretrained(facts, objective, settings.name, dtype=dtype)
-    resized = any(name in drawn for name, *_ in report["mismatched_keys"])
-    drawn, note = fit_head(model, objective, facts.classes, drawn, resized)
+    seen = _look_closely(settings, objective)
+    model, _ = _from_pretrained(seen.facts, objective, settings.name, dtype=dtype)
+    drawn, note = fit_head(model, objective, seen.facts.classes, seen.drawn, seen.resized)
+    poolers = seen.poolers
     if isinstance(objective, Classes):
-        install(model, choose(settings, facts), objective.outputs)
+        install(model, choose(settings, seen.facts), objective.outputs)
         drawn |= set(model.new_head)
         poolers = poolers if model.pooling == "pooler" else ()
     std = getattr(model.config, "initializer_range", None) or 0.02
@@ -107,15 +101,15 @@ def load_base(
     _sees(model, objective, settings.name)
     # A pooler that was never trained is part of the head, or it would stay random.
     model.untrained_pooler = poolers
-    model.config.pad_token_id = tokenizer.pad_token_id
-    notes = tuple(text for text in (facts.note, note) if text)
-    return Base(model.eval().to(device), tokenizer, facts, notes)
+    model.config.pad_token_id = seen.tokenizer.pad_token_id
+    notes = tuple(text for text in (seen.facts.note, note) if text)
+    return Base(model.eval().to(device), seen.tokenizer, seen.facts, notes)
 
 
 def check_model(
     settings: ModelSettings, label_names: Sequence[str] | None, head: Head | None = None
-) -> Facts:
-    """What can be said of a model for a task without reading its weights.
+) -> tuple[Facts, tuple[str, ...]]:
+    """What can be said of a model for a task without reading its weights, and notes on it.
 
     Args:
         label_names: the classes, or as many texts as there are classes.
@@ -124,14 +118,38 @@ def check_model(
         UserError: what ``load_base`` would raise, but for values in the weights.
     """
     choose_device(settings)
+    objective = objective_of(label_names, head)
+    seen = _look_closely(settings, objective)
+    _, note = fit_head(seen.shape, objective, seen.facts.classes, seen.drawn, seen.resized)
+    if isinstance(objective, Classes):
+        choose(settings, seen.facts)
+    return seen.facts, tuple(text for text in (seen.facts.note, note) if text)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A model without its weights (``shape``: on torch's device "meta"), and what a run draws.
+
+    ``resized``: a tensor of the head is there in another shape. ``poolers``: never trained.
+    """
+
+    tokenizer: Any
+    facts: Facts
+    shape: Any
+    drawn: set[str]
+    poolers: tuple[str, ...]
+    resized: bool
+
+
+def _look_closely(settings: ModelSettings, objective: Objective) -> _Seen:
     tokenizer = load_tokenizer(settings)
     facts = look(settings)
-    objective = objective_of(label_names, head)
     _fits(facts, objective, settings.name)
     shape, report = _from_pretrained(facts, objective, settings.name, device_map="meta")
-    judge(shape, report, objective, facts)
+    drawn = judge(shape, report, objective, facts)
     check_tokens(tokenizer, shape.get_input_embeddings().num_embeddings, settings.name)
-    return facts
+    resized = any(name in drawn for name, *_ in report["mismatched_keys"])
+    return _Seen(tokenizer, facts, shape, drawn, untrained_poolers(shape, drawn), resized)
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:

@@ -63,7 +63,8 @@ def check_run(config: Config) -> Checked:
                 f"cohort = {config.cohort} is larger than the population ({data.clients} clients); "
                 "lower the cohort, or change the partition"
             )
-        check_model(config.model, data.label_names or None, config.data.task.head)
+        model, said = check_model(config.model, data.label_names or None, config.data.task.head)
+        notes += [note for note in said if note not in notes]
     return Checked(config, model, data, (*notes, *_bold_rates(config)))
 
 
