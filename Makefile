@@ -7,10 +7,10 @@ READY  := $(VENV)/.ready
 export HF_HUB_OFFLINE := 1
 export FLWR_TELEMETRY_ENABLED := 0
 
-.PHONY: demo test test-full test-deploy faults check bench results format clean help
+.PHONY: help demo test test-full test-deploy faults check bench results docs format clean
 
-help:
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+help: ## say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,5 +50,9 @@ bench: $(READY) ## memory, time, overhead and bytes, as tables in docs/BENCHMARK
 results: $(READY) ## the evidence: docs/RESULTS.md from the studies (hours; STUDY=main for one)
 	$(BIN)/python -m benchmarks.results $(STUDY)
 
+docs: $(READY) ## the site of the documentation, in site/ (serve it: .venv/bin/mkdocs serve)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
 clean: ## remove what the other commands made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist runs/demo
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist site runs/demo

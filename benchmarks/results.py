@@ -1,7 +1,8 @@
-"""`make results`: run what is missing of every study; write docs/RESULTS.md and its HTML twins.
+"""`make results`: run what is missing of every study; write docs/RESULTS.md, and a page of each.
 
 The page begins with a summary written by hand; everything below ``MARK`` is made anew each time
-from the records of the runs, which stay in compare/ (not in the repository).
+from the records of the runs, which stay in compare/. These, and the pages of the studies in
+docs/results, are not in the repository: pages are made of records, and records of runs.
 
     python -m benchmarks.results              all studies, hours; goes on where it stopped
     python -m benchmarks.results main map     these only
@@ -94,7 +95,7 @@ def section(name: str, folder: Path) -> str:
     shown = [part for part in re.split(r"\n(?=## )", found)[1:] if part[3:].startswith(wanted)]
     made = (
         f"`make results STUDY={name}` (`forefed compare benchmarks/studies/{name}.toml`), "
-        f"{made_by(folder)}. Curves, budgets and the protocol: [{name}.html](results/{name}.html)."
+        f"{made_by(folder)}. Its own page (curves, budgets, protocol) is `docs/results/{name}.html`."
     )
     tables = "\n\n".join(part.replace("## ", "### ", 1).strip() for part in shown)
     return f"## Study `{name}`\n\n{' '.join(about)}\n\n{made}\n\n{tables}"

@@ -99,7 +99,8 @@ def check_command(arguments: list[str]) -> None:
     context = click.Context(command, info_name="forefed")
     while isinstance(command, click.Group):
         name, *arguments = arguments
-        if name == "--version":
+        if name.startswith("-"):
+            assert name in {option for p in command.params for option in p.opts}, name
             return
         assert name in command.commands, f"forefed {name}"
         command = command.commands[name]
@@ -142,6 +143,13 @@ def test_the_python_example_runs(world: World, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"accuracy [01]\.\d{3}; adapter in", done.stdout)
     assert (tmp_path / "from-python" / "adapter").is_dir()
+
+
+def test_every_command_is_in_the_reference() -> None:
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    command = typer.main.get_command(cli.app)
+    assert isinstance(command, click.Group)
+    assert not [name for name in command.commands if f"`forefed {name}" not in page]
 
 
 def test_pages_link_to_what_is_there() -> None:
