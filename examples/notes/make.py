@@ -85,11 +85,8 @@ def draw(count: int, *about: object) -> int:
 
 def row(site: str, number: int, known: int) -> dict[str, str]:
     """One note, with its label and its site, about one of the first ``known`` complaints."""
-    place, label = draw(100, site, number, "label"), ""
-    for label, share in MIX[site].items():
-        if place < share:
-            break
-        place -= share
+    labels = [label for label, share in MIX[site].items() for _ in range(share)]
+    label = labels[draw(100, site, number, "label")]
     what = COMPLAINTS[label][draw(known, site, number, "what")]
     who = WHO[draw(len(WHO), site, number, "who")]
     manner = MANNERS[site][draw(len(MANNERS[site]), site, number, "manner")]
