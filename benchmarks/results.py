@@ -95,7 +95,8 @@ def section(name: str, folder: Path) -> str:
     shown = [part for part in re.split(r"\n(?=## )", found)[1:] if part[3:].startswith(wanted)]
     made = (
         f"`make results STUDY={name}` (`forefed compare benchmarks/studies/{name}.toml`), "
-        f"{made_by(folder)}. Its own page (curves, budgets, protocol) is `docs/results/{name}.html`."
+        f"{made_by(folder)}. Its own page (curves, budgets, protocol) is "
+        f"`docs/results/{name}.html`."
     )
     tables = "\n\n".join(part.replace("## ", "### ", 1).strip() for part in shown)
     return f"## Study `{name}`\n\n{' '.join(about)}\n\n{made}\n\n{tables}"
