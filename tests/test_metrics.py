@@ -16,6 +16,7 @@ from federation import World, lines
 from forefed.core.intervals import Ratio, wilson
 from forefed.core.keys import Key
 from forefed.core.metrics import Measures, Metric
+from forefed.core.shortfalls import shortfalls
 from forefed.core.types import Batch
 from forefed.data.examples import Examples
 from forefed.models.objectives import OBJECTIVES, Classes, Objective, Sums, calibration, merge
@@ -164,6 +165,40 @@ def test_descriptors_survive_the_record_and_decide() -> None:
     error = Metric("x", "error", "number", higher_is_better=False)
     assert error.better({"x": 1.0}, {"x": 2.0}) and not error.better({"x": None}, {"x": 2.0})
     assert error.better({"x": 1.0}, {"x": math.nan})
+
+
+SHORT: list[tuple[dict[str, object], dict[str, object], dict[str, object], list[str]]] = [
+    # last evaluation, best one, what costs less, what is said
+    ({"accuracy": 0.8}, {}, {"majority": 0.5, "untrained": 0.3, "probe": None}, []),
+    ({"accuracy": 0.5, "low": 0.4, "high": 0.6}, {}, {"majority": 0.55}, []),
+    (
+        {"accuracy": 0.5, "low": 0.45, "high": 0.55},
+        {"round": 10, "accuracy": 0.8},
+        {"majority": 0.6, "closed_form": 0.9, "untrained": 0.56},
+        [
+            "worse than closed form, 0.900: what costs less does more",
+            "round 10 was better, 0.800: end there",
+            "worse than the most frequent class, 0.600: nothing is learnt",
+            "worse than untrained, 0.560: training has harmed",
+        ],
+    ),
+    ({"accuracy": math.nan}, {}, {"majority": 0.5}, ["the last evaluation is no number"]),
+]
+
+
+@pytest.mark.parametrize(("final", "best", "baseline", "said"), SHORT)
+def test_a_run_that_falls_short_is_told_so_with_a_remedy(
+    final: dict[str, object],
+    best: dict[str, object],
+    baseline: dict[str, object],
+    said: list[str],
+) -> None:
+    found = shortfalls(Classes.measures, final, best or {"round": 1, **final}, baseline)
+    assert len(found) == len(said)
+    assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
+    errors = Measures((Metric("rmse", "RMSE", "number", higher_is_better=False, chance="mean"),))
+    more = shortfalls(errors, {"rmse": 2.0}, {"round": 1, "rmse": 2.0}, {"majority": 1.5})
+    assert len(more) == 1 and more[0].startswith("worse than mean, 1.500")
 
 
 def test_a_run_states_what_it_measures_and_the_majority_of_its_training_rows(

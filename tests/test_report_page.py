@@ -209,6 +209,9 @@ def test_a_run_answers_its_users_questions(tmp_path):
     assert "bag of words" not in page.text
     assert "points above closed form head, 71.0 %" in headline([read_run(folder)])
     assert page.tags.count("figure") == 10
+    assert "note warning" not in report_page([read_run(folder)])
+    poor = record(tmp_path / "b", rounds=4, top=0.4, details=details, baseline=baseline)
+    assert "Worse than closed form head, 0.710" in report_page([read_run(poor)])
     write_lines(folder / "evaluations.jsonl", read_lines(folder / "evaluations.jsonl")[:-2])
     assert "Where is it wrong?" not in report_page([read_run(folder)])  # details of a later round
 

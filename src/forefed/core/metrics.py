@@ -73,6 +73,10 @@ class Measures:
         """The first two metrics of an evaluation in words."""
         return ", ".join(metric.said(metric.of(line)) for metric in self.metrics[:2])
 
+    def baseline_name(self, name: str) -> str:
+        """What people call an entry of a summary's "baseline"."""
+        return (self.decides.chance if name == "majority" else "") or name.replace("_", " ")
+
     def to_json(self) -> Json:
         return {"terms": self.terms, "metrics": [asdict(metric) for metric in self.metrics]}
 

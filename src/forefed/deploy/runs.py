@@ -11,6 +11,7 @@ from forefed import __version__
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.metrics import Measures
+from forefed.core.shortfalls import shortfalls
 from forefed.core.types import Json
 from forefed.deploy.connect import ERROR, NOTES
 from forefed.deploy.names import usable_folder
@@ -173,6 +174,7 @@ class Screen:
         return [
             f"finished: {self.quality(summary['final'])}",
             f"to compare: {baseline}; digest {summary['digest'][:16]}",
+            *shortfalls(self.measures, summary["final"], summary.get("best"), summary["baseline"]),
             f"adapter: {folder / 'adapter'}   record: {folder}",
         ]
 

@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 
 from forefed.core.intervals import Ends
+from forefed.core.shortfalls import UNTRAINED
 from forefed.core.types import Json
 from forefed.report import words
-from forefed.report.read import UNTRAINED, Run, finite, run_labels
+from forefed.report.read import Run, finite, run_labels
 
 
 def headline(runs: Sequence[Run]) -> str:
@@ -31,6 +32,9 @@ def _one(run: Run) -> str:
 
 
 def _state(run: Run) -> str:
+    status, reason = (str((run.summary or {}).get(key, "")) for key in ("status", "reason"))
+    if run.finished and reason:
+        return f"Ended as '{status}' after {words.plural(run.done, 'round')} ({reason})"
     if run.finished:
         return f"Finished after {words.plural(run.done, 'round')}"
     planned = "" if run.planned is None else f" of {run.planned:,}"

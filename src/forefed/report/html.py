@@ -49,6 +49,7 @@ def report_page(runs: Sequence[Run]) -> str:
         names=names,
         kicker=_kicker(one),
         headline=headline(runs),
+        warnings=[text[0].upper() + text[1:] + "." for text in one.shortfalls] if one else [],
         torn=torn and words.plural(torn, "line"),
         ruler=one and _ruler(one),
         cards=_cards(one) if one else _run_cards(runs, names),

@@ -20,11 +20,10 @@ from typing import Literal
 from forefed.core.errors import UserError
 from forefed.core.intervals import Ends, wilson
 from forefed.core.metrics import Measures, Metric, of_old_records
+from forefed.core.shortfalls import UNTRAINED, shortfalls
 from forefed.core.types import LOSS_REASONS, Json
 
 Cost = Literal["bytes", "forwards"]
-UNTRAINED = "untrained"
-"""The baseline that is the model itself before the first round."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +127,17 @@ class Run:
         training, and whatever else the summary has."""
         before = {"majority": self.environment.get("majority"), UNTRAINED: self.untrained}
         found = {**before, **((self.summary or {}).get("baseline") or {})}
-        chance = self.metric.chance if self.metric else ""
-        named = {"majority": chance or "majority"}
-        return {
-            named.get(name, name.replace("_", " ")): number
-            for name, value in found.items()
-            if (number := finite(value)) is not None
-        }
+        known = {name: x for name, value in found.items() if (x := finite(value)) is not None}
+        names = self.measures.baseline_name if self.measures else str
+        return {names(name): value for name, value in known.items()}
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """What a finished run should have reached and did not."""
+        if self.summary is None or self.measures is None or self.final is None:
+            return []
+        baseline = self.summary.get("baseline") or {}
+        return shortfalls(self.measures, self.final, self.best, baseline)
 
     def total(self, key: str) -> float:
         """The sum of one number over all rounds, such as ``bytes_up`` or ``forwards``."""

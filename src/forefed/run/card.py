@@ -147,9 +147,15 @@ def _outcome(config: Config, run: Trained, objective: Objective) -> str:
     beside = against(measures, summary["baseline"])
     ended = summary["status"]
     warning = f"**The run ended as '{ended}'**; its export was asked for all the same.\n\n"
+    low, high = final.get("low"), final.get("high")
+    ends = (
+        "no interval is known"
+        if low is None or high is None
+        else (f"95 % interval for other test {measures.terms}: {low:.3f} to {high:.3f}")
+    )
     tested = f"{measures.said(final)} on {final['n']} test {measures.terms} ({beside})"
     return f"""{"" if ended == "finished" else warning}Result: {tested}.
-One seed ({config.seed}); no interval is known.
+One seed ({config.seed}); {ends}.
 
 Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in all,
 {totals["forwards"]:,.0f} forward-equivalents (forward passes over one example)."""
@@ -157,9 +163,8 @@ Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in
 
 def against(measures: Measures, baseline: Mapping[str, float | None]) -> str:
     """What a result is compared with, by the metric that decides: "untrained 0.333, ..."."""
-    names = {"majority": measures.decides.chance}
     return ", ".join(
-        f"{names.get(name) or name.replace('_', ' ')} {value:.3f}"
+        f"{measures.baseline_name(name)} {value:.3f}"
         for name, value in baseline.items()
         if value is not None
     )

@@ -14,6 +14,7 @@ from rich.status import Status
 from rich.text import Text
 
 from forefed.core.errors import Stopped
+from forefed.core.shortfalls import shortfalls
 from forefed.core.sizes import format_bytes
 from forefed.core.terminal import column, printable, styled
 from forefed.core.types import Json, Lost, Reply
@@ -155,6 +156,8 @@ class Progress(Callback):
         ends = "" if low is None or high is None else f" (95 %: {low:.3f} to {high:.3f})"
         self.say(styled("\n", (said, "bold"), f" on {final['n']:,} test {terms}{ends}"))
         self.say(against(self.measures, baseline))
+        for text in shortfalls(self.measures, final, summary.get("best"), baseline):
+            self.say(styled((printable(text), "yellow")))
         if summary["status"] == FINISHED:
             end = f"adapter: {result.folder / 'adapter'}   record: {result.folder}"
         else:
