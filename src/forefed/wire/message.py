@@ -39,6 +39,8 @@ KINDS = {
     "log": 6,
     "round": 7,
     "quantised": 8,
+    "question": 9,
+    "answer": 10,
 }
 
 ALLOWED_DTYPES = (np.dtype("float32"), np.dtype("float64"), np.dtype("int64"), np.dtype("uint8"))

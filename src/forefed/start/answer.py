@@ -1,0 +1,106 @@
+"""The client's half: what it answers about its own rows. Only sums leave.
+
+    "sums"   its training rows' sums (``Sums``), for the head in closed form
+    "heads"  its held-out rows' losses under several heads on the same features
+    "loss"   its held-out rows' losses under several sets of parameters
+
+Held-out rows are the client's own test split (``data.client_test_fraction``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Params
+from forefed.data.examples import ClientData, Indices
+from forefed.models.task import Task
+from forefed.start.closed_form import SCALES
+from forefed.start.features import features, names_of_head
+from forefed.start.sums import STEP, Sums
+from forefed.wire.questions import decode_question, encode_answer
+
+Answer = Callable[[bytes, ClientData], bytes]
+EVALUATION_BATCH = 32
+
+
+def about(task: Task) -> str:
+    """What sums of this task's features belong to."""
+    base = task.model.get_base_model()
+    said = (task.base_name, getattr(base, "pooling", ""), getattr(base, "layers", ()), STEP)
+    return hashlib.blake2b(repr((said, task.label_names)).encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of any client of one task."""
+
+    task: Task
+    batch_size: int = 1
+    min_count: int = 1
+
+    def __call__(self, question: bytes, data: ClientData) -> bytes:
+        """Raises ProtocolError: a question about another model, or features that are no numbers."""
+        kind, asked, tensors = decode_question(question)
+        mine = about(self.task)
+        if asked != mine:
+            raise ProtocolError("the question is about another model, or another pooling of it")
+        known = {"sums": self.sums, "heads": self.heads, "loss": self.losses}
+        if kind not in known:
+            raise ProtocolError(f"a client is not asked '{kind}'")
+        return encode_answer(kind, mine, known[kind](tensors, data))
+
+    def sums(self, tensors: Params, data: ClientData) -> Params:
+        return self.sums_of(tensors, data).packed()
+
+    def sums_of(self, tensors: Params, data: ClientData) -> Sums:
+        """``tensors``: the parameters of the body; none: the run's first ones."""
+        classes = self.task.n_labels
+        labels = data.examples.labels[data.train]
+        counts = np.bincount(labels, minlength=classes)
+        rows = data.train[(counts >= self.min_count)[labels]]
+        x_ND = features(
+            self.task, {**self.task.params, **tensors}, data.examples, rows, self.batch_size
+        )
+        return Sums.of(x_ND, torch.from_numpy(data.examples.labels[rows]), classes)
+
+    def heads(self, tensors: Params, data: ClientData) -> Params:
+        """``weight`` [heads, C, D], ``bias`` [heads, C] -> ``loss`` [heads, SCALES], ``correct``
+        [heads], ``n``; the parameters of the body as for ``sums``."""
+        body = {n: x for n, x in tensors.items() if n not in ("weight", "bias")}
+        weight_HCD, bias_HC = tensors["weight"].double(), tensors["bias"].double()
+        params = {**self.task.params, **body}
+        x_ND = features(self.task, params, data.examples, data.test, EVALUATION_BATCH).double()
+        labels_N = torch.from_numpy(data.examples.labels[data.test])
+        losses, correct = [], []
+        for weight_CD, bias_C in zip(weight_HCD, bias_HC, strict=True):
+            logits_NC = x_ND @ weight_CD.T + bias_C
+            losses.append(torch.stack([_loss(s * logits_NC, labels_N) for s in SCALES]))
+            correct.append((logits_NC.argmax(1) == labels_N).sum().double())
+        n = torch.tensor(float(len(labels_N)), dtype=torch.float64)
+        return {"loss": torch.stack(losses), "correct": torch.stack(correct), "n": n}
+
+    def losses(self, tensors: Params, data: ClientData) -> Params:
+        """Parameters "0/name", "1/name", ... -> ``loss`` [sets], ``n`` (terms of the loss)."""
+        losses, weight = [], 0.0
+        for i in range(1 + max(int(name.split("/")[0]) for name in tensors)):
+            prefix = f"{i}/"
+            given = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+            rows: Indices = data.test
+            params = {**self.task.params, **given}
+            sums = self.task.evaluate(params, data.examples, rows, EVALUATION_BATCH)
+            losses.append(float(sums.get("loss_sum", sums.get("nll_sum", 0.0))))
+            weight = float(sums.get("weight", 0.0))
+        double = torch.float64
+        return {"loss": torch.tensor(losses, dtype=double), "n": torch.tensor(weight, dtype=double)}
+
+
+def _loss(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+    return cross_entropy(logits_NC, labels_N, reduction="sum")

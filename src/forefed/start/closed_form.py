@@ -1,0 +1,228 @@
+"""The classification head in one round, solved from sums that clients send.
+
+Source: Fed3R (Fani et al., arXiv 2406.01116) for ridge regression; Gaussian discriminants from the
+same sums as GH-OFL (ICLR 2026) has them. Departures: features are standardised by the same sums;
+the kind of head, its regularisation and its temperature are chosen by the clients' held-out rows
+(they try all candidates in one pass and send sums of losses).
+
+Exact for any partition: sums do not see who holds what. Forward passes only.
+
+Axes: D features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from forefed.core.errors import UserError
+from forefed.start.start import Start
+from forefed.start.sums import Sums
+
+if TYPE_CHECKING:
+    from forefed.run.config import Config
+
+REGULARISATIONS = {"discriminant": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "ridge": (0.03, 0.3)}
+"""Candidates by solver, as shares of the features' mean variance."""
+SCALES = tuple(2.0**k for k in range(-3, 7))
+"""Candidates by which logits are multiplied (inverse temperatures)."""
+KINDS: tuple[Literal["discriminant", "ridge"], ...] = ("discriminant", "ridge")
+
+
+class ClosedForm(Start):
+    """The head by ridge regression or discriminant from the clients' sums, in one exact round."""
+
+    kind: Literal["closed_form"] = "closed_form"
+    solver: Literal["auto", "ridge", "discriminant"] = "auto"
+    """``auto``: what the clients' held-out rows prefer."""
+    regularisation: Annotated[float, Field(gt=0)] | Literal["held_out"] = "held_out"
+    """A share of the features' mean variance; "held_out": what the held-out rows prefer."""
+    prior: Literal["counts", "uniform"] = "counts"
+    """Of the classes: as frequent as in the training rows, or equal (for balanced accuracy)."""
+    then: Literal["frozen", "trained"] = "frozen"
+    """The head in the rounds that follow."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Rows of one forward pass. 1: a row's features are the same bits whoever holds it, so the head
+    is, too; more is faster on an accelerator, and rounding then depends on the partition."""
+    min_count: Annotated[int, Field(ge=1)] = 1
+    """A client leaves out the rows of a class of which it has fewer: a sum of one row is the row."""
+
+    def head(self, task: str) -> ClosedForm | None:
+        return self
+
+    def conflicts(self, config: Config) -> Iterator[str]:
+        if config.data.task.head != "classification":
+            yield (
+                "start.kind = 'closed_form': spans and next tokens have no head in closed form; "
+                "set start.kind = 'none'"
+            )
+        yield from _conflicts(self, config)
+
+    def candidates(self) -> list[tuple[Literal["discriminant", "ridge"], float]]:
+        """What is tried, in order of preference among equals."""
+        kinds = KINDS if self.solver == "auto" else (self.solver,)
+        fixed = self.regularisation
+        return [
+            (kind, share)
+            for kind in kinds
+            for share in (REGULARISATIONS[kind] if fixed == "held_out" else (fixed,))
+        ]
+
+
+class Auto(ClosedForm):
+    """closed_form where classes are learned, none elsewhere."""
+
+    kind: Literal["auto"] = "auto"  # type: ignore[assignment]
+
+    def head(self, task: str) -> ClosedForm | None:
+        return self if task == "classification" else None
+
+    def conflicts(self, config: Config) -> Iterator[str]:
+        if self.head(config.data.task.head):
+            yield from _conflicts(self, config)
+
+
+def _conflicts(start: ClosedForm, config: Config) -> Iterator[str]:
+    if config.download.by_sums:
+        yield (
+            "start: with download.kind = 'pool' clients begin at the seed's own values, so no head "
+            "can be solved before; set start.kind = 'none'"
+        )
+    if start.then == "frozen" and config.adapter.kind == "head" and config.rounds:
+        yield (
+            "start.then = 'frozen' with adapter.kind = 'head' leaves nothing to train; set "
+            "start.then = 'trained', or rounds = 0 for the solved head alone"
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head on unstandardised features: logits = x W^T + b, float64."""
+
+    weight_CD: Tensor
+    bias_C: Tensor
+
+    def times(self, scale: float) -> Head:
+        return Head(scale * self.weight_CD, scale * self.bias_C)
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Heads from the clients' sums. Standardisation is folded into what comes out."""
+
+    counts_C: Tensor
+    mean_D: Tensor
+    scale_D: Tensor
+    means_CD: Tensor
+    """Class means of standardised features; 0 where there is no row."""
+    values_D: Tensor
+    """Eigenvalues of the standardised features' covariance..."""
+    vectors_DD: Tensor
+    within: tuple[Tensor, Tensor]
+    """... and both of the covariance within classes."""
+    notes: tuple[str, ...]
+
+    @staticmethod
+    def of(total: Sums, names: tuple[str, ...]) -> Solver:
+        """Raises UserError where no head can be made of these rows."""
+        n, classes = total.rows, len(names)
+        if classes < 2:
+            raise UserError(
+                "start: the rows have one class only, so there is nothing to tell apart; check "
+                "data.task.label"
+            )
+        if n < classes:
+            raise UserError(
+                f"start: the clients have {n} training rows for {classes} classes; check "
+                "data.task.label, give more rows, or set start.kind = 'none'"
+            )
+        counts, x, xy, xx = total.real()
+        absent = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+        mean = x / n
+        covariance = xx / n - torch.outer(mean, mean)
+        variance = covariance.diagonal()
+        flat = variance <= 1e-9 * variance.mean()
+        scale = torch.where(flat, torch.ones_like(variance), variance.clamp_min(0).sqrt())
+        standard = covariance / torch.outer(scale, scale)
+        standard[flat], standard[:, flat] = 0.0, 0.0
+        there = counts.clamp_min(1)[:, None]
+        means = (xy - counts[:, None] * mean) / scale / there
+        means[:, flat] = 0.0
+        within = standard - (means * counts[:, None]).T @ means / n
+        if float(variance.max()) <= 0:
+            raise UserError(
+                "start: all training rows have the same features, so no head can tell them apart; "
+                "check data.task.text and data.max_length"
+            )
+        notes = []
+        if absent:
+            notes.append(
+                f"no client has a training row of {', '.join(absent[:10])}"
+                f"{' and others' if len(absent) > 10 else ''}: the head cannot know "
+                f"{'it' if len(absent) == 1 else 'them'}"
+            )
+        if n < len(mean):
+            notes.append(
+                f"{n} training rows for {len(mean)} features: their covariance is singular and "
+                "lives by its regularisation"
+            )
+        return Solver(
+            counts,
+            mean,
+            scale,
+            means,
+            *torch.linalg.eigh(standard),
+            within=tuple(torch.linalg.eigh(within)),  # type: ignore[arg-type]
+            notes=tuple(notes),
+        )
+
+    def solve(self, kind: str, share: float, prior: str = "counts") -> Head:
+        """One candidate. ``share``: of the mean variance, added to every eigenvalue."""
+        n = float(self.counts_C.sum())
+        chances = self.counts_C / n
+        if kind == "ridge":
+            weight = _solved(self.values_D, self.vectors_DD, share, self.means_CD * chances[:, None])
+            bias = chances.clone()
+        else:
+            weight = _solved(*self.within, share, self.means_CD)
+            log_prior = (self.counts_C.clamp_min(0.5) / n).log()
+            bias = log_prior - (weight * self.means_CD).sum(1) / 2
+        if prior == "uniform":
+            bias = bias - (chances if kind == "ridge" else log_prior)
+        raw = weight / self.scale_D
+        return Head(raw, bias - raw @ self.mean_D)
+
+
+def _solved(values_D: Tensor, vectors_DD: Tensor, share: float, right_CD: Tensor) -> Tensor:
+    """right (V diag(values + share mean(values)) V^T)^-1"""
+    damped = values_D.clamp_min(0) + share * float(values_D.clamp_min(0).mean())
+    solved: Tensor = (right_CD @ vectors_DD / damped) @ vectors_DD.T
+    return solved
+
+
+def choose(
+    tried: dict[str, Tensor], candidates: list[tuple[Any, float]]
+) -> tuple[int, float, list[dict[str, Any]]]:
+    """The candidate with the least held-out loss at its best scale: (position, scale, table).
+
+    Args:
+        tried: ``loss`` [candidates, scales] and ``correct`` [candidates], sums over ``n`` rows.
+    """
+    n = float(tried["n"])
+    best = tried["loss"].min(1)
+    table = [
+        {
+            "solver": kind,
+            "regularisation": share,
+            "loss": float(best.values[i]) / n,
+            "accuracy": float(tried["correct"][i]) / n,
+        }
+        for i, (kind, share) in enumerate(candidates)
+    ]
+    chosen = int(best.values.argmin())
+    return chosen, SCALES[int(best.indices[chosen])], table

@@ -1,0 +1,130 @@
+"""Sums over rows of a linear head's inputs: exact whole numbers, so that they can be subtracted.
+
+Features are rounded to multiples of ``STEP`` (a hundredth of their usual size), and sums are kept
+in units of STEP and STEP^2 as 64-bit integers. So the total does not depend on the order or the
+grouping of its parts, not by a bit; a site that leaves is subtracted without a trace; and a secure
+sum modulo 2^64 adds the same numbers.
+
+Axes: B rows, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Params
+
+STEP = 2.0**-8
+LARGEST = 2.0**20
+"""Of a feature in units of STEP: beyond it products leave the exact range of float64."""
+_PARTS = ("counts", "x", "xy", "xx")
+
+
+@dataclass(frozen=True)
+class Sums:
+    """int64: rows by class [C]; of x [D]; of x by class [C, D]; upper triangle of x x^T."""
+
+    counts: Tensor
+    x: Tensor
+    xy: Tensor
+    xx: Tensor
+
+    @property
+    def rows(self) -> int:
+        return int(self.counts.sum())
+
+    @staticmethod
+    def zero(classes: int, width: int) -> Sums:
+        sizes = ((classes,), (width,), (classes, width), (width * (width + 1) // 2,))
+        return Sums(*(torch.zeros(size, dtype=torch.int64) for size in sizes))
+
+    @staticmethod
+    def of(x_BD: Tensor, labels_B: Tensor, classes: int) -> Sums:
+        """Sums over these rows.
+
+        Raises:
+            ProtocolError: features that are not finite, or absurdly large.
+        """
+        units_BD = (x_BD.double() / STEP).round()
+        if not bool((units_BD.abs() <= LARGEST).all()):
+            raise ProtocolError("features that are not finite, or too large to be summed")
+        one_hot_BC = torch.nn.functional.one_hot(labels_B, classes).double()
+        width = x_BD.shape[1]
+        upper = torch.triu_indices(width, width)
+        parts = (
+            one_hot_BC.sum(0),
+            units_BD.sum(0),
+            one_hot_BC.T @ units_BD,
+            (units_BD.T @ units_BD)[upper[0], upper[1]],
+        )
+        return Sums(*(part.to(torch.int64) for part in parts))
+
+    def plus(self, other: Sums, sign: int = 1) -> Sums:
+        """The sums over both; ``sign`` = -1: over these without those."""
+        return Sums(*(getattr(self, p) + sign * getattr(other, p) for p in _PARTS))
+
+    def real(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same as float64 in the features' own units; x x^T [D, D] whole."""
+        width = len(self.x)
+        whole = torch.zeros(width, width, dtype=torch.float64)
+        upper = torch.triu_indices(width, width)
+        whole[upper[0], upper[1]] = self.xx.double() * STEP**2
+        whole = whole + whole.triu(1).T
+        return self.counts.double(), self.x.double() * STEP, self.xy.double() * STEP, whole
+
+    def packed(self) -> Params:
+        """As it travels: each part in as few bytes a number as its largest takes."""
+        return {name: _pack(getattr(self, name)) for name in _PARTS}
+
+    @staticmethod
+    def unpacked(tensors: Params, classes: int, width: int) -> Sums:
+        """The inverse of ``packed``, for whatever came.
+
+        Raises:
+            ProtocolError: other sizes, or sums that no rows can have.
+        """
+        zero = Sums.zero(classes, width)
+        if tensors.keys() != set(_PARTS):
+            raise ProtocolError(f"sums have the parts {_PARTS}, not {sorted(tensors)}")
+        parts = [_unpack(tensors[name], getattr(zero, name), name) for name in _PARTS]
+        sums = Sums(*parts)
+        sums.check()
+        return sums
+
+    def check(self) -> None:
+        """Raises ProtocolError for sums that no rows can have."""
+        if bool((self.counts < 0).any()) or not torch.equal(self.xy.sum(0), self.x):
+            raise ProtocolError("sums of features and counts of rows contradict each other")
+        if not self.rows:
+            if bool(self.x.any()) or bool(self.xx.any()):
+                raise ProtocolError("sums of no rows are not 0")
+            return
+        _, x, _, xx = self.real()
+        spread = xx - torch.outer(x, x) / self.rows
+        tolerance = 1e-9 * float(xx.diagonal().abs().sum()) + STEP**2
+        eye = tolerance * torch.eye(len(x), dtype=torch.float64)
+        if int(torch.linalg.cholesky_ex(spread + eye).info) != 0:
+            raise ProtocolError("sums of products that are not positive semidefinite")
+
+
+def _pack(x: Tensor) -> Tensor:
+    """[numbers, bytes] uint8: the low bytes of two's complement, least first."""
+    flat = x.reshape(-1)
+    largest = int(torch.maximum(flat.max(), -flat.min() - 1)) if len(flat) else 0
+    width = min(8, max(0, largest).bit_length() // 8 + 1)
+    return flat.contiguous().view(torch.uint8).reshape(-1, 8)[:, :width].contiguous()
+
+
+def _unpack(packed: Tensor, like: Tensor, name: str) -> Tensor:
+    fits = packed.dtype == torch.uint8 and packed.dim() == 2 and len(packed) == like.numel()
+    if not fits or not 1 <= packed.shape[1] <= 8:
+        raise ProtocolError(f"the sums '{name}' have another size; is it the same model?")
+    width = packed.shape[1]
+    whole = torch.zeros(len(packed), 8, dtype=torch.uint8)
+    whole[:, 8 - width :] = packed
+    numbers = whole.view(torch.int64).reshape(-1) >> (8 * (8 - width))  # keeps the sign
+    return numbers.reshape(like.shape)
