@@ -248,6 +248,11 @@ class Transport(Protocol):
         then is lost by the reason "deadline".
         """
 
+    def ask(
+        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """One question (wire/questions.py) to many clients; exactly one outcome for each."""
+
 
 ClientState = dict[str, Tensor]
 """What one client keeps between rounds (never leaves it); empty on its first visit."""

@@ -37,6 +37,7 @@ from forefed.run.pool import PooledServer, pooled_groups, sums_of
 from forefed.run.replica import Replica
 from forefed.run.server import Server
 from forefed.run.star import RunState, Star
+from forefed.start.answer import Answers
 
 
 class Model(Protocol):
@@ -142,10 +143,18 @@ def build(
 
     transport = connect(config, task) if connect is not None else None
     secret = Secret.rehearsed(config.seed) if connect is None else kept_secret(config.folder)
-    star, transport = assemble(
-        config, task, trainer_of, population.size, population.client, secret, transport
-    )
     prefix = _prefix(config, task, None)
+    star, transport = assemble(
+        config,
+        task,
+        trainer_of,
+        population.size,
+        population.client,
+        secret,
+        transport,
+        answer=answers(config, task, prefix),
+        frozen=frozen_head(config, task),
+    )
     return Federation(config, task, data, star, trainer, transport, engines, prefix)
 
 
@@ -158,11 +167,16 @@ def assemble(
     secret: Secret,
     transport: Carrier | None = None,
     measure: bool = True,
+    answer: Callable[[bytes, ClientData], bytes] | None = None,
+    frozen: frozenset[str] = frozenset(),
 ) -> tuple[Star, Carrier]:
     """The loop over a model and its clients; without a transport they are all in this process.
 
-    ``secret``: from which that of the server and of clients in this process derive. ``measure``:
-    record the peak memory of a step, which costs a tenth of a second a round.
+    Args:
+        secret: from which that of the server and of clients in this process derive.
+        measure: record the peak memory of a step, which costs a tenth of a second a round.
+        answer: how clients answer questions beside training (start/answer.py).
+        frozen: parameters that nobody trains.
     """
     server = make_server(config, model, trainer_of)
     server = replace(server, secret=secret.fold("server"))
@@ -176,10 +190,12 @@ def assemble(
             {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
             _replica(config, model, server),
             secret.fold("clients"),
+            answer,
+            config.seed,
         )
     star = Star(
         Key(config.seed),
-        model.units,
+        [u for u in model.units if not frozen & set(u.params)],
         config.cohort,
         config.assign,
         transport,
@@ -192,6 +208,21 @@ def assemble(
         config.over_select,
     )
     return star, transport
+
+
+def frozen_head(config: Config, task: Task) -> frozenset[str]:
+    """The head's parameters, where they stay as the start has solved them."""
+    start = config.start.head(config.data.task.head)
+    return task.head if start is not None and start.then == "frozen" else frozenset()
+
+
+def answers(config: Config, task: Task, prefix: FrozenPrefix | None) -> Answers:
+    """How a client of this run answers questions."""
+    around = None if prefix is None else prefix.evaluation
+    start = config.start.head(config.data.task.head)
+    if start is None:
+        return Answers(task, around=around)
+    return Answers(task, start.batch_size, start.min_count, around)
 
 
 def task_view(config: Config, task: Task, spare: int | None) -> TaskView:

@@ -27,11 +27,13 @@ from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.forward import Forward
+from forefed.guard import GUARDS, Guard, NoGuard
 from forefed.local import CLIENTS, LocalTraining
 from forefed.memo import MEMOS, Memo, Nothing
 from forefed.models.adapters import ADAPTERS, Adapter, TinyLora
 from forefed.models.settings import ModelSettings
 from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
+from forefed.start import STARTS, NoStart, Start
 from forefed.strategies import STRATEGIES, Strategy, strategy
 from forefed.transforms import TRANSFORMS, Transform
 from forefed.wire import CODECS, DOWNLOADS, Codec, Dense, DenseDownload, Download
@@ -134,6 +136,12 @@ class Config(Settings):
     memo: Annotated[SerializeAsAny[Memo], Slot(MEMOS, "what does the server tell of the past?")] = (
         Nothing()
     )
+    start: Annotated[
+        SerializeAsAny[Start], Slot(STARTS, "what does the first round begin from?")
+    ] = NoStart()
+    guard: Annotated[
+        SerializeAsAny[Guard], Slot(GUARDS, "may a round's step be taken?"), SERVER_ONLY
+    ] = NoGuard()
     server_schedule: Literal["constant", "linear"] = "constant"
     """"linear": the server's learning rates fall from their values in round 1 towards 0 at the end
     (averages out the noise of the last cohorts)."""

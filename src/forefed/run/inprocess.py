@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 from forefed.core.types import (
     LOSS_REASONS,
@@ -66,6 +67,10 @@ class InProcess:
     """Stands for the clients that keep the parameters and follow by records, if they do."""
     secret: Secret | None = None
     """From which the secret of every client's round is derived."""
+    answer: Callable[[bytes, ClientData], bytes] | None = None
+    """Answers a question about a client's own rows (start/answer.py)."""
+    seed: int = 0
+    """Draws the losses of questions."""
 
     def members(self) -> Sequence[int]:
         return range(self.population_size)
@@ -113,6 +118,24 @@ class InProcess:
                 yield Lost(order.round, order.client, "deadline", late, bytes_down)
             else:
                 yield Reply(order.round, order.client, payload, bytes_down)
+
+    def ask(
+        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """As ``Transport.ask``; losses strike as they strike orders."""
+        assert self.answer is not None, "this federation has nobody who answers questions"
+        for client in clients:
+            reason = self.fault(Order(self.seed, round, client, (), {}))
+            if reason is not None:
+                sent = 0 if reason == "offline" else len(question)
+                yield Lost(round, client, reason, "simulated", sent)
+                continue
+            try:
+                payload = self.answer(question, self.lookup(client))
+            except ProtocolError as error:
+                yield Lost(round, client, "error", str(error), len(question))
+                continue
+            yield Reply(round, client, payload, len(question))
 
     def kept(self, orders: Sequence[Order]) -> tuple[Params, Params] | None:
         """Parameters and memo that clients hold once they have followed their records."""

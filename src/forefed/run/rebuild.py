@@ -19,6 +19,7 @@ from forefed.models.export import save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
+from forefed.run.begin import load_begun
 from forefed.run.budgets import kept_engines
 from forefed.run.build import load_model, make_server, make_trainer, task_view
 from forefed.run.checkpoint import config_digest, load_checkpoint
@@ -111,6 +112,9 @@ def replay_log(place: Path) -> Rebuilt:
         )
     log = open_log(folder / LOG if place.is_dir() else place, config_digest(config))
     task = load_model(config, record.label_names(folder))
+    begun = load_begun(folder)
+    if begun is not None:
+        task = replace(task, params={**task.params, **begun.head})
     if trees.digest(task.params) != log.base:
         raise UserError(
             f"{log.path}: the run began from other first values than {config.model.name} has here; "

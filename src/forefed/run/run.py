@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +15,13 @@ from forefed.core.files import write_json
 from forefed.core.keys import Key
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
+from forefed.guard import HeldOut
 from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
+from forefed.run.begin import Begun, begin, load_begun
 from forefed.run.build import Connect, Federation, build
 from forefed.run.callback import Callback, Told
 from forefed.run.card import Trained, model_card
@@ -34,12 +36,14 @@ from forefed.run.checkpoint import (
 from forefed.run.compat import check
 from forefed.run.config import Config, configure
 from forefed.run.evaluate import evaluate_clients, evaluate_global
+from forefed.run.guarding import guarded, resting
 from forefed.run.health import Ending, Health, norm_of
 from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, create_log, open_log
 from forefed.run.origin import changes, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
 from forefed.run.star import RunState
+from forefed.start.answer import about as about_task
 
 FINISHED, ADAPTER = "finished", "adapter"
 
@@ -126,25 +130,38 @@ def _run(
 ) -> Result:
     _check_adapter_place(folder)
     federation = build(config, partial(told, "loading"), connect=connect)
-    state, log = _begin(federation, folder, told, resume, accept_changes)
+    state, log, begun = _begin(federation, folder, told, resume, accept_changes)
     told("built", federation, state.round)
-    for text in (*federation.data.notes, *federation.task.notes):
+    solved = () if begun is None else begun.notes
+    for text in (*federation.data.notes, *federation.task.notes, *solved):
         told("note", text)
+    first = _begun_with(federation, begun)
     if state.round == 0:
         _evaluate(federation, folder, state, told)
+        if config.rounds == 0:
+            save_checkpoint(folder, config, state, federation.transport.store)
     decides = federation.task.objective.measures.decides
-    health = Health(norm_of(federation.task.params), decides)
+    health = Health(norm_of(first.params), decides)
     tests = _tests(folder)
     for line in sorted([*record.read_lines(folder, record.ROUNDS), *tests], key=_in_time):
         health = health.tested(line) if "split" in line else health.after(line)
     best = _best(tests, decides)
     checkpoint_s, said = 0.0, set[str]()
     ending = health.diverged() if state.round else None
-    while ending is None and state.round < config.rounds:
+    rests = resting(record.read_lines(folder, record.ROUNDS))
+    last = _over(config, state, rests)
+    while ending is None and not last:
         started = time.perf_counter()
+        before = state
         state, report = federation.star.round(state, partial(told, "outcome"))
-        last = state.round == config.rounds
         seconds = dict(report.seconds)
+        judged: Json = {}
+        if isinstance(config.guard, HeldOut):
+            clock = time.perf_counter()
+            state, judged = _guarded(config.guard, federation, before, state)
+            rests = rests + 1 if judged["step"] == 0 else 0
+            seconds["guard"] = time.perf_counter() - clock
+        last = _over(config, state, rests)
         if state.round % config.evaluate.every == 0 or last:
             clock = time.perf_counter()
             test = _evaluate(federation, folder, state, told)
@@ -157,6 +174,10 @@ def _run(
         seconds["total"] = time.perf_counter() - started + checkpoint_s
         line = round_line(report, seconds)
         line["norm"] = norm_of(state.params)
+        if judged:
+            line["guard"] = judged
+            line["bytes_up"] += judged["bytes_up"]
+            line["bytes_down"] += judged["bytes_down"]
         if len(federation.engines.groups) > 1:
             line["groups"] = memory_groups(report, federation.engines)
         prefix = federation.trainer.task.prefix
@@ -181,18 +202,24 @@ def _run(
         told("round", line)
     if ending is not None and _tests(folder)[-1]["round"] != state.round:
         _evaluate(federation, folder, state, told)
-    if ending is None:
+    if ending is None and state.round < config.rounds:
+        told(
+            "note",
+            f"ended after round {state.round}: no step of the last {rests} rounds lowered the "
+            "clients' held-out loss (guard.patience)",
+        )
+    if ending is None and (begun is None or state.round):
         moved = trees.digest(state.params) != trees.digest(federation.task.params)
         ending = health.at_the_end(moved)
-    result = _finish(federation, folder, state, ending)
+    result = _finish(federation, folder, state, ending, begun)
     told("ended", result.summary)
     return result
 
 
 def _begin(
     federation: Federation, folder: Path, told: Told, resume: bool, accept_changes: bool
-) -> tuple[RunState, ScalarLog | None]:
-    """The state from which the run goes on, and its log where slopes travel.
+) -> tuple[RunState, ScalarLog | None, Begun | None]:
+    """The state from which the run goes on, its log where slopes travel, and what its start came to.
 
     Raises:
         UserError: rows, weights or versions have changed; a record that is damaged.
@@ -219,14 +246,47 @@ def _begin(
     if state.round == 0:
         record.truncate(folder, -1)
         (folder / BEST).unlink(missing_ok=True)
-        return state, _write_head(federation, folder, now)
+        begun = _solved(federation, folder, told)
+        state = _begun_with(federation, begun)
+        return state, _write_head(federation, folder, now, state), begun
     if federation.transport.replica is not None:
         federation.transport.replica.state = state  # what the clients kept on their own disks
     record.check_whole(folder, state.round)
     record.truncate(folder, state.round)
     if found:
         record.write_changes(folder, state.round, found, now)
-    return state, log
+    return state, log, load_begun(folder)
+
+
+def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
+    """The start's head, from all clients' sums; None where the run has none."""
+    config = federation.config
+    start = config.start.head(config.data.task.head)
+    if start is None:
+        return None
+    told("loading", "solving the head from all clients' sums")
+    begun = begin(start, federation.task, federation.transport, config.deadline_s)
+    begun.save(folder)
+    return begun
+
+
+def _begun_with(federation: Federation, begun: Begun | None) -> RunState:
+    """The state before round 1."""
+    state = federation.start()
+    return state if begun is None else replace(state, params={**state.params, **begun.head})
+
+
+def _guarded(
+    guard: HeldOut, federation: Federation, before: RunState, after: RunState
+) -> tuple[RunState, Json]:
+    config = federation.config
+    about, key = about_task(federation.task), Key(config.seed)
+    return guarded(guard, federation.transport, about, key, before, after, config.deadline_s)
+
+
+def _over(config: Config, state: RunState, rests: int) -> bool:
+    patience = getattr(config.guard, "patience", None)
+    return state.round >= config.rounds or (patience is not None and rests >= patience)
 
 
 def _check_adapter_place(folder: Path) -> None:
@@ -259,7 +319,9 @@ def _best(tests: Sequence[Json], decides: Metric) -> Json:
     return best
 
 
-def _write_head(federation: Federation, folder: Path, origin: Json) -> ScalarLog | None:
+def _write_head(
+    federation: Federation, folder: Path, origin: Json, first: RunState
+) -> ScalarLog | None:
     """What a record says before its first round; the configuration, last, makes it a run. Returns
     the log, where slopes travel."""
     task = federation.task
@@ -296,7 +358,7 @@ def _write_head(federation: Federation, folder: Path, origin: Json) -> ScalarLog
     write_json(folder / "partition.json", federation.data.population.summary())
     config, log = federation.config, None
     if config.codec.sends_slopes:
-        log = create_log(folder / LOG, config_digest(config), trees.digest(task.params))
+        log = create_log(folder / LOG, config_digest(config), trees.digest(first.params))
     record.write_config(folder, config)
     return log
 
@@ -321,13 +383,21 @@ def _evaluate(federation: Federation, folder: Path, state: RunState, told: Told)
     return {"round": state.round, **lines[0]}
 
 
-def _finish(federation: Federation, folder: Path, state: RunState, ending: Ending | None) -> Result:
+def _finish(
+    federation: Federation,
+    folder: Path,
+    state: RunState,
+    ending: Ending | None,
+    begun: Begun | None,
+) -> Result:
     """Adapter, model card and summary; the summary comes last and marks the run as ended.
 
     A run that trained nothing worth using (``ending``) gets no adapter: the parameters of its last
     good round stay in its checkpoint.
     """
     rounds, tests = record.read_lines(folder, record.ROUNDS), _tests(folder)
+    extra: Json = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0} if begun is None else begun.line
+    spent = [*rounds, extra]
     decides = federation.task.objective.measures.decides
     about = {} if ending is None else {"reason": ending.reason}
     changed = record.read_json(folder / "environment.json").get("changes")
@@ -338,14 +408,14 @@ def _finish(federation: Federation, folder: Path, state: RunState, ending: Endin
         "digest": trees.digest(state.params),
         "baseline": {
             "majority": federation.majority(),
-            "untrained": decides.of(tests[0]),
+            ("untrained" if begun is None else "head alone"): decides.of(tests[0]),
         },
         "final": tests[-1],
         "best": _best(tests, decides),
         "totals": {
-            "bytes_up": sum(r["bytes_up"] for r in rounds),
-            "bytes_down": sum(r["bytes_down"] for r in rounds),
-            "seconds": sum(r["seconds"]["total"] for r in rounds),
+            "bytes_up": sum(r["bytes_up"] for r in spent),
+            "bytes_down": sum(r["bytes_down"] for r in spent),
+            "seconds": sum(r["seconds"]["total"] for r in rounds) + extra["seconds"],
             "forwards": sum(r["forwards"] for r in rounds),
         },
         **({"changes": changed} if changed else {}),

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
 from forefed.data.examples import ClientData, Indices
-from forefed.models.task import Task
+from forefed.models.task import Around, Task
 from forefed.start.closed_form import SCALES
 from forefed.start.features import features, names_of_head
 from forefed.start.sums import STEP, Sums
@@ -29,6 +29,8 @@ from forefed.wire.questions import decode_question, encode_answer
 
 Answer = Callable[[bytes, ClientData], bytes]
 EVALUATION_BATCH = 32
+AT_ONCE = 4096
+"""Rows whose features are held at once."""
 
 
 def about(task: Task) -> str:
@@ -45,6 +47,8 @@ class Answers:
     task: Task
     batch_size: int = 1
     min_count: int = 1
+    around: Around | None = None
+    """What need not be computed again when held-out rows are tested (``Task.evaluate``)."""
 
     def __call__(self, question: bytes, data: ClientData) -> bytes:
         """Raises ProtocolError: a question about another model, or features that are no numbers."""
@@ -66,10 +70,14 @@ class Answers:
         labels = data.examples.labels[data.train]
         counts = np.bincount(labels, minlength=classes)
         rows = data.train[(counts >= self.min_count)[labels]]
-        x_ND = features(
-            self.task, {**self.task.params, **tensors}, data.examples, rows, self.batch_size
-        )
-        return Sums.of(x_ND, torch.from_numpy(data.examples.labels[rows]), classes)
+        params = {**self.task.params, **tensors}
+        total = Sums.zero(classes, self.task.params[names_of_head(self.task)[0]].shape[1])
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
+            x_ND = features(self.task, params, data.examples, part, self.batch_size)
+            labels_N = torch.from_numpy(data.examples.labels[part])
+            total = total.plus(Sums.of(x_ND, labels_N, classes))
+        return total
 
     def heads(self, tensors: Params, data: ClientData) -> Params:
         """``weight`` [heads, C, D], ``bias`` [heads, C] -> ``loss`` [heads, SCALES], ``correct``
@@ -88,15 +96,17 @@ class Answers:
         return {"loss": torch.stack(losses), "correct": torch.stack(correct), "n": n}
 
     def losses(self, tensors: Params, data: ClientData) -> Params:
-        """Parameters "0/name", "1/name", ... -> ``loss`` [sets], ``n`` (terms of the loss)."""
-        losses, weight = [], 0.0
+        """Parameters "0/name", "1/name", ... -> ``loss`` [sets], ``n`` (terms of the loss). A set
+        names what differs from the one before it."""
+        losses, weight, params = [], 0.0, self.task.params
         for i in range(1 + max(int(name.split("/")[0]) for name in tensors)):
             prefix = f"{i}/"
             given = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
             rows: Indices = data.test
-            params = {**self.task.params, **given}
-            sums = self.task.evaluate(params, data.examples, rows, EVALUATION_BATCH)
-            losses.append(float(sums.get("loss_sum", sums.get("nll_sum", 0.0))))
+            params = {**params, **given}
+            around = {} if self.around is None else {"around": self.around}
+            sums = self.task.evaluate(params, data.examples, rows, EVALUATION_BATCH, **around)
+            losses.append(float(sums.get("loss_sum", 0.0)))
             weight = float(sums.get("weight", 0.0))
         double = torch.float64
         return {"loss": torch.tensor(losses, dtype=double), "n": torch.tensor(weight, dtype=double)}

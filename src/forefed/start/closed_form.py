@@ -50,7 +50,7 @@ class ClosedForm(Start):
     """Rows of one forward pass. 1: a row's features are the same bits whoever holds it, so the head
     is, too; more is faster on an accelerator, and rounding then depends on the partition."""
     min_count: Annotated[int, Field(ge=1)] = 1
-    """A client leaves out the rows of a class of which it has fewer: a sum of one row is the row."""
+    """A client leaves out its rows of a class of which it has fewer: a sum of one is the row."""
 
     def head(self, task: str) -> ClosedForm | None:
         return self
@@ -186,7 +186,9 @@ class Solver:
         n = float(self.counts_C.sum())
         chances = self.counts_C / n
         if kind == "ridge":
-            weight = _solved(self.values_D, self.vectors_DD, share, self.means_CD * chances[:, None])
+            weight = _solved(
+                self.values_D, self.vectors_DD, share, self.means_CD * chances[:, None]
+            )
             bias = chances.clone()
         else:
             weight = _solved(*self.within, share, self.means_CD)

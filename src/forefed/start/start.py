@@ -14,8 +14,7 @@ class Start(Choice):
     """Base of the starts."""
 
     def head(self, task: str) -> ClosedForm | None:
-        """How a head is solved before round 1 for a task that ends in this head; None: it is not.
-        """
+        """How a head is solved before round 1 for a task of this head; None: it is not."""
         return None
 
 

@@ -1,0 +1,57 @@
+"""The slot ``guard``: may a round's step be taken?
+
+A trust region on data that nobody trains on: the server asks clients for the loss of their held-out
+rows (``data.client_test_fraction``) before and after the step, and takes the step, a half or a
+quarter of it, or none. So the held-out loss of those who are asked never rises, the last parameters
+are the best, and a run that no longer gets better ends. Sums of losses travel; no test row is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from forefed.core.settings import Choice, Registry
+
+if TYPE_CHECKING:
+    from forefed.run.config import Config
+
+
+class Guard(Choice):
+    """Base of the guards."""
+
+
+class NoGuard(Guard):
+    """Every step is taken."""
+
+    kind: Literal["none"] = "none"
+
+
+class HeldOut(Guard):
+    """The step, a part of it, or none: whatever has the least loss on held-out rows."""
+
+    kind: Literal["held_out"] = "held_out"
+    clients: Annotated[int, Field(ge=1)] = 20
+    """Clients asked after each round, drawn anew (all, where there are fewer)."""
+    patience: Annotated[int, Field(ge=1)] | None = 5
+    """The run ends after so many rounds in a row without a step; None: never."""
+
+    steps: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.25)
+    """Parts of the step that are tried besides none."""
+
+    def conflicts(self, config: Config) -> Iterator[str]:
+        if config.codec.sends_slopes or config.download.by_records:
+            yield (
+                "guard.kind = 'held_out': a log of slopes cannot say that a step was shortened; "
+                "set guard.kind = 'none', or codec.kind = 'dense' and download.kind = 'dense'"
+            )
+        if config.data.client_test_fraction == 0:
+            yield (
+                "guard.kind = 'held_out' needs rows that clients hold out; set "
+                "data.client_test_fraction, for example 0.2"
+            )
+
+
+GUARDS: Registry[Guard] = Registry("guard", [NoGuard, HeldOut])

@@ -1,0 +1,164 @@
+"""Before round 1: the head in closed form from all clients' sums (``forefed.start``).
+
+server  asks everybody for sums           -> a few candidate heads
+server  asks everybody to try them        -> the one with the least held-out loss
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from forefed.core.errors import ProtocolError, UserError
+from forefed.core.files import write_atomic, write_json
+from forefed.core.types import Json, Params, Transport
+from forefed.models.task import Task
+from forefed.run.guarding import ask
+from forefed.start import ClosedForm
+from forefed.start.answer import about
+from forefed.start.closed_form import SCALES, Head, Solver, choose
+from forefed.start.features import names_of_head
+from forefed.start.sums import Sums
+
+REPORT, TENSORS = "start.json", "start.safetensors"
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What the start came to: the head's parameters, the sums of all clients, and its record."""
+
+    head: Params
+    total: Sums
+    line: Json
+
+    @property
+    def notes(self) -> list[str]:
+        return list(self.line["notes"])
+
+    def save(self, folder: Path) -> None:
+        """Writes both files of a run's folder."""
+        tensors = {f"head/{n}": x for n, x in self.head.items()}
+        tensors |= {f"sums/{n}": x for n, x in vars(self.total).items()}
+        write_atomic(folder / TENSORS, safetensors.torch.save(tensors))
+        write_json(folder / REPORT, self.line)
+
+
+def load_begun(folder: Path) -> Begun | None:
+    """What a run began with; None: as its model came."""
+    path = folder / TENSORS
+    if not path.is_file():
+        return None
+    tensors = safetensors.torch.load_file(path)
+    head = {n.removeprefix("head/"): x for n, x in tensors.items() if n.startswith("head/")}
+    sums = {n.removeprefix("sums/"): x for n, x in tensors.items() if n.startswith("sums/")}
+    line = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    return Begun(head, Sums(**sums), line)
+
+
+def begin(start: ClosedForm, task: Task, transport: Transport, deadline_s: float | None) -> Begun:
+    """Ask, solve, try, choose.
+
+    Raises:
+        UserError: rows from which no head can be made, or nobody answers.
+    """
+    clock = time.perf_counter()
+    classes, width = task.params[names_of_head(task)[0]].shape
+    total = Sums.zero(classes, width)
+
+    def take(_: int, answer: Params) -> None:
+        nonlocal total
+        total = total.plus(Sums.unpacked(answer, classes, width))
+
+    members = transport.members()
+    heard = ask(transport, "sums", about(task), {}, 0, members, deadline_s, take)
+    if not heard.clients:
+        raise UserError(
+            f"start: no client answered with sums ({_reasons(heard.lost)}); see to that, or set "
+            "start.kind = 'none'"
+        )
+    chosen = solve(start, task, total, transport, heard.clients, deadline_s)
+    line: Json = {
+        **chosen.line,
+        "clients": len(heard.clients),
+        "lost": heard.lost,
+        "examples": total.rows,
+        "features": width,
+        "bytes_up": heard.bytes_up + chosen.line["bytes_up"],
+        "bytes_down": heard.bytes_down + chosen.line["bytes_down"],
+        "seconds": round(time.perf_counter() - clock, 3),
+    }
+    return Begun(chosen.head, total, line)
+
+
+def solve(
+    start: ClosedForm,
+    task: Task,
+    total: Sums,
+    transport: Transport,
+    clients: Sequence[int],
+    deadline_s: float | None,
+) -> Begun:
+    """The head of these sums; held-out rows of the clients choose among candidates."""
+    solver = Solver.of(total, task.label_names)
+    candidates = start.candidates()
+    heads = [solver.solve(kind, share, start.prior) for kind, share in candidates]
+    stacked = {
+        "weight": torch.stack([h.weight_CD for h in heads]).float(),
+        "bias": torch.stack([h.bias_C for h in heads]).float(),
+    }
+
+    answers: dict[int, Params] = {}
+
+    def take(client: int, answer: Params) -> None:
+        shapes = {"loss": (len(heads), len(SCALES)), "correct": (len(heads),), "n": ()}
+        if {n: tuple(x.shape) for n, x in answer.items()} != shapes:
+            raise ProtocolError("other losses than were asked for")
+        answers[client] = answer
+
+    heard = ask(transport, "heads", about(task), stacked, 0, clients, deadline_s, take)
+    tried = {
+        name: torch.stack([answers[c][name].double() for c in heard.clients]).sum(0)
+        for name in (("loss", "correct", "n") if answers else ())
+    }
+    notes = list(solver.notes)
+    position, scale, table = _middle(candidates), 1.0, []
+    if tried and float(tried["n"]):
+        position, scale, table = choose(tried, candidates)
+    elif len(candidates) > 1:
+        notes.append("no client holds rows out, so the head's regularisation was not chosen")
+    kind, share = candidates[position]
+    line: Json = {
+        "kind": "closed_form",
+        "solver": kind,
+        "regularisation": share,
+        "scale": scale,
+        "held_out": int(tried["n"]) if tried else 0,
+        "tried": table,
+        "bytes_up": heard.bytes_up,
+        "bytes_down": heard.bytes_down,
+        "notes": notes,
+    }
+    return Begun(params_of(task, heads[position].times(scale)), total, line)
+
+
+def params_of(task: Task, head: Head) -> Params:
+    """The head as the task's parameters."""
+    weight, bias = names_of_head(task)
+    return {
+        weight: head.weight_CD.to(task.params[weight]),
+        bias: head.bias_C.to(task.params[bias]),
+    }
+
+
+def _middle(candidates: list[tuple[str, float]]) -> int:  # type: ignore[type-arg]
+    return min(range(len(candidates)), key=lambda i: abs(candidates[i][1] - 0.1))
+
+
+def _reasons(lost: dict[str, int]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in lost.items()) or "there is none"

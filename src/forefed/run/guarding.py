@@ -1,0 +1,127 @@
+"""A round's step, judged by the clients' held-out rows (``forefed.guard``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from forefed.core.errors import ProtocolError
+from forefed.core.keys import Key
+from forefed.core.types import Json, Lost, Params, Transport
+from forefed.guard import HeldOut
+from forefed.run.state import RunState
+from forefed.wire.questions import decode_answer, encode_question
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Who answered a question, and what it cost."""
+
+    clients: tuple[int, ...]
+    lost: dict[str, int]
+    bytes_up: int
+    bytes_down: int
+
+
+def ask(
+    transport: Transport,
+    kind: str,
+    about: str,
+    tensors: Params,
+    round: int,
+    clients: Iterable[int],
+    deadline_s: float | None,
+    take: Callable[[int, Params], None],
+) -> Heard:
+    """Put a question to clients.
+
+    Args:
+        take: given every client's answer as it comes; one that it refuses (ProtocolError) is one
+            loss, by its reason, as is one that cannot be read.
+    """
+    question = encode_question(kind, about, tensors)
+    heard: list[int] = []
+    lost: dict[str, int] = {}
+    up = down = 0
+    for outcome in transport.ask(question, round, clients, deadline_s):
+        down += outcome.bytes_down
+        if isinstance(outcome, Lost):
+            lost[outcome.reason] = lost.get(outcome.reason, 0) + 1
+            continue
+        up += outcome.bytes_up
+        try:
+            take(outcome.client, decode_answer(outcome.payload, kind, about))
+            heard.append(outcome.client)
+        except ProtocolError:
+            lost["transport"] = lost.get("transport", 0) + 1
+    return Heard(tuple(sorted(heard)), lost, up, down)
+
+
+def guarded(
+    guard: HeldOut,
+    transport: Transport,
+    about: str,
+    key: Key,
+    before: RunState,
+    after: RunState,
+    deadline_s: float | None,
+) -> tuple[RunState, Json]:
+    """The state after the part of the step that the held-out rows like best, and the record of it.
+
+    Where nobody answers, the step is taken.
+    """
+    members = transport.members()
+    chosen = key.fold("guard", after.round).choice(len(members), min(guard.clients, len(members)))
+    sets = [before.params, *(_part(before.params, after.params, s) for s in guard.steps)]
+    moved = [n for n, x in after.params.items() if not torch.equal(x, before.params[n])]
+    tensors = {f"0/{n}": x for n, x in before.params.items()}
+    tensors |= {f"{i}/{n}": sets[i][n] for i in range(1, len(sets)) for n in moved}
+
+    answers: dict[int, Params] = {}
+
+    def take(client: int, answer: Params) -> None:
+        if answer.keys() != {"loss", "n"} or answer["loss"].shape != (len(sets),):
+            raise ProtocolError("other losses than were asked for")
+        answers[client] = answer
+
+    heard = ask(
+        transport,
+        "loss",
+        about,
+        tensors if moved else {},
+        after.round,
+        [members[i] for i in sorted(chosen)] if moved else [],
+        deadline_s,
+        take,
+    )
+    n = sum(float(a["n"]) for a in answers.values())
+    line: Json = {"step": 1.0 if moved else 0.0, "rows": int(n), "lost": heard.lost}
+    line |= {"bytes_up": heard.bytes_up, "bytes_down": heard.bytes_down}
+    if n:
+        total = torch.stack([answers[c]["loss"].double() for c in heard.clients]).sum(0)
+        losses = (total / n).nan_to_num(torch.inf, torch.inf)
+        best = min(range(len(sets)), key=lambda i: (float(losses[i]), i == 0))
+        line |= {
+            "step": (0.0, *guard.steps)[best],
+            "before": float(losses[0]),
+            "whole_step": float(losses[1]),
+            "after": float(losses[best]),
+        }
+        after = replace(after, params=sets[best])
+    return after, line
+
+
+def _part(before: Params, after: Params, step: float) -> Params:
+    if step == 1:
+        return after
+    return {n: x + step * (after[n] - x) for n, x in before.items()}
+
+
+def resting(lines: Iterable[Json]) -> int:
+    """Rounds in a row, up to the last one, in which no step was taken."""
+    count = 0
+    for line in lines:
+        count = count + 1 if line.get("guard", {}).get("step") == 0 else 0
+    return count
