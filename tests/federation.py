@@ -28,7 +28,10 @@ assert WORDS[PAD] == "<pad>"
 
 TINY_TEXT_CLASSIFICATION = (
     "model.dtype=float32",
-    "model.pooling=pooler",  # what the digests were recorded with; test_pooling has the others
+    # what the digests were recorded with; test_pooling and test_start have the others
+    "model.pooling=pooler",
+    "start=none",
+    "guard=none",
     "data.source=files",
     "data.max_length=12",
     "partition=iid",

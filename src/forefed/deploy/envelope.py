@@ -25,8 +25,9 @@ _HEAD = struct.Struct("<4sI")
 MAX_HEADER = 1 << 20
 MAX_BLOBS = 1 << 31
 
-Kind = Literal["join", "train", "joined", "trained", "refused", "failed"]
-"""Asked: "join" (may I take part in this run?) and "train". Answered: "joined", "trained",
+Kind = Literal["join", "train", "ask", "joined", "trained", "answered", "refused", "failed"]
+"""Asked: "join" (may I take part in this run?), "train", and "ask" (sums over this site's rows, for
+example the head's statistics or held-out losses). Answered: "joined", "trained", "answered",
 "refused" (the site's policy; ``text`` says why) and "failed" (``text`` names no more than the kind
 of the fault: details stay in the site's log, as they may hold its texts)."""
 

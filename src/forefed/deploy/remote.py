@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from forefed.core.errors import ProtocolError
@@ -27,6 +28,9 @@ LONGEST_REASON = 300  # characters of a site's own words that are kept
 OTHER = {"weights": "other weights", "tokenizer": "another tokeniser"}
 """What a site must have as the server has it, and what it has otherwise."""
 ROOM = 1 << 26  # bytes that an answer may have beyond four times the parameters
+
+LARGEST_ANSWER = 1 << 28
+"""Bytes of an answer to a question: sums of products of 8,000 features are half of it."""
 
 
 @dataclass(frozen=True)
@@ -170,29 +174,53 @@ class RemoteClients:
         enough: Callable[[], bool] = lambda: False,
     ) -> Iterator[Reply | Lost]:
         """As ``Transport.exchange``; the deadline is the life of every message, too."""
+        letters = list(self.letters(orders))
+        judges = {id(e): partial(self.outcome, o, e.size) for o, e in letters}
+        yield from self.carry([e for _, e in letters], deadline_s, enough, judges)
+
+    def ask(
+        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """As ``Transport.ask``."""
+        blobs = {"question": question}
+        letters = [Envelope("ask", self.run, round, c, self.settings, blobs) for c in clients]
+        judges = {id(e): partial(self.answer, e) for e in letters}
+        yield from self.carry(letters, deadline_s, lambda: False, judges)
+
+    def carry(
+        self,
+        letters: Sequence[Envelope],
+        deadline_s: float | None,
+        enough: Callable[[], bool],
+        judges: Mapping[int, Callable[[Envelope | Failure], Reply | Lost]],
+    ) -> Iterator[Reply | Lost]:
+        """Send letters to the homes of their clients; one outcome for each.
+
+        Args:
+            judges: what an answer to a letter (by its ``id``) means.
+        """
         assert deadline_s is not None, "run/compat.py wants one"
         last = time.monotonic() + deadline_s
-        letters = list(self.letters(orders))
-        ids = self.post.push([(self.homes[o.client], e) for o, e in letters], deadline_s)
-        open_: dict[str, tuple[Order, int]] = {}
-        for question, (order, letter) in zip(ids, letters, strict=True):
+        ids = self.post.push([(self.homes[e.client], e) for e in letters], deadline_s)
+        open_: dict[str, Envelope] = {}
+        for question, letter in zip(ids, letters, strict=True):
             if question is None:
-                yield Lost(order.round, order.client, "transport", "could not be sent")
+                yield Lost(letter.round, letter.client, "transport", "could not be sent")
             else:
-                open_[question] = order, letter.size
+                open_[question] = letter
         while open_:
             for delivery in self.post.pull(list(open_)):
                 if delivery.question not in open_:
                     continue  # delivered twice, or nobody asked
-                order, sent = open_.pop(delivery.question)
+                letter = open_.pop(delivery.question)
                 if enough():
-                    yield Lost(order.round, order.client, "deadline", SURPLUS, sent)
+                    yield Lost(letter.round, letter.client, "deadline", SURPLUS, letter.size)
                 else:
-                    yield self.outcome(order, sent, delivery.content)
+                    yield judges[id(letter)](delivery.content)
             over = SURPLUS if enough() else f"no answer within {deadline_s:g} s"
             if open_ and (enough() or time.monotonic() >= last):
-                for order, sent in open_.values():
-                    yield Lost(order.round, order.client, "deadline", over, sent)
+                for letter in open_.values():
+                    yield Lost(letter.round, letter.client, "deadline", over, letter.size)
                 return
             if open_:
                 time.sleep(self.poll_s)
@@ -213,23 +241,46 @@ class RemoteClients:
             )
 
     def outcome(self, order: Order, sent: int, content: Envelope | Failure) -> Reply | Lost:
-        """What an answer means; one that is not for this order, or too large, is a loss."""
+        """What an answer to an order means."""
+        largest = 4 * sum(x.nbytes for x in order.params.values()) + ROOM
+        place = (order.round, order.client)
+        return self.judged(place, ("trained", "update"), sent, largest, content)
+
+    def answer(self, letter: Envelope, content: Envelope | Failure) -> Reply | Lost:
+        """What an answer to a question means."""
+        place = (letter.round, letter.client)
+        return self.judged(place, ("answered", "answer"), letter.size, LARGEST_ANSWER, content)
+
+    def judged(
+        self,
+        place: tuple[int, int],
+        form: tuple[str, str],
+        sent: int,
+        largest: int,
+        content: Envelope | Failure,
+    ) -> Reply | Lost:
+        """A reply, or a loss where what came is not for this letter, or too large.
+
+        Args:
+            place: round and client of the letter.
+            form: the kind that the answer must have, and its only blob.
+        """
 
         def lost(reason: LossReason, detail: str) -> Lost:
-            shown = one_line(detail, LONGEST_REASON)
-            return Lost(order.round, order.client, reason, shown, sent)
+            return Lost(*place, reason, one_line(detail, LONGEST_REASON), sent)
 
         if isinstance(content, Failure):
             return lost(content.reason, content.detail)
         if content.kind in ("refused", "failed"):
             return lost("error", f"{content.kind}: {content.text}")
-        place = (content.run, content.round, content.client)
-        if content.kind != "trained" or place != (self.run, order.round, order.client):
+        if content.kind != form[0] or (content.run, content.round, content.client) != (
+            self.run,
+            *place,
+        ):
             return lost("transport", "the answer is not for this order")
-        largest = 4 * sum(x.nbytes for x in order.params.values()) + ROOM
-        if content.blobs.keys() != {"update"} or len(content.blobs["update"]) > largest:
+        if content.blobs.keys() != {form[1]} or len(content.blobs[form[1]]) > largest:
             return lost("transport", f"the answer has {content.size} bytes; at most {largest}")
-        return Reply(order.round, order.client, content.blobs["update"], sent)
+        return Reply(*place, content.blobs[form[1]], sent)
 
 
 def _introduction(answer: Envelope | Failure) -> Json:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
@@ -43,6 +43,10 @@ class Policy(Settings):
     """Rounds of one run that this site takes part in."""
     min_examples: Annotated[int, Field(ge=1)] = 1
     """With fewer training examples the site takes no part."""
+    questions: tuple[Literal["sums", "heads", "loss"], ...] = ("sums", "heads", "loss")
+    """What is answered beside training: "sums" of features by class, from which the server solves
+    the head (a class with one row here sends that row's features: see start.min_count); losses of
+    held-out rows under several "heads", or under several parameters ("loss")."""
     metrics: tuple[str, ...] = METRICS
     """Numbers that an update may carry besides the count of examples; others are left out."""
 

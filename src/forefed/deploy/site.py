@@ -1,7 +1,8 @@
 """What a site answers: it looks after its model, its data and its memory of what it has done.
 
 What leaves it, and nothing else (``trained``): the tensors that the order assigned, or slopes in
-their place; the number of training examples; the metrics that its policy allows. A refusal carries
+their place; the number of training examples; the metrics that its policy allows; and sums over its
+rows that answer the questions which its policy allows. A refusal carries
 the reason of the policy; every other fault its kind only, because its text may quote the data.
 """
 
@@ -34,14 +35,16 @@ from forefed.local import Trainer
 from forefed.models.load import load_tokenizer
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.build import load_model, make_server, make_trainer, measured, task_view
+from forefed.run.build import answers, load_model, make_server, make_trainer, measured, task_view
 from forefed.run.config import Config
 from forefed.run.inprocess import ClientFn
 from forefed.run.replica import Replica
 from forefed.run.server import Server
 from forefed.run.state import RunState
+from forefed.start.answer import Answers
 from forefed.wire.message import check_shapes
 from forefed.wire.orders import decode_broadcast, decode_order
+from forefed.wire.questions import decode_question
 
 log = logging.getLogger("forefed.site")
 DETAILS = "the site's log has the details"
@@ -58,6 +61,8 @@ class Prepared:
     work: ClientFn
     server: Server
     """The server's half, which a site that follows by records does again."""
+    answers: Answers
+    """What it says of its rows beside training."""
 
     @cached_property
     def weights(self) -> dict[str, str]:
@@ -92,7 +97,8 @@ def prepare(config: Config) -> Prepared:
     check_length(task.model.config, longest, "data.max_length")
     trainer = make_trainer(config, task_view(config, task, None), config.engine)
     server = make_server(config, task, lambda _: trainer)
-    return Prepared(config, task, trainer, rows, measured(lambda _: trainer), server)
+    answering = answers(config, task, trainer.task.prefix)
+    return Prepared(config, task, trainer, rows, measured(lambda _: trainer), server, answering)
 
 
 def read_rows(config: Config, tokenizer: object) -> Encoded:
@@ -127,6 +133,9 @@ class Site:
             if asked.kind == "train":
                 update = self.train(prepared, asked)
                 return replace(answered, kind="trained", blobs={"update": update})
+            if asked.kind == "ask":
+                answer = self.answer(prepared, asked)
+                return replace(answered, kind="answered", blobs={"answer": answer})
             raise ProtocolError(f"a site is not asked '{asked.kind}'")
         except Refusal as refusal:
             log.warning("refused: %s", refusal)
@@ -154,6 +163,21 @@ class Site:
         if len(prepared.rows.train) < least:
             raise Refusal(f"fewer than {least} examples")
         return json.dumps({"site": self.settings.name, **prepared.weights})
+
+    def answer(self, prepared: Prepared, asked: Envelope) -> bytes:
+        """Sums over this site's rows; the same bytes when they are asked for again."""
+        if asked.blobs.keys() != {"question"} or asked.client < 0:
+            raise ProtocolError(f"a question is one blob, not {sorted(asked.blobs)}")
+        question = asked.blobs["question"]
+        kind, _, _ = decode_question(question)
+        if kind not in self.settings.policy.questions:
+            raise Refusal(f"'{kind}' is not answered here (policy.questions)")
+        data = prepared.data(asked.client)
+        if len(data.train) < self.settings.policy.min_examples:
+            raise Refusal(f"fewer than {self.settings.policy.min_examples} training examples")
+        payload = prepared.answers(question, data)
+        log.info("answered '%s' of round %d: %d bytes", kind, asked.round, len(payload))
+        return payload
 
     def train(self, prepared: Prepared, asked: Envelope) -> bytes:
         """The update of one order; the same bytes when it is asked for again."""

@@ -89,7 +89,7 @@ class Config(Settings):
     """Folder of the run below ``out``."""
     out: Annotated[Path, SERVER_ONLY] = Path("runs")
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
-    rounds: Annotated[int, Field(ge=1)] = 20
+    rounds: Annotated[int, Field(ge=0)] = 20
     cohort: Annotated[int, Field(ge=1)] = 10
     """Clients sampled per round, without replacement; the answers that a round wants."""
     cohort_min: Annotated[int, Field(ge=1)] = 1

@@ -1,0 +1,244 @@
+"""The closed-form head: exact for every partition, subtractable, chosen by held-out rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deployment import FakePost, deployed, make_sites, rehearsal
+from federation import World
+from forefed.core.errors import ProtocolError, UserError
+from forefed.core.keys import Key
+from forefed.deploy.connect import connect_by
+from forefed.run import run
+from forefed.run.begin import load_begun
+from forefed.start.closed_form import SCALES, ClosedForm, Solver, choose
+from forefed.start.sums import STEP, Sums
+
+START = ("start=closed_form", "model.pooling=mean")
+NAMES = ("a", "b", "c")
+
+
+def rows(n: int = 40, width: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.arange(n) % 3
+    x = Key(3).normal((n, width)) + torch.nn.functional.one_hot(labels, width).float()
+    return x, labels
+
+
+def on_grid(x: torch.Tensor) -> np.ndarray[Any, Any]:
+    return ((x.double() / STEP).round() * STEP).numpy()
+
+
+def test_sums_do_not_see_who_holds_what_not_by_a_bit() -> None:
+    x, labels = rows()
+    whole = Sums.of(x, labels, 3)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
+    for cuts in ([40], [1, 39], [7, 7, 26], [1] * 40):
+        total = Sums.zero(3, 5)
+        for part in order.split(cuts):
+            total = total.plus(Sums.of(x[part], labels[part], 3))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(vars(total).values(), vars(whole).values(), strict=True)
+        )
+
+
+def test_sums_without_a_site_are_those_of_a_run_without_it() -> None:
+    x, labels = rows()
+    gone = Sums.of(x[:9], labels[:9], 3)
+    left = Sums.of(x, labels, 3).plus(gone, -1)
+    again = Sums.of(x[9:], labels[9:], 3)
+    assert all(
+        torch.equal(a, b) for a, b in zip(vars(left).values(), vars(again).values(), strict=True)
+    )
+
+
+def test_heads_equal_the_pooled_solutions() -> None:
+    x, labels = rows()
+    n, share = len(x), 0.1
+    z, y = on_grid(x), np.eye(3)[labels]
+    solver = Solver.of(Sums.of(x, labels, 3), NAMES)
+    mean, scale = z.mean(0), z.std(0)
+    s = (z - mean) / scale
+    found = solver.solve("ridge", share)
+    weight = np.linalg.solve(s.T @ s + share * n * np.eye(5), s.T @ (y - y.mean(0))).T
+    expected = s @ weight.T + y.mean(0)
+    logits = z @ found.weight_CD.numpy().T + found.bias_C.numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-9)
+
+    found = solver.solve("discriminant", share)
+    centres = np.stack([s[labels == c].mean(0) for c in range(3)])
+    inside = s - centres[labels]
+    covariance = inside.T @ inside / n
+    covariance += share * np.trace(covariance) / 5 * np.eye(5)
+    weight = np.linalg.solve(covariance, centres.T).T
+    bias = np.log(y.mean(0)) - (weight * centres).sum(1) / 2
+    logits = z @ found.weight_CD.numpy().T + found.bias_C.numpy()
+    np.testing.assert_allclose(logits, s @ weight.T + bias, atol=1e-9)
+
+
+@pytest.mark.parametrize("numbers", [[0], [127, -128], [128], [-129], [2**40, -(2**40)], [-1, 5]])
+def test_sums_travel_in_few_bytes_and_come_back(numbers: list[int]) -> None:
+    from forefed.start.sums import _pack, _unpack
+
+    x = torch.tensor(numbers)
+    assert torch.equal(_unpack(_pack(x), x, "x"), x)
+    assert _pack(torch.tensor([127, -128])).shape == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda s: {**s, "xx": -s["xx"]}, "not positive semidefinite"),
+        (lambda s: {**s, "counts": 0 * s["counts"]}, "sums of no rows"),
+        (lambda s: {**s, "x": s["x"] + 1}, "contradict each other"),
+    ],
+)
+def test_sums_that_no_rows_can_have_are_refused(change: Any, match: str) -> None:
+    parts = change(vars(Sums.of(*rows(), 3)))
+    with pytest.raises(ProtocolError, match=match):
+        Sums.unpacked(Sums(**parts).packed(), 3, 5)
+    with pytest.raises(ProtocolError, match="is it the same model"):
+        Sums.unpacked(Sums.of(*rows(), 3).packed(), 3, 6)
+
+
+def test_features_that_are_no_numbers_are_refused() -> None:
+    x, labels = rows()
+    for value in (torch.nan, torch.inf, 1e9):
+        with pytest.raises(ProtocolError, match="not finite, or too large"):
+            Sums.of(torch.where(torch.arange(5) == 2, value, x), labels, 3)
+
+
+def test_rows_from_which_no_head_can_be_made() -> None:
+    x, labels = rows()
+
+    def solver(x: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...] = NAMES) -> Solver:
+        return Solver.of(Sums.of(x, labels, len(names)), names)
+
+    with pytest.raises(UserError, match="one class only"):
+        solver(x, 0 * labels, ("a",))
+    with pytest.raises(UserError, match="2 training rows for 3 classes"):
+        solver(x[:2], labels[:2])
+    with pytest.raises(UserError, match="have the same features"):
+        solver(torch.ones_like(x), labels)
+    (absent,) = solver(x, labels, (*NAMES, "d", "e")).notes
+    assert absent == "no client has a training row of d, e: the head cannot know them"
+    (singular,) = solver(x[:4], labels[:4]).notes
+    assert singular.startswith("4 training rows for 5 features")
+    flat = solver(torch.where(torch.arange(5) == 2, 1.0, x), labels).solve("discriminant", 0.1)
+    assert torch.isfinite(flat.weight_CD).all() and float(flat.weight_CD[:, 2].abs().max()) < 1e-12
+
+
+def test_a_uniform_prior_drops_the_counts() -> None:
+    x, labels = rows()
+    solver = Solver.of(Sums.of(x[:-1], labels[:-1], 3), NAMES)
+    one, other = solver.solve("discriminant", 0.1), solver.solve("discriminant", 0.1, "uniform")
+    log_prior = torch.log(torch.tensor([13.0, 13.0, 13.0]) / 39)
+    torch.testing.assert_close(one.bias_C - other.bias_C, log_prior.double())
+
+
+def test_held_out_rows_choose_head_and_temperature() -> None:
+    loss = torch.full((2, len(SCALES)), 9.0)
+    loss[0, 1], loss[1, 4] = 5.0, 4.0
+    tried = {"loss": loss, "correct": torch.tensor([8.0, 8.0]), "n": torch.tensor(10.0)}
+    position, scale, table = choose(tried, [("ridge", 0.1), ("discriminant", 0.3)])
+    assert (position, scale) == (1, SCALES[4])
+    tried["correct"][0] = 9.0
+    assert choose(tried, [("ridge", 0.1), ("discriminant", 0.3)])[:2] == (0, SCALES[1])
+    assert table[0] == {"solver": "ridge", "regularisation": 0.1, "loss": 0.5, "accuracy": 0.8}
+
+
+def started(world: World, out: Path, *more: str) -> tuple[Any, Any]:
+    result = world.run(out, *START, *more)
+    begun = load_begun(result.folder)
+    assert begun is not None
+    return result, begun
+
+
+def test_the_head_is_the_same_bits_for_every_partition(world: World, tmp_path: Path) -> None:
+    heads = []
+    everyone = ("data.client_test_fraction=0", "rounds=0", "start.solver=discriminant")
+    for i, clients in enumerate((3, 6, 11)):
+        partition = ("partition.kind=dirichlet", "partition.alpha=0.5") if i else ()
+        _, begun = started(
+            world, tmp_path / str(i), *everyone, *partition, f"partition.clients={clients}"
+        )
+        heads.append(begun)
+    for other in heads[1:]:
+        assert other.line["examples"] == heads[0].line["examples"]
+        assert all(torch.equal(other.head[n], x) for n, x in heads[0].head.items())
+    assert heads[0].notes[-1].startswith("no client holds rows out")
+
+
+def test_zero_rounds_end_with_the_head_alone(world: World, tmp_path: Path) -> None:
+    result, begun = started(world, tmp_path, "rounds=0")
+    assert result.summary["rounds"] == 0
+    assert result.summary["final"]["accuracy"] == result.summary["baseline"]["head alone"]
+    assert result.summary["totals"]["bytes_up"] == begun.line["bytes_up"] > 0
+    assert begun.line["held_out"] > 0 and len(begun.line["tried"]) == 8
+    assert begun.line["clients"] == 6
+
+
+def test_a_frozen_head_stays_and_a_trained_one_moves(world: World, tmp_path: Path) -> None:
+    from forefed.run.checkpoint import load_checkpoint
+
+    for then, moves in (("frozen", False), ("trained", True)):
+        result, begun = started(world, tmp_path / then, f"start.then={then}")
+        config = world.config(tmp_path / then, *START, f"start.then={then}")
+        saved = load_checkpoint(result.folder, config, torch.device("cpu"))
+        assert saved is not None
+        same = all(torch.equal(saved.state.params[n], x) for n, x in begun.head.items())
+        assert same is not moves
+
+
+def test_sites_solve_the_head_of_the_rehearsal(world: World, tmp_path: Path) -> None:
+    more = ("strategy=fedavg", *START, "guard=held_out")
+    alone = run(rehearsal(world, tmp_path / "a", *more))
+    sites = make_sites(world, tmp_path)
+    there = run(deployed(world, tmp_path / "b", *more), connect=connect_by(FakePost(sites)))
+    assert there.summary["digest"] == alone.summary["digest"]
+    one, other = (json.loads((r.folder / "start.json").read_text()) for r in (alone, there))
+    assert one["tried"] == other["tried"] and one["clients"] == other["clients"] == len(sites)
+
+
+def test_a_site_may_keep_its_sums(world: World, tmp_path: Path) -> None:
+    sites = make_sites(world, tmp_path, policy={"questions": ["loss"]})
+    config = deployed(world, tmp_path / "b", "strategy=fedavg", *START)
+    with pytest.raises(UserError, match=r"no client answered with sums \(\d+ error\)"):
+        run(config, connect=connect_by(FakePost(sites)))
+
+
+def test_the_guard_never_lets_the_held_out_loss_rise(world: World, tmp_path: Path) -> None:
+    rates = ("client.optimiser.lr=5.0", "guard=held_out", "guard.patience=2", "rounds=6")
+    result, _ = started(world, tmp_path, *rates)
+    lines = [json.loads(x)["guard"] for x in (result.folder / "rounds.jsonl").open()]
+    assert all(line["after"] <= line["before"] and line["rows"] > 0 for line in lines)
+    assert any(line["step"] < 1 and line["whole_step"] > line["after"] for line in lines)
+    if result.summary["rounds"] < 6:
+        assert [line["step"] for line in lines[-2:]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (("start.then=frozen", "adapter=head"), r"leaves nothing to train"),
+        (("guard=held_out", "data.client_test_fraction=0"), "needs rows that clients hold out"),
+        (("guard=held_out", "codec=scalars"), "cannot say that a step was shortened"),
+    ],
+)
+def test_what_cannot_work_is_said_before(
+    world: World, tmp_path: Path, settings: tuple[str, ...], match: str
+) -> None:
+    with pytest.raises(UserError, match=match):
+        world.run(tmp_path, *START, *settings)
+
+
+def test_a_language_model_has_no_closed_form(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no head in closed form"):
+        world.run(tmp_path, *world.lm, "start=closed_form", "model.pooling=auto")
+    assert ClosedForm().head("classification") is not None
