@@ -219,7 +219,7 @@ def _run(
 def _begin(
     federation: Federation, folder: Path, told: Told, resume: bool, accept_changes: bool
 ) -> tuple[RunState, ScalarLog | None, Begun | None]:
-    """The state from which the run goes on, its log where slopes travel, and what its start came to.
+    """The state from which the run goes on, its log where slopes travel, and its start.
 
     Raises:
         UserError: rows, weights or versions have changed; a record that is damaged.
