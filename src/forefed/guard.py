@@ -9,14 +9,11 @@ are the best, and a run that no longer gets better ends. Sums of losses travel; 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from forefed.core.settings import Choice, Registry
-
-if TYPE_CHECKING:
-    from forefed.run.config import Config
 
 
 class Guard(Choice):
@@ -41,7 +38,7 @@ class HeldOut(Guard):
     steps: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.25)
     """Parts of the step that are tried besides none."""
 
-    def conflicts(self, config: Config) -> Iterator[str]:
+    def conflicts(self, config: Any) -> Iterator[str]:
         if config.codec.sends_slopes or config.download.by_records:
             yield (
                 "guard.kind = 'held_out': a log of slopes cannot say that a step was shortened; "

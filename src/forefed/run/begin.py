@@ -127,7 +127,7 @@ def solve(
         for name in (("loss", "correct", "n") if answers else ())
     }
     notes = list(solver.notes)
-    position, scale, table = _middle(candidates), 1.0, []
+    position, scale, table = _middle(candidates), 1.0, list[Json]()
     if tried and float(tried["n"]):
         position, scale, table = choose(tried, candidates)
     elif len(candidates) > 1:
@@ -156,7 +156,7 @@ def params_of(task: Task, head: Head) -> Params:
     }
 
 
-def _middle(candidates: list[tuple[str, float]]) -> int:  # type: ignore[type-arg]
+def _middle(candidates: Sequence[tuple[str, float]]) -> int:
     return min(range(len(candidates)), key=lambda i: abs(candidates[i][1] - 0.1))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -23,9 +23,6 @@ from torch import Tensor
 from forefed.core.errors import UserError
 from forefed.start.start import Start
 from forefed.start.sums import Sums
-
-if TYPE_CHECKING:
-    from forefed.run.config import Config
 
 REGULARISATIONS = {"discriminant": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "ridge": (0.03, 0.3)}
 """Candidates by solver, as shares of the features' mean variance."""
@@ -55,7 +52,7 @@ class ClosedForm(Start):
     def head(self, task: str) -> ClosedForm | None:
         return self
 
-    def conflicts(self, config: Config) -> Iterator[str]:
+    def conflicts(self, config: Any) -> Iterator[str]:
         if config.data.task.head != "classification":
             yield (
                 "start.kind = 'closed_form': spans and next tokens have no head in closed form; "
@@ -82,12 +79,12 @@ class Auto(ClosedForm):
     def head(self, task: str) -> ClosedForm | None:
         return self if task == "classification" else None
 
-    def conflicts(self, config: Config) -> Iterator[str]:
+    def conflicts(self, config: Any) -> Iterator[str]:
         if self.head(config.data.task.head):
             yield from _conflicts(self, config)
 
 
-def _conflicts(start: ClosedForm, config: Config) -> Iterator[str]:
+def _conflicts(start: ClosedForm, config: Any) -> Iterator[str]:
     if config.download.by_sums:
         yield (
             "start: with download.kind = 'pool' clients begin at the seed's own values, so no head "
@@ -171,15 +168,9 @@ class Solver:
                 f"{n} training rows for {len(mean)} features: their covariance is singular and "
                 "lives by its regularisation"
             )
-        return Solver(
-            counts,
-            mean,
-            scale,
-            means,
-            *torch.linalg.eigh(standard),
-            within=tuple(torch.linalg.eigh(within)),  # type: ignore[arg-type]
-            notes=tuple(notes),
-        )
+        values, vectors = torch.linalg.eigh(standard)
+        inside, along = torch.linalg.eigh(within)
+        return Solver(counts, mean, scale, means, values, vectors, (inside, along), tuple(notes))
 
     def solve(self, kind: str, share: float, prior: str = "counts") -> Head:
         """One candidate. ``share``: of the mean variance, added to every eigenvalue."""
