@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from typing import Any
 import pytest
 
 from commands import Command, mistake
-from federation import World
+from federation import World, text_rows, write_lines
 from forefed.run.exporting import export_adapter
 from forefed.run.use import predict
 
 TEXTS = ["w5 w6 w7", "w20 w21 w5 w30 w31 w32", "w40", "w9 w9 w22 w3"]
+PAIRS = [("w5 w6", "w7"), ("w20", "w21 w5 w30"), ("w8", "w8"), ("w4 w4 w4", "w33")]
+ASKED = {"pairs": PAIRS, "asker": [(a, f"{b} {a} w9 w12 w44") for a, b in PAIRS]}
+"""By family, where it is not ``TEXTS``."""
 ADAPTERS = {
     "lora": ["adapter=lora", "adapter.r=2"],
     "tinylora": ["adapter=tinylora", "adapter.r=3", "adapter.u=4"],
@@ -33,6 +38,7 @@ FORMS = {
 }
 CASES = [(family, a, form) for family in ("bert", "llama") for a in FORMS for form in FORMS[a]]
 CASES += [("pooled", a, "peft") for a in FORMS] + [("pooled", "tinylora", "lora")]
+CASES += [(family, "lora", "peft") for family in ("pairs", "asker", "rater", "tagger")]
 CASES += [("bert", "bitfit", "model"), ("writer", "tinylora", "lora"), ("writer", "lora", "model")]
 
 ELSEWHERE = """
@@ -53,12 +59,20 @@ for case in json.load(sys.stdin):
         answer["together"] = space["chances"].tolist()
         answer["alone"] = []
         for text in case["texts"]:
-            inputs = space["tokenizer"](text, return_tensors="pt")
+            inputs = space["tokenizer"]([text], return_tensors="pt")
             with space["torch"].no_grad():
                 answer["alone"] += space["model"](**inputs).logits.softmax(-1).tolist()
     found[case["name"]] = answer
 print(json.dumps(found))
 """
+
+
+def texts_of(family: str) -> Sequence[Any]:
+    return ASKED.get(family, TEXTS)
+
+
+def flat(texts: Sequence[Any]) -> list[str]:
+    return [t for text in texts for t in ([text] if isinstance(text, str) else text)]
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,19 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
         "llama": [f"model.name='{llama}'"],
         "writer": [f"model.name='{llama}'", "data.task=causal_lm"],
     }
+    words = [row["text"] for row in text_rows()]
+    scored = [{"text": t, "score": len(t) / 7} for t in words]
+    tagged = [{"text": t, "tags": ["a"] * (i % 2) + ["b"] * (i % 3)} for i, t in enumerate(words)]
+    tables = {"score": scored, "tags": tagged}
+    files = {name: write_lines(root / f"{name}.jsonl", rows) for name, rows in tables.items()}
+    plain = "model.pooling=pooler"
+    families |= {
+        "pairs": [plain, f"data.source.path='{world.pairs}'", "data.task=pairs"],
+        "asker": [*world.qa, "data.max_length=24"],
+        "rater": [plain, f"data.source.path='{files['score']}'", "data.task=regression"],
+        "tagger": [plain, f"data.source.path='{files['tags']}'", "data.task=multilabel"],
+    }
+    families["rater"] += ["data.task.label=score"]
     found = {}
     for family, adapter, _ in CASES:
         if (family, adapter) not in found:
@@ -127,7 +154,7 @@ def exports(runs: dict[tuple[str, str], Path], world: World) -> dict[tuple[str, 
         export_adapter(run, folder, form)
         base = json.loads((run / "config.json").read_text())["model"]["name"]
         name = f"{family} {adapter} {form}"
-        case = {"name": name, "folder": str(folder), "base": base, "texts": TEXTS}
+        case = {"name": name, "folder": str(folder), "base": base, "texts": texts_of(family)}
         asked.append({**case, "loader": family == "pooled"})
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE],
@@ -138,7 +165,7 @@ def exports(runs: dict[tuple[str, str], Path], world: World) -> dict[tuple[str, 
     )
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
-    predicted = {key: list(predict(folder, TEXTS)) for key, folder in runs.items()}
+    predicted = {key: list(predict(folder, flat(texts_of(key[0])))) for key, folder in runs.items()}
     return {
         case: Export(
             runs[case[:2]].parent / f"export-{'-'.join(case)}",
@@ -155,8 +182,14 @@ def test_the_cards_code_gives_the_runs_predictions(
 ) -> None:
     found = exports[case]
     printed = found.answer["printed"]
-    if case[0] == "writer":
+    if case[0] in ("writer", "asker"):
         assert printed == [f"{p.text} -> {p.predicted}" for p in found.predicted]
+        return
+    if case[0] in ("rater", "tagger"):
+        bare = [re.sub(r" \([.0-9]+\)", "", p.predicted) for p in found.predicted]
+        assert printed == [
+            f"{said} {p.text}" for said, p in zip(bare, found.predicted, strict=True)
+        ]
         return
     expected = [list(p.chances) for p in found.predicted]
     for way in ("together", "alone"):

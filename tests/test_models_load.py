@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from federation import World
+from federation import World, text_rows, write_lines
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
@@ -383,3 +383,22 @@ def test_minilm() -> None:
     assert task.n_labels == 3 and task.label_names == ("a", "b", "c")
     assert task.base_name == "sentence-transformers/all-MiniLM-L6-v2"
     assert words.pad_token == "[PAD]"
+
+
+def test_a_trained_head_is_right_from_the_start(world: World, tmp_path: Path) -> None:
+    """Rows labelled by a model's own answers, its classes in another order than the data sort them:
+    before any training every answer is right (it was none: 0.000)."""
+    settings, _ = with_head(tmp_path / "model", "tree", "animal")
+    taught = load_base(settings, Key(0), ["tree", "animal"])
+    texts = [row["text"] for row in text_rows() if row["text"]]
+    inputs = taught.tokenizer(texts, padding=True, truncation=True, max_length=12)
+    batch = {name: torch.tensor(x) for name, x in inputs.items() if name != "token_type_ids"}
+    with torch.no_grad():
+        said = taught.model(**batch).logits.argmax(-1).tolist()
+    assert 0 < sum(said) < len(said)
+    rows = [{"text": t, "label": ["tree", "animal"][k]} for t, k in zip(texts, said, strict=True)]
+    file = write_lines(tmp_path / "rows.jsonl", rows)
+    sets = [f"model.name='{settings.name}'", f"data.source.path='{file}'", "rounds=1"]
+    result = world.run(tmp_path, *sets, "partition.clients=2", "cohort=1")
+    first = json.loads((result.folder / "evaluations.jsonl").read_text().splitlines()[0])
+    assert (first["round"], first["accuracy"]) == (0, 1.0)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from forefed.models.attach import head_modules
-from forefed.models.objectives import Objective
+from forefed.models.objectives import Objective, Regression
 
 
 def fit_head(
@@ -37,6 +37,11 @@ def fit_head(
     rows = [n for n in tensors if last and _inside(n, (last,))]
     if not ours or not rows or (drawn >= {*rows} and not resized):
         return drawn, ""
+    if isinstance(objective, Regression):
+        return {*drawn, *rows}, (
+            "model: the checkpoint's head says a number on a scale that it does not tell, so it is "
+            f"drawn anew for {' to '.join(ours)}"
+        )
     if resized:
         return {*drawn, *rows}, _said(theirs, ours, "is for another number of classes")
     order = order_of(theirs or [f"LABEL_{i}" for i in range(len(ours))], ours)

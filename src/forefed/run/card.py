@@ -94,14 +94,15 @@ def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") ->
     two = len(task.asked(run.provenance["columns"])) > 1
     texts = '[("a text", "another one"), ("a text", "a third")]' if two else '["a text", "another"]'
     settings = [f"longest = {config.data.max_length}"]
-    settings += [f"ends = {ending(tokenizer)}"] if "ends" in objective.recipe else []
-    if "longest_answer" in objective.recipe:
+    lines = objective.recipe()
+    settings += [f"ends = {ending(tokenizer)}"] if " ends" in lines else []
+    if "longest_answer" in lines:
         settings.append(f"longest_answer = {getattr(task, 'longest_answer', 30)}")
     return f"""{_loading(objective, base, form, run.own_head)}
 
 texts = {texts}
 {chr(10).join(settings)}
-{objective.recipe}"""
+{lines}"""
 
 
 def _loading(objective: Objective, base: str, form: Form, own_head: bool) -> str:

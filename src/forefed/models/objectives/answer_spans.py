@@ -27,7 +27,14 @@ class AnswerSpans(CrossEntropy):
     # PEFT's class for QUESTION_ANS drops token_type_ids on their way to the model.
     peft_task: ClassVar[str | None] = None
     measures: ClassVar[Measures] = Measures((F1, EXACT_MATCH), "questions")
-    recipe: ClassVar[str] = """for question, context in texts:
+    shares: ClassVar[int] = 2
+
+    @property
+    def outputs(self) -> int:
+        return 2
+
+    def recipe(self) -> str:
+        return """for question, context in texts:
     inputs = tokenizer(
         question, context, truncation="only_second", max_length=longest,
         return_offsets_mapping=True, return_tensors="pt",
@@ -45,11 +52,6 @@ class AnswerSpans(CrossEntropy):
     answered = bool(spans.max() > start[0] + end[0])
     words = context[places[first, 0] : places[last, 1]].strip()
     print(question, "->", words if answered else "(no answer)")"""
-    shares: ClassVar[int] = 2
-
-    @property
-    def outputs(self) -> int:
-        return 2
 
     def logits(self, output: Any) -> Tensor:
         return torch.stack([output.start_logits, output.end_logits], 1)

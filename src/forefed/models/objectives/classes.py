@@ -14,7 +14,7 @@ from forefed.core.metrics import ACCURACY, Measures, Metric
 from forefed.core.types import Json
 from forefed.data.examples import Examples
 from forefed.models.objectives import calibration
-from forefed.models.objectives.objective import CrossEntropy, Rows, Sums, share
+from forefed.models.objectives.objective import LOGITS_OF_TEXTS, CrossEntropy, Rows, Sums, share
 
 
 class Classes(CrossEntropy):
@@ -58,13 +58,11 @@ class Classes(CrossEntropy):
         )
     )
 
-    recipe: ClassVar[str] = """inputs = tokenizer(
-    texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
-)
-with torch.no_grad():
-    chances = model(**inputs).logits.softmax(-1)
+    def recipe(self) -> str:
+        return f"""{LOGITS_OF_TEXTS}
+chances = logits.softmax(-1)
 for text, row in zip(texts, chances):
-    print(config.id2label[int(row.argmax())], f"{float(row.max()):.2f}", text)"""
+    print(config.id2label[int(row.argmax())], f"{{float(row.max()):.2f}}", text)"""
 
     def options(self) -> dict[str, Any]:
         return {

@@ -16,7 +16,7 @@ from forefed.core.types import Batch, Json
 from forefed.data.examples import Examples
 from forefed.models.objectives import calibration
 from forefed.models.objectives.classes import by_class
-from forefed.models.objectives.objective import Objective, Rows, Sums, share, wide
+from forefed.models.objectives.objective import LOGITS_OF_TEXTS, Objective, Rows, Sums, share, wide
 
 SAID_FROM = 0.5
 """The probability from which a label is said; a logit of 0."""
@@ -67,6 +67,12 @@ class MultiLabel(Objective):
             ),
         )
     )
+
+    def recipe(self) -> str:
+        return f"""{LOGITS_OF_TEXTS}
+for text, row in zip(texts, logits.sigmoid().tolist()):
+    said = [config.id2label[i] for i, chance in enumerate(row) if chance >= {SAID_FROM}]
+    print(", ".join(said) or "(no label)", text)"""
 
     def options(self) -> dict[str, Any]:
         return {

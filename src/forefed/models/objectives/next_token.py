@@ -23,14 +23,16 @@ class NextToken(CrossEntropy):
     peft_task: ClassVar[str | None] = "CAUSAL_LM"
     measures: ClassVar[Measures] = Measures((BITS_PER_BYTE,), "tokens")
     has_head: ClassVar[bool] = False
-    recipe: ClassVar[str] = """for text in texts:
+    reads_logits: ClassVar[bool] = False
+
+    def recipe(self) -> str:
+        return """for text in texts:
     inputs = tokenizer(text, return_tensors="pt")
     n = inputs["input_ids"].shape[1] - ends  # without what this tokeniser puts behind a text
     inputs = {name: inputs[name][:, :n] for name in ("input_ids", "attention_mask")}
     last = min(n + 40, getattr(config, "max_position_embeddings", n + 40))
     output = model.generate(**inputs, max_length=last, do_sample=False)
     print(text, "->", tokenizer.decode(output[0, n:], skip_special_tokens=True))"""
-    reads_logits: ClassVar[bool] = False
 
     def weight(self, batch: Batch) -> int:
         """Predicted tokens."""

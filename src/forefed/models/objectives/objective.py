@@ -26,6 +26,14 @@ Sums = Mapping[str, Any]
 those of both parts."""
 
 
+LOGITS_OF_TEXTS = """inputs = tokenizer(
+    texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
+)
+with torch.no_grad():
+    logits = model(**inputs).logits"""
+"""The first lines of a recipe, where all texts are read at once."""
+
+
 @dataclass(frozen=True)
 class Objective(ABC):
     """Base of the objectives. ``label_names`` are the classes, where there are any."""
@@ -39,14 +47,6 @@ class Objective(ABC):
     measures: ClassVar[Measures]
     """What an evaluation measures; the first metric decides."""
     has_head: ClassVar[bool] = True
-    recipe: ClassVar[str] = """inputs = tokenizer(
-    texts, truncation=True, max_length=longest, padding=True, return_tensors="pt"
-)
-with torch.no_grad():
-    print(model(**inputs).logits)"""
-    """Lines of Python for a model card: from ``texts``, ``tokenizer``, ``config`` and ``model`` to
-    printed answers. Texts are cut at ``longest`` tokens; ``ends``: how many special tokens the
-    tokeniser puts behind a text."""
     reads_logits: ClassVar[bool] = True
     """Does ``counts`` need logits? Where not, those of a batch are never held at once."""
 
@@ -67,6 +67,15 @@ with torch.no_grad():
     def weight(self, batch: Batch) -> int:
         """Terms of the mean loss."""
         return batch.size
+
+    def recipe(self) -> str:
+        """Lines of Python for a model card: from ``texts``, ``tokenizer``, ``config`` and ``model``
+        to printed answers.
+
+        They may use ``longest``, the tokens at which texts are cut, ``ends``, how many special
+        tokens the tokeniser puts behind a text, and ``longest_answer``.
+        """
+        return f"{LOGITS_OF_TEXTS}\nprint(logits)"
 
     @abstractmethod
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from forefed.core.intervals import Ends, Ratio
 from forefed.core.metrics import Measures, Metric
 from forefed.core.types import Batch, Json
 from forefed.data.examples import Examples
-from forefed.models.objectives.objective import Objective, Rows, Sums, wide
+from forefed.models.objectives.objective import LOGITS_OF_TEXTS, Objective, Rows, Sums, wide
 
 SHOWN = 400
 """Points of the picture of said and true numbers."""
@@ -64,6 +64,13 @@ class Regression(Objective):
     @property
     def outputs(self) -> int:
         return 1
+
+    def recipe(self) -> str:
+        low, high = self.on_scale(np.array([-2.0, 2.0])).tolist()
+        return f"""{LOGITS_OF_TEXTS}
+low, high = {low!r}, {high!r}  # of the scale, on which the model says -2 to 2
+for text, said in zip(texts, logits.double().flatten().tolist()):
+    print(f"{{low + (said + 2) / 4 * (high - low):.4g}}", text)"""
 
     def options(self) -> dict[str, Any]:
         return {**super().options(), "problem_type": "regression"}
