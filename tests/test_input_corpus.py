@@ -19,6 +19,7 @@ rows, classes, names, clients, counts    (of "prepare") training and test rows t
          classes, their names, clients, and single counts
 notes    words that the notes to the user contain; ``quiet = true``: there are none
 status, says    (of "command") its status, and words that it prints
+usage    (of "command") words of what the program says of its own misuse: status 2
 values   (of "model") the fault is in the weights' values, which only loading can find
 seconds  limit, 20 if not said: nothing may be endless
 
@@ -59,7 +60,7 @@ DEFAULTS = (
 FIELDS = {
     *("name", "files", "sets", "path", "does", "command", "seconds"),
     *("error", "rows", "classes", "names", "clients", "counts", "notes", "quiet"),
-    *("status", "says", "labels", "head", "values"),
+    *("status", "says", "usage", "labels", "head", "values"),
 }
 CASES: dict[str, dict[str, Any]] = {}
 for _file in sorted((Path(__file__).parent / "corpus").glob("*.toml")):
@@ -79,10 +80,12 @@ def test_corpus(name: str, tmp_path: Path, forefed_command: Command) -> None:
             said = forefed_command(*(w.replace("{at}", str(tmp_path)) for w in case["command"]))
             text = said.out + said.err
             assert "Traceback" not in text
-            assert said.status == (2 if refused else case.get("status", 0)), text
+            wanted = 2 if refused or "usage" in case else case.get("status", 0)
+            assert said.status == wanted, text
             assert said.err.count("error:") == bool(refused), text
             missing = [w for w in refused if w not in flat(said.err)]
-            missing += [w for w in words(case.get("says", [])) if w not in flat(text)]
+            told = [*words(case.get("says", [])), *words(case.get("usage", []))]
+            missing += [w for w in told if w not in flat(text)]
             assert not missing, text
             return
         if does == "model":

@@ -11,6 +11,7 @@ import typer
 from forefed.core.boundary import STOPPED, USER, guarded
 from forefed.core.commands import TextCommand
 from forefed.core.errors import UserError
+from forefed.core.places import new_place
 from forefed.core.terminal import console, one_line, printable, styled
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ def report(
     """Write one self-contained HTML file with curves, partition, settings and results."""
     from forefed.report import partition_table, read_run, results_table, write_report
 
+    if output is not None:
+        new_place(output, "--output")
     read = [read_run(folder) for folder in runs]
     target = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     write_report(read, target)
@@ -206,7 +209,7 @@ def export(
     """Write a finished run's model, its tokeniser and a card with code that uses them."""
     from forefed.run.exporting import export_adapter
 
-    export_adapter(run, folder, form, force, best)
+    export_adapter(run, new_place(folder, "export", folder=True), form, force, best)
     out.print(f"written: {folder} (its README.md has the code that uses it)", soft_wrap=True)
 
 
@@ -268,6 +271,8 @@ def replay(
     """
     from forefed.run.rebuild import export_rebuilt, replay_log
 
+    if folder is not None:
+        new_place(folder, "--export", folder=True)
     if not log.exists():
         raise UserError(f"{log}: there is no run and no log here")
     found = replay_log(log)
@@ -333,6 +338,8 @@ def plan_command(
     from forefed.plan.show import plan_page
     from forefed.run.planning import plan_from_options
 
+    if json is not None:
+        new_place(json, "--json")
     with out.status(styled("planning")) as status:
         plan = plan_from_options(
             model,
@@ -394,7 +401,7 @@ def schema(
     if output is None:
         typer.echo(dumps(config_schema(), indent=1))
     else:
-        write_json(output, config_schema())
+        write_json(new_place(output, "--output"), config_schema())
         out.print(f"schema: {output}", soft_wrap=True)
 
 

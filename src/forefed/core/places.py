@@ -1,0 +1,29 @@
+"""Where something is to be written: looked at before the work that leads to it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from forefed.core.errors import UserError
+
+
+def new_place(path: Path, option: str, folder: bool = False) -> Path:
+    """A place that can be written, so that nobody computes for an hour first.
+
+    Args:
+        option: what a message calls it; ``folder``: a folder is meant, not a file.
+
+    Raises:
+        UserError: below a file, in a folder that is read-only, or a folder where a file is meant.
+    """
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if there == path.absolute():
+        if there.is_dir() and not folder:
+            raise UserError(f"{option} {path}: is a folder; name a file")
+        return path
+    if not there.is_dir():
+        raise UserError(f"{option} {path}: '{there}' is a file, and nothing lies below one")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{option} {path}: '{there}' cannot be written; choose another place")
+    return path
