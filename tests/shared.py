@@ -15,7 +15,6 @@ from forefed.collect import EveryRound
 from forefed.core.keys import Key
 from forefed.core.types import Params, Unit
 from forefed.local import LocalTraining, TaskView, Trainer
-from forefed.memo import Nothing
 from forefed.optimisers import Sgd
 from forefed.run.build import rebuild, receive
 from forefed.run.inprocess import InProcess
@@ -55,7 +54,7 @@ def star(
     ballast=1000,
     dtype=FLOAT,
     server=None,
-    memo=None,
+    modifiers=(),
     collect=None,
     assign=None,
     by_records=True,
@@ -71,9 +70,9 @@ def star(
     slots = {
         "key": Key(4),
         "head": HEAD,
-        "rule": Mean(),
+        "aggregator": Mean(),
         "optimiser": server or Sgd(),
-        "memo": memo or Nothing(),
+        "modifiers": modifiers,
         "collect": collect or EveryRound(),
         "averages_slopes": codec.sends_slopes and engine.shared,
     }
@@ -94,7 +93,7 @@ def star(
         trainer,
         codec.encode,
         faults=faults or {},
-        replica=Replica(step.replay, begin) if by_records else None,
+        replica=Replica(step, begin) if by_records else None,
     )
     units = (*toy_units(), *([Unit("ballast", ("ballast",), 1, ballast)] if ballast else []))
     return Star(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from federation import Interrupted, StopAfter, World, lines
-from forefed.aggregate import Mean, aggregate
+from forefed.aggregate import Mean
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.core.types import Order, Update
+from forefed.core.types import Contribution, Order, Params, ServerContext
 from forefed.gradients import GradientEngine
 from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop, Checkpointed
@@ -216,13 +217,20 @@ def test_variance_by_hand(engine: GradientEngine, codec: Codec, body: float, hea
     }
 
 
-def update(client: int, n: int, value: float, variance: float | None = None) -> Update:
+def update(client: int, n: int, value: float, variance: float | None = None) -> Contribution:
     known = {} if variance is None else {"w": variance}
-    return Update(client, n, {"w": torch.full((2,), value)}, variance=known)
+    return Contribution(client, n, {"w": torch.full((2,), value)}, known)
 
 
-def mean(rule: Mean, *updates: Update) -> float:
-    return float(aggregate(rule, {}, updates)[1]["w"][0])
+CONTEXT = ServerContext(round=1, key=Key(1))
+
+
+def aggregate(rule: Mean, cs: Sequence[Contribution]) -> Params:
+    return rule(cs, {}, CONTEXT)[0]
+
+
+def mean(rule: Mean, *cs: Contribution) -> float:
+    return float(aggregate(rule, cs)["w"][0])
 
 
 def test_weights_by_hand() -> None:
@@ -240,12 +248,12 @@ def test_weights_by_hand() -> None:
 def test_equal_noise_is_the_mean_by_examples_bit_for_bit() -> None:
     values = Key(1).normal((5, 64)).double() / 3
 
-    def held(variance: dict[str, float]) -> list[Update]:
-        return [Update(i, 3 + 7 * i, {"w": x}, variance=variance) for i, x in enumerate(values)]
+    def held(variance: dict[str, float]) -> list[Contribution]:
+        return [Contribution(i, 3 + 7 * i, {"w": x}, variance) for i, x in enumerate(values)]
 
-    plain = aggregate(Mean(weights="examples"), {}, held({}))[1]
+    plain = aggregate(Mean(weights="examples"), held({}))
     for noise in ({}, {"w": 16.75}, {"w": 1 / 3}):
-        assert trees.digest(aggregate(Mean(), {}, held(noise))[1]) == trees.digest(plain)
+        assert trees.digest(aggregate(Mean(), held(noise))) == trees.digest(plain)
 
 
 def test_weights_halve_the_error_and_keep_the_mean() -> None:
@@ -258,8 +266,9 @@ def test_weights_halve_the_error_and_keep_the_mean() -> None:
         for i in range(draws):
             directions = RandomDirections(i, 1, 1, k=1)
             noisy = directions.combine({"w": g}, directions.project({"w": g}))
-            held = [Update(1, 8, noisy, variance={"w": 16.0}), Update(2, 8, {"w": g})]
-            found = aggregate(rule, {}, held)[1]["w"]
+            assert noisy is not None
+            held = [Contribution(1, 8, noisy, {"w": 16.0}), Contribution(2, 8, {"w": g})]
+            found = aggregate(rule, held)["w"]
             total += found
             squared += float((found - g).square().sum())
         expected = 15 * share**2 * float(g.square().sum())

@@ -128,7 +128,7 @@ def test_predict_a_continuation(forefed_command: Command, finished: dict[str, Pa
 LISTS = "strategies engines models sources tasks partitions adapters assigns codecs optimisers"
 
 
-@pytest.mark.parametrize("what", [*LISTS.split(), "rules", "transforms"])
+@pytest.mark.parametrize("what", [*LISTS.split(), "aggregators", "modifiers"])
 def test_list(what: str, forefed_command: Command) -> None:
     said = forefed_command("list", what)
     assert said.status == 0, said.err

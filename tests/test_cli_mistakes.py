@@ -121,7 +121,12 @@ def test_faulty_files(what: str, forefed_command: Command, world: World, tmp_pat
 ESTIMATED = ["engine.directions=4"]
 CONTRADICTIONS: dict[str, list[str]] = {
     "client.keep_optimiser": ["codec=scalars", "client.keep_optimiser=true"],
-    "transforms": ["codec=scalars", 'transforms=["clip"]'],
+    "modifiers: 'clip' works on delta": ["codec=scalars", 'transforms=["clip"]'],
+    "modifiers: the same one twice": ['modifiers=["clip", "clip"]'],
+    "sharing.kind = 'personal_head': private": ["sharing=personal_head", "codec=scalars"],
+    "sharing.kind = 'personal_head': start": ["sharing=personal_head", "start=closed_form"],
+    "sharing.kind = 'personal_head': with": ["sharing=personal_head", "adapter=head"],
+    "sharing.kind = 'personal_head': a language": ["sharing=personal_head", "data.task=causal_lm"],
     "codec.directions": ["codec=scalars", "codec.directions=4"],
     "engine.kind = 'exact_head'": ["engine=exact_head"],
     "adapter.kind = 'head'": ["data.task=causal_lm", "adapter=head"],
@@ -131,7 +136,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "memory: budgets": ["memory=2GB"],
     "memory: the shares": ["engine=auto", 'memory=[{budget="1GB", share=0.4}]'],
     "engine.independent": ["engine.independent=2", "engine.directions=all"],
-    "client.proximal": ["client.proximal=0.1", "client.max_steps=1"],
+    "modifiers: 'proximal' pulls": ["client.proximal=0.1", "client.max_steps=1"],
     "cohort_min": ["cohort_min=50"],
     "data.test_on": ["data.test_on=validation", 'partition={kind="sites", names=["a"]}'],
     "faults": ["faults.error=0.6", "faults.crash=0.6"],
@@ -145,10 +150,9 @@ CONTRADICTIONS: dict[str, list[str]] = {
     ],
     "engine.directions = 'all' walks": ["engine.pool=8", "engine.directions=all"],
     "engine.pool": ["strategy=fedavg", "engine.pool=8"],
-    "memo.kind = 'last_update'": ["memo=last_update"],
-    "memo.kind = 'curvature' is made": [*ESTIMATED, "memo=curvature"],
-    "memo.kind = 'curvature' shapes": ["memo=curvature", "codec=scalars", "engine.directions=all"],
-    "memo.kind = 'curvature' changes": [
+    "modifiers: 'last_update' is broadcast": ["memo=last_update"],
+    "modifiers: 'curvature' shapes": ["memo=curvature", "codec=scalars", "engine.directions=all"],
+    "modifiers: 'curvature' changes": [
         *(*ESTIMATED, "memo=curvature", "codec=scalars", "engine.pool=8")
     ],
     "download.kind = 'scalars'": ["download=scalars"],

@@ -43,8 +43,10 @@ NEEDS: dict[str, list[str]] = {
     "download=pool": ["strategy=fedkseed", "client.max_steps=2", "engine.pool=64"],
     "strategy=fedkseed": ["engine.pool=64"],
     "collect=variance": ["collect.at_most=2"],
-    "memo=last_update": ["engine.directions=2", "engine.candidates=3", "engine.law=gauss16"],
-    "memo=curvature": ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
+    'modifiers=["last_update"]': [
+        *("engine.directions=2", "engine.candidates=3", "engine.law=gauss16")
+    ],
+    'modifiers=["curvature"]': ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
     "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
     "assign=everything": ["strategy=fedfgd"],
     "partition=natural": ["partition.column=site"],

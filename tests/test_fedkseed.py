@@ -125,7 +125,7 @@ def test_whoever_follows_sums_or_records_holds_the_servers_bits(settings):
 def test_a_newcomer_needs_the_sums_alone():
     loop = star(POOLED, by_sums=True)
     state, _ = play(loop, 6)
-    late = type(loop.transport.replica)(loop.server.replay, RunState(0, params()))
+    late = type(loop.transport.replica)(loop.server, RunState(0, params()))
     late.catch_up(loop.server.missed(state, 999))
     assert trees.digest(late.state.flat()) == trees.digest(state.flat())
     foreign = encode_record(RoundRecord(7, (), {"tail": torch.zeros(8).double()}), params())
@@ -133,7 +133,7 @@ def test_a_newcomer_needs_the_sums_alone():
         late.catch_up(foreign)
     plain = star(POOLED)
     with pytest.raises(ProtocolError, match="round 6 after round 0"):
-        newcomer = type(late)(plain.server.replay, RunState(0, params()))
+        newcomer = type(late)(plain.server, RunState(0, params()))
         newcomer.catch_up(loop.server.missed(state, 999))
 
 

@@ -9,13 +9,13 @@ import torch
 from forefed.collect import EveryRound, UntilQuiet, spread
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import ClientContext, Order, Update
+from forefed.core.types import ClientContext, Contribution, Order
 from forefed.gradients.chosen import SelectedDirections, largest_square
 from forefed.gradients.directions import RandomDirections
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
-from forefed.memo import LastUpdate
+from forefed.modifiers import LastUpdate
 from forefed.optimisers import AdamW, Sgd
 from forefed.run.star import RunState
 from forefed.wire import Dense, Scalars
@@ -122,7 +122,7 @@ def test_server_and_client_choose_alike(optimiser):
                 train, asked, codec.decode(codec.encode(update, ClientContext(order=asked)), asked)
             )
             assert trees.digest(received.grad) == trees.digest(own)
-            plain = replay(train, dataclasses.replace(asked, memo={}), update)
+            plain = replay(train, dataclasses.replace(asked, broadcast={}), update)
             if update.n_examples:
                 assert trees.digest(plain.grad) != trees.digest(own)
 
@@ -131,30 +131,33 @@ def test_the_last_update_is_the_last_aggregate():
     loop = star(
         Forward(directions=2, candidates=3, law="gauss16"),
         codec=Dense(),
-        memo=LastUpdate(),
+        modifiers=(LastUpdate(),),
         by_records=False,
         server=Sgd(lr=0.5),
     )
     first, _ = play(loop, 1)
     start = params()
-    assert loop.plan(RunState(0, start)).popitem()[1].memo == {}
+    assert loop.plan(RunState(0, start)).popitem()[1].broadcast == {}
     for name, x in start.items():
         moved = (x - first.params[name]) / 0.5
-        torch.testing.assert_close(first.memo[f"last_update/{name}"], moved, rtol=1e-3, atol=1e-6)
-    assert loop.plan(first).popitem()[1].memo == first.memo
+        torch.testing.assert_close(
+            first.of("modifier.last_update")[name], moved, rtol=1e-3, atol=1e-6
+        )
+    told = loop.plan(first).popitem()[1].broadcast
+    assert told.keys() == {f"last_update/{name}" for name in start}
 
 
 def test_spread_by_hand():
-    updates = [
-        Update(0, 1, {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([3.0])}),
-        Update(1, 9, {"a": torch.tensor([3.0, 2.0]), "b": torch.tensor([3.0])}),
-        Update(2, 5, {"a": torch.tensor([2.0, 4.0])}),
+    cs = [
+        Contribution(0, 1, {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([3.0])}),
+        Contribution(1, 9, {"a": torch.tensor([3.0, 2.0]), "b": torch.tensor([3.0])}),
+        Contribution(2, 5, {"a": torch.tensor([2.0, 4.0])}),
     ]
     # a: mean (2, 2), squares 1+4, 1+0, 0+4 = 10, over 3*2; b: no spread over 2 clients
-    assert spread(updates) == (pytest.approx(10 / 6), pytest.approx(8 + 9))
-    assert UntilQuiet(ratio=0.2).enough(updates) and not UntilQuiet(ratio=0.1).enough(updates)
-    assert UntilQuiet(ratio=0.1, at_most=3).enough(updates)
-    alone = [*updates, Update(3, 1, {"c": torch.ones(1)})]  # c has one holder: who knows its noise
+    assert spread(cs) == (pytest.approx(10 / 6), pytest.approx(8 + 9))
+    assert UntilQuiet(ratio=0.2).enough(cs) and not UntilQuiet(ratio=0.1).enough(cs)
+    assert UntilQuiet(ratio=0.1, at_most=3).enough(cs)
+    alone = [*cs, Contribution(3, 1, {"c": torch.ones(1)})]  # c has one holder: who knows its noise
     assert not UntilQuiet(ratio=1e9).enough(alone) and not UntilQuiet().enough([])
     assert EveryRound().enough([])
 
@@ -164,11 +167,11 @@ def test_the_spread_of_forward_gradients_is_d_plus_1_over_n_k():
     g = {"w": Key(1).normal((40,)).double()}
     ratios = []
     for number in range(20):
-        updates = []
+        cs = []
         for client in range(8):
             directions = RandomDirections(1, number, client, 4, "gauss16")
-            updates.append(Update(client, 1, directions.combine(like, directions.project(g))))
-        variance, square = spread(updates)
+            cs.append(Contribution(client, 1, directions.combine(like, directions.project(g))))
+        variance, square = spread(cs)
         ratios.append(variance / trees.norm(g) ** 2)
         assert square > variance
     assert statistics.mean(ratios) == pytest.approx(41 / 32, rel=0.2)

@@ -5,14 +5,14 @@ import torch
 
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import ClientContext, Order
+from forefed.core.types import ClientContext, Order, ServerContext
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.directions import RandomDirections
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
 from forefed.local.groups import groups_of, rebuild
-from forefed.memo import Curvature
+from forefed.modifiers import Curvature
 from forefed.optimisers import Sgd
 from forefed.run.star import RunState
 from forefed.wire import Scalars
@@ -76,14 +76,20 @@ def test_exact_curvature_makes_every_condition_the_same():
 
 
 def test_curvature_by_hand_with_its_floor():
-    memo = Curvature(rate=0.25, floor=0.5)
-    first = memo.after({}, {}, {"w": torch.tensor([2.0, 0.0])})
-    assert first["curvature/w"].tolist() == [1.75, 0.75]
-    second = memo.after(first, {}, {"w": torch.tensor([0.0, 0.0]), "v": torch.tensor([1.0])})
-    assert second["curvature/w"].tolist() == [1.3125, 0.5625]
-    third = memo.after(second, {}, {"w": torch.tensor([4.0, 0.0])})
-    assert third["curvature/w"].tolist() == [4.984375, 0.5] and third["curvature/v"] == 1
-    assert memo.after(third, {}, {}) == third
+    curvature = Curvature(rate=0.25, floor=0.5)
+
+    def after(state, **last):
+        given = {n: torch.tensor(x) for n, x in last.items()}
+        ctx = ServerContext(round=1, key=Key(1), last_gradient=given)
+        return curvature.on_aggregate({}, state, ctx)[1]
+
+    first = after({}, w=[2.0, 0.0])
+    assert first["w"].tolist() == [1.75, 0.75]
+    second = after(first, w=[0.0, 0.0], v=[1.0])
+    assert second["w"].tolist() == [1.3125, 0.5625]
+    third = after(second, w=[4.0, 0.0])
+    assert third["w"].tolist() == [4.984375, 0.5] and third["v"] == 1
+    assert after(third) == third and curvature.broadcast(third) == third
 
 
 @pytest.mark.parametrize(
@@ -122,14 +128,14 @@ def test_slopes_are_along_the_shaped_directions():
     )
     u, z = (x.tangents(like, range(2)) for x in (plain, along))
     for name in like:
-        h = asked.memo[f"curvature/{name}"]
+        h = asked.broadcast[f"curvature/{name}"]
         torch.testing.assert_close(z[name] * h.sqrt(), u[name], rtol=1e-12, atol=1e-12)
 
 
 def test_the_curvature_is_made_of_the_last_local_step():
     """By hand from the slopes that were sent: H = (1 - nu) + nu (mean_k s_k z_k)^2."""
     engine = Forward(directions=3, shared=True)
-    loop = star(engine, cohort=1, memo=Curvature(rate=0.25))
+    loop = star(engine, cohort=1, modifiers=(Curvature(rate=0.25),))
     state = RunState(0, params())
     while True:
         (asked,) = loop.plan(state).values()
@@ -142,6 +148,8 @@ def test_the_curvature_is_made_of_the_last_local_step():
     slopes = {g: x[number] for g, x in update.slopes.items()}
     estimate = rebuild(slopes, groups, asked.params, number)
     for name, x in estimate.items():
-        former = asked.memo.get(f"curvature/{name}", torch.ones_like(x))
+        former = asked.broadcast.get(f"curvature/{name}", torch.ones_like(x))
         expected = (0.75 * former + 0.25 * (x * x)).clamp(min=1e-8)
-        torch.testing.assert_close(state.memo[f"curvature/{name}"], expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            state.of("modifier.curvature")[name], expected, rtol=1e-6, atol=0
+        )

@@ -13,8 +13,8 @@ from forefed.gradients.backprop import Backprop
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer, replay
+from forefed.modifiers import ClipNorm
 from forefed.optimisers import AdamW, Sgd
-from forefed.transforms import ClipNorm
 from forefed.wire import Dense, Scalars
 from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_task, trained
 
@@ -168,7 +168,7 @@ def test_the_optimiser_state_stays_at_the_client_on_request():
     data, asked = toy_clients()[1], order(1)
     train = trainer(Backprop(), Dense(), keep_optimiser=True)
     _, state = train(asked, data, {})
-    assert any(name.startswith("m/") for name in state)
+    assert any(name.startswith("optimizer/m/") for name in state)
     again, _ = train(asked, data, state)
     fresh, _ = train(asked, data, {})
     assert trees.digest(again.grad) != trees.digest(fresh.grad)

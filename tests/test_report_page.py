@@ -265,7 +265,7 @@ def test_only_differing_settings_stand_outside_the_fold(tmp_path):
     text = report_page(runs)
     before_fold = text[text.index("<h2>Settings") : text.index("<details")]
     assert "codec.kind" in before_fold and "max_length" not in before_fold
-    assert "transforms" in text[text.index("<details") :]
+    assert "modifiers" in text[text.index("<details") :]
 
 
 def test_results_are_the_records_numbers(tmp_path):

@@ -14,12 +14,12 @@ from forefed.collect import UntilQuiet
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
-from forefed.core.types import Order, Reply, Update
+from forefed.core.types import Order, Reply, ServerContext, Update
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local.groups import groups_of, rebuild
-from forefed.memo import Curvature, LastUpdate
+from forefed.modifiers import Curvature, LastUpdate
 from forefed.optimisers import Adam
 from forefed.run.replica import Replica
 from forefed.run.server import average_slopes
@@ -115,7 +115,9 @@ def test_averages_by_hand():
     a = {"body": torch.tensor([[1.0, 2.0], [4.0, 8.0]])}
     b = {"body": torch.tensor([[5.0, float("nan")], [0.0, 4.0], [3.0, 6.0]])}
     entries = [Entry(2, 3, ("w",), b), Entry(1, 1, ("w",), a), Entry(0, 5, ("v",), a)]
-    _, averaged, _ = average_slopes(Mean(), {}, sorted(entries, key=lambda e: e.client))
+    _, averaged, _ = average_slopes(
+        Mean(), {}, sorted(entries, key=lambda e: e.client), ServerContext(round=1, key=Key(1))
+    )
     assert [(e.client, e.n_examples, e.assigned) for e in averaged] == [
         (0, 5, ("v",)),
         (1, 4, ("w",)),
@@ -145,14 +147,14 @@ FOLLOWING = {
     "shared": {},
     "shared, one step": {"max_steps": 1},
     "shared, moments at the server": {"server": Adam()},
-    "shared, curvature": {"memo": Curvature()},
+    "shared, curvature": {"modifiers": (Curvature(),)},
     "shared, collected": {"collect": UntilQuiet(ratio=0.5, at_most=3)},
     "shared, split": {"assign": Contiguous(), "cohort": 4},
     "shared, projected": {"engine": Backprop(shared=True)},
-    "own": {"engine": Forward(directions=2), "server": Adam(), "memo": Curvature()},
+    "own": {"engine": Forward(directions=2), "server": Adam(), "modifiers": (Curvature(),)},
     "own, selected": {
         "engine": FiniteDifference(directions=2, candidates=3, law="gauss16"),
-        "memo": LastUpdate(),
+        "modifiers": (LastUpdate(),),
     },
     "own, collected": {"engine": Forward(directions=2), "collect": UntilQuiet(at_most=5)},
     "lossy": {"faults": {"crash": 0.3, "offline": 0.3}},
@@ -188,13 +190,13 @@ def test_a_late_joiner_repeats_everything_from_the_first_values(monkeypatch):
         return written[-1]
 
     monkeypatch.setattr(star_module, "encode_record", spy)
-    loop = star(SHARED, memo=Curvature())
+    loop = star(SHARED, modifiers=(Curvature(),))
     state, _ = play(loop, 34)  # some 100 local steps
-    late = Replica(loop.server.replay, RunState(0, params()))
+    late = Replica(loop.server, RunState(0, params()))
     late.catch_up(b"".join(written))
     assert trees.digest(late.state.flat()) == trees.digest(state.flat())
     with pytest.raises(ProtocolError, match="round 21 after round 19"):
-        late = Replica(loop.server.replay, RunState(0, params()))
+        late = Replica(loop.server, RunState(0, params()))
         late.catch_up(b"".join(written[:19] + written[20:]))
 
 
@@ -294,7 +296,7 @@ def test_a_damaged_record_is_refused():
             decode_record(bytes(damaged), NAMES)
     with pytest.raises(ProtocolError, match=r"cannot be read.*\[1, 3\) of 2 parameters"):
         decode_record(data, NAMES[:2])
-    replica = Replica(lambda s, r: s, RunState(0, dict.fromkeys(NAMES, torch.zeros(1))))
+    replica = Replica(star(SHARED).server, State(3, dict.fromkeys(NAMES, torch.zeros(1))))
     with pytest.raises(ProtocolError, match="no whole Forefed message"):
         replica.catch_up(data + b"FFED")
 

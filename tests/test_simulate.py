@@ -86,7 +86,7 @@ def test_the_toy_world_is_one_call() -> None:
     ("change", "words"),
     [
         ({"model": "minilm"}, "model: simulate has"),
-        ({"rule": "krumm"}, "rule"),
+        ({"aggregator": "krumm"}, "aggregator"),
         ({"units": [["w"]]}, r"exactly one; look at \['b'\]"),
         ({"units": [["w", "b"], ["b"]]}, r"exactly one; look at \['b'\]"),
         ({"head": ["c"]}, r"look at \['c'\]"),

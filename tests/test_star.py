@@ -6,19 +6,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from forefed.aggregate import Mean, aggregate
+from forefed.aggregate import Mean
 from forefed.assign import Contiguous, Everything
 from forefed.core import trees
-from forefed.core.keys import Key
+from forefed.core.keys import Key, Secret
 from forefed.core.types import Lost, Reply, Update
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
+from forefed.modifiers import Modifier
 from forefed.optimisers import AdamW, Sgd, Yogi
 from forefed.run.inprocess import ClientStore, InProcess
 from forefed.run.server import Server
 from forefed.run.star import RunState, Star, losses_by_reason
-from forefed.transforms import Transform
 from forefed.wire import Dense, Scalars
 from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_task, toy_units
 
@@ -97,7 +97,7 @@ def test_two_runs_are_equal_and_a_split_run_goes_on(rounds):
     for _ in range(rounds):
         second, _ = loop.round(second)
     assert trees.digest(whole.params) == trees.digest(second.params)
-    assert trees.digest(whole.server) == trees.digest(second.server)
+    assert trees.digest(whole.of("optimizer")) == trees.digest(second.of("optimizer"))
 
 
 def test_other_seeds_give_other_runs():
@@ -119,8 +119,8 @@ def test_what_nobody_trained_keeps_its_bits():
             untouched += 1
             assert torch.equal(after.params[name], state.params[name])
             assert all(
-                torch.equal(after.server[k], state.server[k])
-                for k in state.server
+                torch.equal(after.of("optimizer")[k], x)
+                for k, x in state.of("optimizer").items()
                 if k.endswith(f"/{name}")
             )
         state = after
@@ -195,18 +195,19 @@ def test_no_text_and_no_label_leaves_a_client():
                 assert tokens.tobytes() not in reply.payload
 
 
-def test_aggregate_by_hand():
+def test_the_mean_by_hand():
     updates = [
         Update(1, 3, {"a": torch.tensor([1.0, 2.0])}),
         Update(0, 1, {"a": torch.tensor([5.0, 6.0]), "b": torch.tensor([7.0])}),
         Update(2, 0, {"a": torch.tensor([9e9, 9e9]), "c": torch.tensor([1.0])}),
     ]
-    _, grad = aggregate(Mean(), {}, updates)
-    assert grad["a"].tolist() == [2.0, 3.0]
-    assert grad["b"].tolist() == [7.0]
-    assert "c" not in grad
-    _, again = aggregate(Mean(), {}, updates[::-1])
-    assert trees.digest(again) == trees.digest(grad)
+    server = Server(Key(4), HEAD, Mean(), Sgd())
+    zeros = {"a": torch.zeros(2), "b": torch.zeros(1), "c": torch.zeros(1)}
+    moved = server.finish(RunState(0, zeros), {}, updates).state.params
+    assert moved["a"].tolist() == [-2.0, -3.0]
+    assert moved["b"].tolist() == [-7.0] and moved["c"].tolist() == [0.0]
+    again = server.finish(RunState(0, zeros), {}, updates[::-1]).state.params
+    assert trees.digest(again) == trees.digest(moved)
 
 
 def test_a_report_says_how_long_each_contribution_was_and_where_it_pointed():
@@ -225,34 +226,58 @@ def test_a_report_says_how_long_each_contribution_was_and_where_it_pointed():
     assert unmoved.contributions == ({"client": 3, "norm": 0.0, "cosine": None},)
 
 
-def test_both_halves_of_a_transform_are_called():
-    class Double(Transform):
-        """Twice the change, and twice again at the server."""
+class Telling(Modifier):
+    """Counts in every hook, and doubles what passes it at the client and at the server."""
 
-        kind: str = "double"
+    kind: str = "telling"
 
-        def client(self, grad):
-            return {n: 2 * g for n, g in grad.items()}
+    def on_step(self, grad, at, state, ctx, step):
+        assert trees.digest(at) == trees.digest(ctx.start) or step
+        return grad, {"steps": state.get("steps", torch.zeros(())) + 1}
 
-        def server(self, grad):
-            return {n: 2 * g for n, g in grad.items()}
+    def on_send(self, update, state, ctx):
+        doubled = {n: 2 * x for n, x in update.grad.items()}
+        return replace(update, grad=doubled), {**state, "noise": ctx.secret.normal((2,))}
 
-    loop = star(Backprop(), Everything(), cohort=1)
+    def on_receive(self, c, state, ctx):
+        return c.scaled(2.0), {"heard": state.get("heard", torch.zeros(())) + c.client}
+
+    def on_aggregate(self, total, state, ctx):
+        return {n: 2 * x for n, x in total.items()}, {**state, "moves": torch.tensor(ctx.round)}
+
+    def broadcast(self, state):
+        return {"heard": state["heard"]} if state else {}
+
+
+def test_every_half_of_a_modifier_is_called_with_its_own_state():
+    loop = star(Backprop(), Everything(), cohort=3)
     plain, _ = play(loop, 1)
-    trainer = replace(loop.transport.client, transforms=(Double(),))
-    doubled = replace(
+    trainer = replace(loop.transport.client, modifiers=(Telling(),))
+    telling = replace(
         loop,
-        server=replace(loop.server, transforms=(Double(),)),
-        transport=replace(loop.transport, client=trainer),
+        server=replace(loop.server, modifiers=(Telling(),)),
+        transport=replace(loop.transport, client=trainer, secret=Secret.rehearsed(4)),
     )
-    moved, _ = play(doubled, 1)
+    moved, (report, _) = play(telling, 2)
+    first, _ = play(telling, 1)
     start = toy_params(DOUBLE)
     torch.testing.assert_close(
-        moved.params["head.weight"] - start["head.weight"],
-        4 * (plain.params["head.weight"] - start["head.weight"]),
+        first.params["head.weight"] - start["head.weight"],
+        8 * (plain.params["head.weight"] - start["head.weight"]),
         rtol=1e-12,
         atol=1e-15,
     )
+    kept = telling.transport.store.states
+    steps = {c: int(s.get("modifier.telling/steps", 0)) for c, s in kept.items()}
+    for client in report.heard:
+        assert steps[client] >= -(-SIZES[client] // 4)
+    noises = {s["modifier.telling/noise"].numpy().tobytes() for s in kept.values()}
+    assert len(noises) == len(kept) > 1  # each client draws from a secret of its own
+    assert int(moved.of("modifier.telling")["moves"]) == 2
+    heard = sum(report.heard)
+    assert int(first.of("modifier.telling")["heard"]) == heard
+    orders = telling.plan(first)
+    assert all(int(o.remembered("telling", ["heard"])["heard"]) == heard for o in orders.values())
 
 
 def test_client_states_are_kept_between_rounds():

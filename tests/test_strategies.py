@@ -22,6 +22,7 @@ from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
 from forefed.local import TaskView, Trainer, replay
 from forefed.models.adapters import Lora
+from forefed.modifiers import Proximal
 from forefed.run import Config, configure
 from forefed.run.build import rebuild, receive
 from forefed.run.compat import check
@@ -44,7 +45,7 @@ def config(name: str, *sets: str) -> Config:
 
 
 def trainer(c: Config, task: TaskView | None = None) -> Trainer:
-    return Trainer(c.client, c.engine, c.codec, task or toy_task(DOUBLE))
+    return Trainer(c.client, c.engine, c.codec, task or toy_task(DOUBLE), c.modifiers)
 
 
 def federation(
@@ -59,9 +60,9 @@ def federation(
     server = Server(
         Key(4),
         train.task.head,
-        c.rule,
+        c.aggregator,
         c.server,
-        memo=c.memo,
+        modifiers=c.modifiers,
         collect=c.collect,
         rebuild=lambda order, update: rebuild(train, order, update),
         averages_slopes=c.codec.sends_slopes and c.engine.shared,
@@ -159,8 +160,9 @@ def test_fedprox_drifts_less_the_stronger_it_pulls(
 
 def test_fedprox_without_a_pull_is_fedavg() -> None:
     plain, pulled = config("fedavg"), config("fedprox", "client.proximal=0")
-    assert pulled.model_copy(update={"strategy": plain.strategy}) == plain
-    assert config("fedprox").client.proximal == 0.01
+    same = {"strategy": plain.strategy, "modifiers": ()}
+    assert pulled.model_copy(update=same) == plain and pulled.modifiers == (Proximal(mu=0.0),)
+    assert config("fedprox").modifiers == (Proximal(mu=0.01),)
     few = ["client.batch_size=4", "client.epochs=2"]
     ends = [
         trees.digest(play(federation(config(*s, *few)), 2).params)
@@ -201,11 +203,11 @@ def test_the_logged_loss_is_without_the_pull() -> None:
 
 
 def test_a_pull_that_could_do_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match=r"client\.proximal pulls back"):
+    with pytest.raises(UserError, match=r"'proximal' pulls back"):
         config("fedprox", "client.max_steps=1")
     shared = ["engine=forward", "engine.shared=true", "codec=scalars", *sgd(0.1)]
     check(config("fedavg", *shared))
-    with pytest.raises(UserError, match=r"client\.proximal = 0"):
+    with pytest.raises(UserError, match=r"without the modifier 'proximal'"):
         config("fedprox", *shared)
 
 

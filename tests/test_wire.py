@@ -135,7 +135,7 @@ def test_orders_come_back():
     found = decode_order(encode_order(asked), params, memo)
     assert (found.run, found.round, found.client, found.assigned) == (2**63 + 1, 3, 10**9, ("b",))
     assert trees.digest(found.params) == trees.digest(asked.params)
-    assert trees.digest(found.memo) == trees.digest(asked.memo) and carried == {}
+    assert trees.digest(found.broadcast) == trees.digest(asked.broadcast) and carried == {}
     assert found.key == asked.key
 
 

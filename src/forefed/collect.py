@@ -14,16 +14,15 @@ import torch
 from pydantic import Field
 
 from forefed.core.settings import Choice, Registry
-from forefed.core.types import Update
+from forefed.core.types import Contribution
 
 
 class Collect(Choice):
     """Base of the criteria."""
 
     @abstractmethod
-    def enough(self, updates: Sequence[Update]) -> bool:
-        """May the server move on these updates (with their ``grad``), all of them since it moved
-        last?"""
+    def enough(self, cs: Sequence[Contribution]) -> bool:
+        """May the server move on these contributions, all of them since it moved last?"""
 
 
 class EveryRound(Collect):
@@ -31,7 +30,7 @@ class EveryRound(Collect):
 
     kind: Literal["round"] = "round"
 
-    def enough(self, updates: Sequence[Update]) -> bool:
+    def enough(self, cs: Sequence[Contribution]) -> bool:
         return True
 
 
@@ -46,23 +45,23 @@ class UntilQuiet(Collect):
 
     source: ClassVar[str] = "FwdLLM, arXiv 2308.13894"
 
-    def enough(self, updates: Sequence[Update]) -> bool:
-        if len(updates) >= self.at_most:
+    def enough(self, cs: Sequence[Contribution]) -> bool:
+        if len(cs) >= self.at_most:
             return True
-        variance, square = spread(updates)
+        variance, square = spread(cs)
         # |mean|^2 is too large by the mean's variance
         return variance <= self.ratio * (square - variance)
 
 
-def spread(updates: Sequence[Update]) -> tuple[float, float]:
+def spread(cs: Sequence[Contribution]) -> tuple[float, float]:
     """V and |mean|^2 of the whole vector: V = sum_m |x_m - mean|^2 / (n (n - 1)).
 
     Each parameter over the n clients that trained it; infinite V where that is one alone (or none
     at all trained).
     """
     held: dict[str, list[torch.Tensor]] = {}
-    for update in updates:
-        for name, x in (update.grad or {}).items():
+    for c in cs:
+        for name, x in c.delta.items():
             held.setdefault(name, []).append(x.flatten())
     if not held or min(len(xs) for xs in held.values()) < 2:
         return float("inf"), 0.0

@@ -8,7 +8,7 @@ D elements of one parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -119,11 +119,10 @@ class Order:
 
     ``params`` are all current trainable tensors (the forward pass needs them all), ``assigned``
     the names this client trains. ``run`` is the run's 64-bit key value, ``key`` the client's own
-    key of this round. ``memo`` is what the server remembers and broadcasts, by "kind/parameter
-    name".
+    key of this round. ``broadcast`` is what modifiers tell the clients, by "kind/parameter name".
 
     Clients may keep the parameters and follow by records (wire/records.py): ``missed`` holds the
-    rounds since this client's last visit. None: it receives the parameters, the memo and
+    rounds since this client's last visit. None: it receives the parameters, the broadcast and
     ``carried``, what else of the server's state it takes to follow from here on. ``digest`` is that
     of the parameters which a client that follows must have arrived at.
     """
@@ -133,7 +132,7 @@ class Order:
     client: int
     assigned: tuple[str, ...]
     params: Params
-    memo: Params = field(default_factory=dict)
+    broadcast: Params = field(default_factory=dict)
     carried: Params = field(default_factory=dict)
     missed: bytes | None = None
     digest: str = ""
@@ -143,8 +142,9 @@ class Order:
         return Key(self.run).fold("client", self.round, self.client)
 
     def remembered(self, kind: str, names: Iterable[str]) -> Params:
-        """What the memo holds of this kind for these parameters (nothing, before it does)."""
-        return {n: self.memo[f"{kind}/{n}"] for n in names if f"{kind}/{n}" in self.memo}
+        """What the modifier of this kind tells of these parameters (nothing, before it does)."""
+        told = self.broadcast
+        return {n: told[f"{kind}/{n}"] for n in names if f"{kind}/{n}" in told}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +166,11 @@ class ClientContext:
     @property
     def client(self) -> int:
         return self.order.client
+
+    @property
+    def start(self) -> Params:
+        """All parameters before the round's first step."""
+        return self.order.params
 
     @property
     def key(self) -> Key:
@@ -203,6 +208,50 @@ class Update:
     metrics: dict[str, float] = field(default_factory=dict)
     variance: Mapping[str, float] = field(default_factory=dict)
     last: Params = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one client adds to a round, as the server aggregates it.
+
+    ``delta``: old - new by parameter; ``weight``: its number of examples; ``noise``:
+    E|estimate|^2 / |gradient|^2 by parameter, from the engine that the client runs (absent: 1,
+    exact); ``last_gradient``: the gradient estimate of its last local step, where slopes travel.
+    """
+
+    client: int
+    weight: float
+    delta: Params
+    noise: Mapping[str, float] = field(default_factory=dict)
+    last_gradient: Params = field(default_factory=dict)
+
+    def scaled(self, factor: float) -> Contribution:
+        """The same with ``delta`` times ``factor``."""
+        return replace(self, delta={n: x * factor for n, x in self.delta.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerContext:
+    """What an algorithm at the server may read of a round.
+
+    ``cohort``: the clients that were heard; ``params``: the parameters before the step;
+    ``previous``: the former aggregate, where it is kept (``Aggregator.remembers``);
+    ``last_gradient``: the aggregate of the clients' last gradient estimates, where a modifier reads
+    it.
+    """
+
+    round: int
+    key: Key
+    own: Secret | None = None
+    units: Sequence[Unit] = ()
+    params: Params = field(default_factory=dict)
+    cohort: tuple[int, ...] = ()
+    previous: Params = field(default_factory=dict)
+    last_gradient: Params = field(default_factory=dict)
+
+    @property
+    def secret(self) -> Secret:
+        return drawn_from(self.own)
 
 
 @dataclass(frozen=True)
@@ -258,5 +307,5 @@ ClientState = dict[str, Tensor]
 """What one client keeps between rounds (never leaves it); empty on its first visit."""
 
 ServerState = dict[str, Tensor]
-"""Moments and counters of a server optimiser or a rule, by "kind/parameter name"."""
+"""Moments and counters of an optimiser, by "moment/parameter name"."""
 Json = dict[str, Any]

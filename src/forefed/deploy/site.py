@@ -21,7 +21,7 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import kept_secret
 from forefed.core.keys import Key
-from forefed.core.types import ClientContext, Order
+from forefed.core.types import ClientContext, Order, Params
 from forefed.data.examples import ClientData
 from forefed.data.population import Population
 from forefed.data.prepare import load_table
@@ -63,6 +63,11 @@ class Prepared:
     """The server's half, which a site that follows by records does again."""
     answers: Answers
     """What it says of its rows beside training."""
+
+    def sent(self, round: int) -> Params:
+        """The parameters that come with an order: all but those that clients keep to themselves."""
+        params, private = self.task.params, self.trainer.private(round)
+        return {n: x for n, x in params.items() if n not in private}
 
     @cached_property
     def weights(self) -> dict[str, str]:
@@ -222,11 +227,11 @@ def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
         raise ProtocolError("records came, and nobody follows by records in this run")
     if not asked.run or not asked.run.isalnum():
         raise ProtocolError("the run's id is no word")  # it names a folder here
-    state = receive(prepared, asked, ledger)
-    order = decode_order(asked.blobs["order"], state.params, state.memo)
+    state, told = receive(prepared, asked, ledger)
+    order = decode_order(asked.blobs["order"], state.params, told)
     if (order.round, order.client) != (asked.round, asked.client) or order.client < 0:
         raise ProtocolError("the order is not the one that its header announces")
-    check_shapes(state.params, prepared.task.params, "the order's parameters")
+    check_shapes(state.params, prepared.sent(asked.round), "the order's parameters")
     if order.digest and trees.digest(state.params)[: len(order.digest)] != order.digest:
         raise ProtocolError("the parameters here are not the server's")
     if by_records:
@@ -234,16 +239,19 @@ def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
     return order
 
 
-def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> RunState:
-    """The server's state before this round: as it came, or done again from the records of the
-    rounds that this site has missed.
+def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> tuple[RunState, Params]:
+    """The server's state before this round, as it came or done again from the records of the rounds
+    that this site has missed; and what the modifiers tell.
 
     Raises:
         ProtocolError: records that do not go on from what is kept here to this round.
     """
-    replica = Replica(prepared.server.replay)
+    replica = Replica(prepared.server)
     if "state" in asked.blobs:
-        replica.receive(asked.round, *decode_broadcast(asked.blobs["state"]))
+        params, told, carried = decode_broadcast(asked.blobs["state"])
+        if not prepared.config.download.by_records:
+            return RunState(asked.round - 1, params), told
+        replica.receive(asked.round, params, carried)
     else:
         first = RunState(0, prepared.task.params) if prepared.config.download.by_sums else None
         replica.state = ledger.followed(asked.run) or first
@@ -251,7 +259,7 @@ def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> RunState:
     assert replica.state is not None
     if replica.state.round != asked.round - 1:
         raise ProtocolError(f"for round {asked.round} came records up to {replica.state.round}")
-    return replica.state
+    return replica.state, replica.held()[1]
 
 
 def check_leaving(prepared: Prepared, order: Order, payload: bytes, site: SiteSettings) -> None:

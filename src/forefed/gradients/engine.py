@@ -64,12 +64,13 @@ class GradientEngine(Choice):
         projects = "unless codec.kind = 'scalars' projects its gradient"
         if self.shared and not slopes:
             yield f"engine.shared: an exact engine has no directions to share {projects}"
-        if self.shared and config.codec.sends_slopes and not config.client.linear:
+        bent = any(m.bends_steps for m in config.modifiers)
+        if self.shared and config.codec.sends_slopes and (bent or not config.client.linear):
             yield (
                 "engine.shared with codec.kind = 'scalars' averages slopes before anything is "
                 "rebuilt, which is exact for plain gradient steps only; set client.optimiser.kind "
-                "= 'sgd' without momentum and weight decay and client.proximal = 0, or codec.kind "
-                "= 'dense'"
+                "= 'sgd' without momentum and weight decay, without the modifier 'proximal', or "
+                "codec.kind = 'dense'"
             )
         if self.pool is not None and not slopes:
             yield f"engine.pool: an exact engine has no directions to draw {projects}"
@@ -147,7 +148,7 @@ class SlopeEngine(GradientEngine):
     Unbiased at the same cost and a little less noisy; that many times more slopes."""
     candidates: Annotated[int, Field(ge=1, le=1000)] = 1
     """Of so many directions the one is walked that points most along the last global update
-    (FwdLLM; needs memo.kind = "last_update"); the estimate is freed of the bias."""
+    (FwdLLM; needs the modifier "last_update"); the estimate is freed of the bias."""
 
     rehearse: bool | Literal["auto"] = "auto"
     """The same slopes by one backward pass and its products with the directions. Passes and memory
@@ -175,10 +176,10 @@ class SlopeEngine(GradientEngine):
                 "engine.directions = 'all' walks along unit vectors, so there is nothing to "
                 "choose; give a number, or leave engine.candidates and engine.pool alone"
             )
-        if self.candidates > 1 and config.memo.kind != "last_update":
+        if self.candidates > 1 and all(m.kind != "last_update" for m in config.modifiers):
             yield (
-                "engine.candidates are compared with the last global update; set memo.kind = "
-                "'last_update'"
+                "engine.candidates are compared with the last global update; add 'last_update' to "
+                "modifiers"
             )
         if self.candidates > 1 and self.law != "gauss16":
             yield (

@@ -12,7 +12,8 @@ import torch
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
-from forefed.core.types import Order, Params, ServerState, Update
+from forefed.core.states import State
+from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.local.groups import Group, groups_of, rebuild
 from forefed.local.training import Trainer, advance
 
@@ -29,13 +30,14 @@ def replay(trainer: Trainer, order: Order, update: Update) -> Update:
         return update
     groups = check_slopes(trainer, order, update)
     start = params = trees.pick(order.params, order.assigned)
-    state: ServerState = {}
+    ctx = ClientContext(order=order, head=trainer.task.head)
+    states: dict[str, State] = {}
     last: Params = {}
     steps = max((len(x) for x in update.slopes.values()), default=0)
     for step in range(steps):
         slopes = {name: x[step] for name, x in update.slopes.items()}
         last = grad = rebuild(slopes, groups, params, step)
-        params, state = advance(trainer.settings, start, params, state, grad, trainer.task.head)
+        params, states = advance(trainer, ctx, params, states, grad, step)
     if not trees.all_finite(params):
         raise ProtocolError(f"client {order.client}: the replayed parameters are not finite")
     return replace(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -26,14 +26,16 @@ from forefed.core import trees
 from forefed.core.keys import Secret
 from forefed.core.settings import Choice, Slot
 from forefed.core.sizes import parse_bytes
+from forefed.core.states import State, States, flat, keep, of_flat
 from forefed.core.types import (
     Batch,
+    ClientContext,
     ClientState,
     Estimate,
     LossFn,
     Order,
     Params,
-    ServerState,
+    Unit,
     Update,
 )
 from forefed.data.examples import ClientData, Indices
@@ -42,9 +44,13 @@ from forefed.gradients.engine import SlopeEngine
 from forefed.gradients.memory import measure_peak
 from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
 from forefed.models.prefix import FrozenPrefix
+from forefed.modifiers import Modifier
 from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
-from forefed.transforms import Transform
+from forefed.sharing import Everything, Sharing
 from forefed.wire import Codec
+
+OPTIMIZER, PRIVATE = "optimizer", "private"
+"""Owners of a client's state: its optimiser's moments, the parameters that it keeps to itself."""
 
 
 class LocalTraining(Choice):
@@ -61,9 +67,6 @@ class LocalTraining(Choice):
     optimiser: Annotated[SerializeAsAny[Optimiser], Slot(OPTIMISERS, "how does a client step?")] = (
         AdamW()
     )
-    proximal: Annotated[float, Field(ge=0)] = 0.0
-    """mu of FedProx: every step's gradient gets mu (w - w_start) added, exactly and whatever the
-    engine, which holds a client back from drifting off. The logged loss is without it."""
     keep_optimiser: bool = False
     """Keep the optimiser's moments at the client between its rounds (published: dropped)."""
     prefix_cache: Literal["off", "ram", "disk", "kept"] = "ram"
@@ -77,19 +80,14 @@ class LocalTraining(Choice):
 
     @property
     def linear(self) -> bool:
-        """Does nothing but a fixed multiple of the gradient move a client's parameters?"""
-        return self.optimiser.linear and not self.proximal
+        """Is a step a fixed multiple of the gradient that the optimiser is given?"""
+        return self.optimiser.linear
 
     def conflicts(self, config: Any) -> Iterator[str]:
         if self.keep_optimiser and config.codec.sends_slopes:
             yield (
                 "client.keep_optimiser: the server cannot replay moments that stay at the client; "
                 "use codec.kind = 'dense', or drop the moments"
-            )
-        if self.proximal > 0 and self.max_steps == 1:
-            yield (
-                "client.proximal pulls back to where a client started, and its first step starts "
-                "there; allow more steps (client.max_steps), or drop it"
             )
 
 
@@ -102,6 +100,9 @@ class TaskView:
     loss_recomputed: LossFn
     head: frozenset[str]
     prefix: FrozenPrefix | None = None
+    units: tuple[Unit, ...] = ()
+    first: Params = field(default_factory=dict)
+    """The run's first values, at which what a client keeps for itself begins."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class Trainer:
     engine: GradientEngine
     codec: Codec
     task: TaskView
-    transforms: tuple[Transform, ...] = ()
+    modifiers: tuple[Modifier, ...] = ()
+    sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
     measure: bool = False
     """Measure the peak memory of the first step (metric ``peak_bytes``)."""
 
@@ -148,6 +150,14 @@ class Trainer:
         Returns:
             The update (old - new, or slopes) and the state to keep.
         """
+        states = of_flat(state)
+        shared, private = order.assigned, self.private(order.round)
+        if private:
+            own = {n: states.get(PRIVATE, {}).get(n, self.task.first[n]) for n in private}
+            order = replace(
+                order, params={**order.params, **own}, assigned=(*order.assigned, *private)
+            )
+        ctx = ClientContext(order=order, own=secret, head=self.task.head)
         params = start = trees.pick(order.params, order.assigned)
         base = self.task.loss_recomputed if self.engine.recomputes else self.task.loss
         prefix = self.task.prefix
@@ -155,7 +165,6 @@ class Trainer:
             base = prefix.loss(base, order.assigned, recurring=self.settings.epochs > 1)
         loss = AssignedLoss(base, order.params)
         groups = groups_of(self.engine, self.codec, order, self.task.head)
-        moments: ServerState = dict(state) if self.settings.keep_optimiser else {}
         log, clamp = StepLog(), RunningClamp(self.engine)
         for step, indices in enumerate(self.batches(order, data)):
             batch = data.examples.batch(indices, dropout=order.key.fold("dropout", step))
@@ -163,17 +172,27 @@ class Trainer:
             slopes, exact = self.split(estimate, groups, params, step)
             grad = {**exact, **rebuild(slopes, groups, params, step)}
             log.add(estimate, slopes, batch.size, len(grad) == len(params), grad)
-            params, moments = advance(self.settings, start, params, moments, grad, self.task.head)
+            params, states = advance(self, ctx, params, states, grad, step)
         n_examples = min(len(data.train), log.seen)
         metrics = {**log.metrics(), "clamped": float(clamp.count)}
-        kept = moments if self.settings.keep_optimiser else state
         if self.codec.sends_slopes:
-            sent = log.stacked(list(groups))
-            return Update(order.client, n_examples, None, sent, metrics), kept
-        change = trees.subtract(start, params)
-        for transform in self.transforms:
-            change = transform.client(change)
-        return Update(order.client, n_examples, change, None, metrics), kept
+            update = Update(order.client, n_examples, None, log.stacked(list(groups)), metrics)
+        else:
+            delta = trees.subtract(trees.pick(start, shared), params)
+            update = Update(order.client, n_examples, delta, None, metrics)
+        for modifier in self.modifiers:
+            update, own = modifier.on_send(update, states.get(modifier.owner, {}), ctx)
+            states = keep(states, modifier.owner, own)
+        if private:
+            states = keep(states, PRIVATE, trees.pick(params, private))
+        if not self.settings.keep_optimiser:
+            states = keep(states, OPTIMIZER, {})
+        return update, flat(states)
+
+    def private(self, round: int) -> tuple[str, ...]:
+        """The parameters that a client trains for itself in this round, in the order of use."""
+        names = self.sharing.split(self.task.units, round).private
+        return tuple(n for unit in self.task.units for n in unit.params if n in names)
 
     def estimate(
         self,
@@ -270,23 +289,24 @@ class StepLog:
 
 
 def advance(
-    settings: LocalTraining,
-    start: Params,
+    trainer: Trainer,
+    ctx: ClientContext,
     params: Params,
-    state: ServerState,
+    states: States,
     grad: Params,
-    head: frozenset[str],
-) -> tuple[Params, ServerState]:
-    """One local step, at the client and in the server's replay alike; a non-finite one is none.
-
-    ``start`` are the parameters before the round's first step, which a proximal term pulls to.
-    """
+    step: int,
+) -> tuple[Params, dict[str, State]]:
+    """One local step, at the client and in the server's replay alike; a non-finite one is none."""
+    new = dict(states)
     if not trees.all_finite(grad):
-        return params, state
-    if settings.proximal:
-        grad = {n: g + settings.proximal * (params[n] - start[n]) for n, g in grad.items()}
-    state, params = settings.optimiser.step(state, params, grad, head)
-    return params, state
+        return params, new
+    for modifier in trainer.modifiers:
+        grad, own = modifier.on_step(grad, params, new.get(modifier.owner, {}), ctx, step)
+        if own:
+            new[modifier.owner] = own
+    moments = new.get(OPTIMIZER, {})
+    new[OPTIMIZER], params = trainer.settings.optimiser.step(moments, params, grad, ctx.head)
+    return params, new
 
 
 class RunningClamp:

@@ -177,7 +177,15 @@ def assemble(
         measure: record the peak memory of a step, which costs a tenth of a second a round.
         answer: how clients answer questions beside training (start/answer.py).
         frozen: parameters that nobody trains.
+
+    Raises:
+        UserError: nothing would be private in a run that is to keep something so.
     """
+    if config.sharing.personal and not config.sharing.split(model.units, 1).private:
+        raise UserError(
+            f"sharing.kind = '{config.sharing.kind}': this model has none of the parameters that "
+            "clients would keep to themselves; set sharing.kind = 'everything'"
+        )
     server = make_server(config, model, trainer_of)
     server = replace(server, secret=secret.fold("server"))
     if transport is None:
@@ -206,6 +214,7 @@ def assemble(
         config.download.by_records,
         config.cohort_min,
         config.over_select,
+        config.sharing,
     )
     return star, transport
 
@@ -228,12 +237,15 @@ def answers(config: Config, task: Task, prefix: FrozenPrefix | None) -> Answers:
 def task_view(config: Config, task: Task, spare: int | None) -> TaskView:
     """What training needs of a task. ``spare``: bytes that a client's budget leaves beside it
     (None: no budget)."""
-    return TaskView(task.loss, task.loss_recomputed, task.head, _prefix(config, task, spare))
+    prefix = _prefix(config, task, spare)
+    return TaskView(task.loss, task.loss_recomputed, task.head, prefix, task.units, task.params)
 
 
 def make_trainer(config: Config, view: TaskView, engine: GradientEngine) -> Trainer:
     """A client's half of the run."""
-    return Trainer(config.client, engine, config.codec, view, tuple(config.transforms))
+    return Trainer(
+        config.client, engine, config.codec, view, tuple(config.modifiers), config.sharing
+    )
 
 
 def make_server(config: Config, model: Model, trainer_of: Callable[[int], Trainer]) -> Server:
@@ -241,11 +253,11 @@ def make_server(config: Config, model: Model, trainer_of: Callable[[int], Traine
     slots: dict[str, Any] = {
         "key": Key(config.seed),
         "head": model.head,
-        "rule": config.rule,
+        "aggregator": config.aggregator,
         "optimiser": config.server,
-        "transforms": config.transforms,
+        "modifiers": config.modifiers,
+        "units": model.units,
         "rate": _server_rate(config),
-        "memo": config.memo,
         "collect": config.collect,
         "averages_slopes": config.codec.sends_slopes and config.engine.shared,
     }
@@ -266,7 +278,7 @@ def _replica(config: Config, model: Model, server: Server) -> Replica | None:
     """What the clients keep; with a pool of directions they begin with the run's first values."""
     if not config.download.by_records:
         return None
-    return Replica(server.replay, RunState(0, model.params) if config.download.by_sums else None)
+    return Replica(server, RunState(0, model.params) if config.download.by_sums else None)
 
 
 def _prefix(config: Config, task: Task, spare: int | None) -> FrozenPrefix | None:

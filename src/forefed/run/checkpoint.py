@@ -26,7 +26,7 @@ from forefed.run.inprocess import ClientStore
 from forefed.run.state import RunState, below
 from forefed.wire.records import RecordLog
 
-FORMAT = "2"
+FORMAT = "3"
 FILE = "checkpoint.safetensors"
 BEST = "checkpoint-best.safetensors"
 """The parameters alone, of the best evaluation so far."""

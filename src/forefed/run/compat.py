@@ -32,6 +32,10 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         "memory: the shares of the groups must sum to 1",
     ),
     Exclusion(
+        lambda c: len({m.kind for m in c.modifiers}) < len(c.modifiers),
+        "modifiers: the same one twice keeps one state under one name; give it once",
+    ),
+    Exclusion(
         lambda c: c.cohort_min > c.cohort,
         "cohort_min is more than the cohort, so every round would be abandoned; lower it",
     ),

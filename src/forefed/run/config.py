@@ -14,9 +14,9 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from forefed.aggregate import RULES, Mean, Rule
+from forefed.aggregate import AGGREGATORS, Aggregator, Mean
 from forefed.assign import ASSIGNS, Assign, Contiguous
 from forefed.collect import COLLECTS, Collect, EveryRound
 from forefed.core.errors import UserError, nearest
@@ -29,13 +29,15 @@ from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.forward import Forward
 from forefed.guard import GUARDS, Guard, NoGuard
 from forefed.local import CLIENTS, LocalTraining
-from forefed.memo import MEMOS, Memo, Nothing
 from forefed.models.adapters import ADAPTERS, Adapter, TinyLora
 from forefed.models.settings import ModelSettings
+from forefed.modifiers import MODIFIERS, Modifier
 from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
+from forefed.run.former import FORMER, present
+from forefed.sharing import SHARINGS, Sharing
+from forefed.sharing import Everything as AllShared
 from forefed.start import STARTS, NoStart, Start
 from forefed.strategies import STRATEGIES, Strategy, strategy
-from forefed.transforms import TRANSFORMS, Transform
 from forefed.wire import CODECS, DOWNLOADS, Codec, Dense, DenseDownload, Download
 
 E = TypeVar("E")
@@ -118,9 +120,12 @@ class Config(Settings):
     client: Annotated[
         SerializeAsAny[LocalTraining], Slot(CLIENTS, "what does a client do with it?")
     ] = LocalTraining()
-    transforms: Annotated[
-        tuple[SerializeAsAny[Transform], ...],
-        Slot(TRANSFORMS, "what happens to an update on its way?", many=True),
+    sharing: Annotated[
+        SerializeAsAny[Sharing], Slot(SHARINGS, "which parameters travel, which stay private?")
+    ] = AllShared()
+    modifiers: Annotated[
+        tuple[SerializeAsAny[Modifier], ...],
+        Slot(MODIFIERS, "what happens to steps, updates and the aggregate?", many=True),
     ] = ()
     codec: Annotated[SerializeAsAny[Codec], Slot(CODECS, "what bytes travel up?")] = Dense()
     download: Annotated[SerializeAsAny[Download], Slot(DOWNLOADS, "what bytes travel down?")] = (
@@ -129,13 +134,12 @@ class Config(Settings):
     collect: Annotated[
         SerializeAsAny[Collect], Slot(COLLECTS, "when has the server heard enough to move?")
     ] = EveryRound()
-    rule: Annotated[SerializeAsAny[Rule], Slot(RULES, "how do many updates become one?")] = Mean()
+    aggregator: Annotated[
+        SerializeAsAny[Aggregator], Slot(AGGREGATORS, "how do many updates become one?")
+    ] = Mean()
     server: Annotated[
         SerializeAsAny[Optimiser], Slot(OPTIMISERS, "how does the server move along it?")
     ] = Sgd()
-    memo: Annotated[SerializeAsAny[Memo], Slot(MEMOS, "what does the server tell of the past?")] = (
-        Nothing()
-    )
     start: Annotated[
         SerializeAsAny[Start], Slot(STARTS, "what does the first round begin from?")
     ] = NoStart()
@@ -150,6 +154,11 @@ class Config(Settings):
     memory: Annotated[tuple[Budget, ...], BeforeValidator(lambda x: _budgets(x)), SERVER_ONLY] = ()
     """For ``engine.kind = "auto"``: one size for all clients ("2GB"), or groups
     (``[{budget = "150MB", share = 0.5}, ...]``), each client belonging to one for good."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _present(cls, raw: Any) -> Any:
+        return present(raw)
 
     @property
     def folder(self) -> Path:
@@ -218,7 +227,7 @@ def configure(
     raw = merge(canonical(base or {}, Config), canonical(read_toml(file), Config) if file else {})
     for item in sets:
         raw = merge(raw, canonical(assignment(item), Config))
-    unknown = [key for key in raw if key not in Config.model_fields]
+    unknown = [key for key in raw if key not in Config.model_fields and key not in FORMER]
     if unknown:
         raise UserError(
             f"{unknown[0]}: unknown setting; {nearest(unknown[0], Config.model_fields)}"
@@ -227,6 +236,14 @@ def configure(
     method = strategy(named.name)
     config = parse(Config, merge(_with_kinds(method.sections), raw))
     for section, kinds in method.fixed.items():
+        if SLOTS[section].many:
+            missing = {*kinds} - {choice.kind for choice in chosen(config, section)}
+            if missing:
+                raise UserError(
+                    f"{section}: without '{', '.join(missing)}' it would not be {method.name} any "
+                    "more; give it too"
+                )
+            continue
         kind = getattr(config, section).kind
         if kind not in kinds:
             raise UserError(

@@ -32,16 +32,29 @@ def evaluate_global(
 
 
 def evaluate_clients(
-    task: Task, params: Params, clients: Sequence[ClientData], batch_size: int
+    task: Task,
+    params: Params,
+    clients: Sequence[ClientData],
+    batch_size: int,
+    private: Sequence[Params] = (),
 ) -> Json:
     """The same on clients' own test splits: every example with equal weight, and how the metric
-    that decides spreads over the clients (``client_mean``, ``client_worst``, ``client_decile``)."""
-    each = [task.evaluate(params, c.examples, c.test, batch_size) for c in clients if len(c.test)]
+    that decides spreads over the clients (``client_mean``, ``client_worst``, ``client_decile``).
+
+    ``private``: what each of them keeps to itself, so that each is tested with its own model (the
+    split "personal" then); empty: all are tested with ``params``.
+    """
+    each = [
+        task.evaluate({**params, **own}, c.examples, c.test, batch_size)
+        for c, own in zip(clients, private or [{}] * len(clients), strict=True)
+        if len(c.test)
+    ]
     decides = task.objective.measures.decides
     found = [decides.of(scores(task.objective, sums)) for sums in each]
     values = [value for value in found if value is not None]
     total = scores(task.objective, merge(each)) if each else {"loss": math.nan, "n": 0}
-    return {"split": "clients", "clients": len(each), **total, **spread(values, decides.sign)}
+    split = "personal" if private else "clients"
+    return {"split": split, "clients": len(each), **total, **spread(values, decides.sign)}
 
 
 def spread(values: Sequence[float], sign: int) -> Json:

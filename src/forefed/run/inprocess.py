@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
+from forefed.core.states import below, flat, of_flat
 from forefed.core.types import (
     LOSS_REASONS,
     ClientContext,
@@ -26,6 +27,7 @@ from forefed.core.types import (
     Update,
 )
 from forefed.data.examples import ClientData
+from forefed.local.training import PRIVATE
 from forefed.run.replica import Replica
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
 
@@ -41,16 +43,16 @@ class ClientStore:
 
     states: dict[int, ClientState] = field(default_factory=dict)
 
+    def private(self, client: int) -> Params:
+        """The parameters that a client keeps to itself (none before its first round)."""
+        return below(self.states.get(client, {}), PRIVATE)
+
     def flat(self) -> Params:
-        return {f"{c}/{n}": x for c, state in self.states.items() for n, x in state.items()}
+        return flat({str(c): state for c, state in self.states.items()})
 
     @staticmethod
     def unflat(tensors: Params) -> ClientStore:
-        states: dict[int, ClientState] = {}
-        for name, x in tensors.items():
-            client, _, rest = name.partition("/")
-            states.setdefault(int(client), {})[rest] = x
-        return ClientStore(states)
+        return ClientStore({int(c): state for c, state in of_flat(tensors).items()})
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ class InProcess:
             if order.missed is None and received is None:
                 # one broadcast a round: encoded once, counted for every client
                 broadcast = encode_broadcast(order)
-                received = decode_broadcast(broadcast)[:2]
+                params, told, _ = decode_broadcast(broadcast)
+                received = params, told if kept is None else kept[1]
             held = received if order.missed is None else kept
             assert held is not None, "records are sent to clients that a replica stands for"
             message = encode_order(order)
@@ -138,16 +141,16 @@ class InProcess:
             yield Reply(round, client, payload, len(question))
 
     def kept(self, orders: Sequence[Order]) -> tuple[Params, Params] | None:
-        """Parameters and memo that clients hold once they have followed their records."""
+        """Parameters and broadcast that clients hold once they have followed their records."""
         if self.replica is None or not orders:
             return None
         missed = next((o.missed for o in orders if o.missed is not None), None)
         if missed is not None:
             self.replica.catch_up(missed)
         else:
-            self.replica.receive(orders[0].round, *decode_broadcast(encode_broadcast(orders[0])))
-        assert self.replica.state is not None
-        return self.replica.state.params, self.replica.state.memo
+            params, _, carried = decode_broadcast(encode_broadcast(orders[0]))
+            self.replica.receive(orders[0].round, params, carried)
+        return self.replica.held()
 
     def fault(self, order: Order) -> LossReason | None:
         """The kind of loss that strikes this order, if any."""

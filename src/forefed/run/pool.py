@@ -21,6 +21,7 @@ import torch
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
+from forefed.core.states import keep
 from forefed.core.types import Order, Params, ServerState, Update
 from forefed.gradients.chosen import PooledDirections
 from forefed.local import Trainer, check_slopes
@@ -54,7 +55,7 @@ class PooledServer(Server):
     steps: Optimiser = field(kw_only=True)
 
     def move(self, state: RunState, change: Params) -> tuple[ServerState, Params]:
-        former = below(state.server, SUMS)
+        former = below(state.of("optimizer"), SUMS)
         sums = {g: former[g] + x if g in former else x for g, x in change.items()}
         return self.at({**former, **sums})
 
@@ -80,7 +81,7 @@ class PooledServer(Server):
         none = {
             g: torch.zeros(_pooled(x).pool, dtype=torch.float64) for g, x in self.groups.items()
         }
-        sums = {**none, **below(state.server, SUMS)}
+        sums = {**none, **below(state.of("optimizer"), SUMS)}
         whole = encode_record(RoundRecord(state.round, (), sums), self.first)
         missed = state.log.missed(client)
         return whole if missed is None or len(missed) >= len(whole) else missed
@@ -90,7 +91,8 @@ class PooledServer(Server):
         if not record.sums:
             return super().replay(state, record)
         server, params = self.at(record.sums)
-        return replace(state, round=record.round, server=server, params=params)
+        states = keep(state.states, "optimizer", server)
+        return replace(state, round=record.round, states=states, params=params)
 
 
 def pooled_groups(trainer: Trainer, run: int, params: Params) -> dict[str, Group]:

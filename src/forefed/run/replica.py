@@ -6,26 +6,26 @@ them; what each of them would have received to get there is counted for each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
+from forefed.run.server import Server
 from forefed.run.state import RunState
-from forefed.wire.records import RoundRecord, decode_records
+from forefed.wire.records import decode_records
 
 
 @dataclass
 class Replica:
-    """``follow`` is ``Server.replay``. ``state`` changes in place; None before the first visit."""
+    """``server`` does what the server did. ``state`` changes in place; None before the first
+    visit."""
 
-    follow: Callable[[RunState, RoundRecord], RunState]
+    server: Server
     state: RunState | None = None
 
-    def receive(self, round: int, params: Params, memo: Params, carried: Params) -> None:
-        """Start from what the server broadcast at the beginning of this round."""
+    def receive(self, round: int, params: Params, carried: Params) -> None:
+        """Start from what the server sent at the beginning of this round."""
         flat = {f"params/{n}": x for n, x in params.items()}
-        flat |= {f"memo/{n}": x for n, x in memo.items()}
         self.state = RunState.of_flat(round - 1, {**flat, **carried})
 
     def catch_up(self, missed: bytes) -> None:
@@ -40,4 +40,9 @@ class Replica:
             )
         for record in decode_records(missed, self.state.params):
             if record.round > self.state.round:
-                self.state = self.follow(self.state, record)
+                self.state = self.server.replay(self.state, record)
+
+    def held(self) -> tuple[Params, Params]:
+        """Parameters and broadcast, as a client has them that is up to date."""
+        assert self.state is not None, "it has received the parameters, or begun with them"
+        return self.state.params, self.server.broadcast(self.state)

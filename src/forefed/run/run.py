@@ -371,12 +371,18 @@ def _evaluate(federation: Federation, folder: Path, state: RunState, told: Told)
     lines = [line]
     if details:
         write_json(folder / record.DETAILS, {"round": state.round, **details})
-    if settings.clients:
+    personal = federation.config.sharing.personal and federation.secrecy != "system"
+    count = settings.clients or (federation.config.cohort if personal else 0)
+    if count:
         population = federation.data.population
         key = Key(federation.config.seed).fold("evaluate", state.round)
-        chosen = key.choice(population.size, min(settings.clients, population.size))
+        chosen = key.choice(population.size, min(count, population.size))
         clients = [population.client(c) for c in chosen]
-        lines.append(evaluate_clients(task, state.params, clients, settings.batch_size))
+        if settings.clients:
+            lines.append(evaluate_clients(task, state.params, clients, settings.batch_size))
+        if personal:
+            own = [federation.transport.store.private(c) for c in chosen]
+            lines.append(evaluate_clients(task, state.params, clients, settings.batch_size, own))
     for line in lines:
         record.append(folder, record.EVALUATIONS, {"round": state.round, **line})
         told("evaluated", {"round": state.round, **line})

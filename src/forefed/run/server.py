@@ -7,25 +7,35 @@ the server's, so both hold the same bits (DeComFL, arXiv 2405.15861).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from forefed.aggregate import Mean, Rule, aggregate
+from forefed.aggregate import Aggregator, Mean
+from forefed.aggregate.aggregator import Metrics
 from forefed.collect import Collect, EveryRound
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key, Secret
-from forefed.core.types import Json, Order, Params, ServerState, Update
-from forefed.memo import Memo, Nothing
+from forefed.core.states import State, keep
+from forefed.core.types import (
+    Contribution,
+    Json,
+    Order,
+    Params,
+    ServerContext,
+    ServerState,
+    Unit,
+    Update,
+)
+from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
-from forefed.run.state import RunState, waiting
-from forefed.transforms import Transform
+from forefed.run.state import RunState
 from forefed.wire.records import Entry, RoundRecord
 
 Rebuild = Callable[[Order, Update], Update]
-"""Slopes -> ``grad`` and ``last`` (local/replay.py)."""
+"""Slopes -> ``grad``, ``last`` and ``variance`` (run/build.py)."""
 
 
 def _as_it_is(order: Order, update: Update) -> Update:
@@ -42,30 +52,32 @@ class Finished:
     """Of every answer that counted {client, norm, cosine}: its length, and its angle to the
     aggregate over what it trained (None: nothing moved, or one of them is zero). With shared
     directions both are those of the slopes."""
+    metrics: Metrics = field(default_factory=dict)
+    """What the aggregator counted."""
 
 
 @dataclass(frozen=True)
 class Server:
     """The server's slots.
 
-    ``averages_slopes``: clients share their directions and send slopes, so ``rule`` runs over
+    ``averages_slopes``: clients share their directions and send slopes, so the aggregator runs over
     slopes, and what it makes of them is rebuilt once. Exact for plain gradient steps at the
     clients, which are linear in the slopes.
     """
 
     key: Key
     head: frozenset[str]
-    rule: Rule
+    aggregator: Aggregator
     optimiser: Optimiser
-    transforms: Sequence[Transform] = ()
+    modifiers: Sequence[Modifier] = ()
     rate: Callable[[int], float] = lambda _: 1.0
     """Factor on the optimiser's learning rates in round r (r counts from 1)."""
-    memo: Memo = Nothing()  # noqa: RUF009 (frozen)
     collect: Collect = EveryRound()  # noqa: RUF009 (frozen)
     rebuild: Rebuild = _as_it_is
     averages_slopes: bool = False
     secret: Secret | None = None
     """What the server alone draws from (a client that follows by records has none)."""
+    units: Sequence[Unit] = ()
 
     def finish(
         self, state: RunState, orders: Mapping[int, Order], updates: Iterable[Update]
@@ -78,12 +90,14 @@ class Server:
             if u.slopes is not None
         ]
         if not self.averages_slopes:
-            after, total = self.apply(state, heard)
+            after, contributions, total, metrics = self.apply(state, heard)
             record = RoundRecord(state.round + 1, tuple(entries))
-            return Finished(after, record, contributions(heard, total))
-        rule_state, averaged, along = average_slopes(self.rule, state.rule, entries)
+            return Finished(after, record, described(contributions, total), metrics)
+        ctx = self.context(state, tuple(u.client for u in heard))
+        kept, averaged, told = average_slopes(self.aggregator, state.of("aggregator"), entries, ctx)
         record = RoundRecord(state.round + 1, tuple(averaged))
-        return Finished(self.replay(replace(state, rule=rule_state), record), record, along)
+        with_rule = replace(state, states=keep(state.states, "aggregator", kept))
+        return Finished(self.replay(with_rule, record), record, told)
 
     def replay(self, state: RunState, record: RoundRecord) -> RunState:
         """The state after the round that was recorded.
@@ -94,9 +108,10 @@ class Server:
         if record.round != state.round + 1 or record.sums:
             raise ProtocolError(f"a record of round {record.round} after round {state.round}")
         updates = []
+        told = self.broadcast(state)
         for entry in record.entries:
             order = Order(
-                self.key.value, record.round, entry.client, entry.assigned, state.params, state.memo
+                self.key.value, record.round, entry.client, entry.assigned, state.params, told
             )
             plain = Update(entry.client, entry.n_examples, None, entry.slopes)
             updates.append(self.rebuild(order, plain))
@@ -106,55 +121,106 @@ class Server:
         """What brings a client up to date that keeps the parameters; None: it needs them."""
         return state.log.missed(client)
 
-    def apply(self, state: RunState, updates: Sequence[Update]) -> tuple[RunState, Params | None]:
-        """The server's step, and the aggregate along which it went, once enough has been collected:
-        nothing moves that nobody trained."""
-        number = state.round + 1
-        all_updates = (*state.pending, *updates)
-        if not self.collect.enough(all_updates):
-            return replace(state, round=number, pending=tuple(map(waiting, all_updates))), None
-        rule = Mean(weights=self.rule.weights) if self.averages_slopes else self.rule
-        rule_state, change = aggregate(rule, state.rule, all_updates)
-        _, last = aggregate(rule, state.rule, [replace(u, grad=u.last) for u in all_updates])
-        for transform in reversed(self.transforms):
-            change = transform.server(change)
-        server_state, params = self.move(state, change)
-        memo = self.memo.after(state.memo, change, last)
-        after = replace(
-            state,
-            round=number,
-            params=params,
-            server=server_state,
-            rule=rule_state,
-            memo=memo,
-            pending=(),
-        )
-        return after, change
+    def broadcast(self, state: RunState) -> Params:
+        """What the modifiers tell the clients, by "kind/parameter name"."""
+        return {
+            f"{m.kind}/{name}": x
+            for m in self.modifiers
+            for name, x in m.broadcast(state.of(m.owner)).items()
+        }
 
-    def move(self, state: RunState, change: Params) -> tuple[ServerState, Params]:
+    def context(self, state: RunState, cohort: tuple[int, ...]) -> ServerContext:
+        """What the parts of the server may read of the round after ``state``."""
+        number = state.round + 1
+        return ServerContext(
+            round=number,
+            key=self.key.fold("server", number),
+            own=None if self.secret is None else self.secret.fold(number),
+            units=self.units,
+            params=state.params,
+            cohort=cohort,
+            previous=state.of("previous"),
+        )
+
+    def apply(
+        self, state: RunState, updates: Sequence[Update]
+    ) -> tuple[RunState, Sequence[Contribution], Params | None, Metrics]:
+        """The server's step, once enough has been collected: nothing moves that nobody trained.
+
+        Returns:
+            The new state, this round's contributions as they were aggregated, the aggregate (None:
+            the server waits for more) and the aggregator's numbers.
+        """
+        ctx = self.context(state, tuple(u.client for u in updates))
+        states = dict(state.states)
+        fresh = [contribution(u) for u in updates]
+        for modifier in reversed(self.modifiers):
+            fresh = [receive(modifier, c, states, ctx) for c in fresh]
+        collected = (*state.pending, *fresh)
+        if not self.collect.enough(collected):
+            waiting = replace(state, round=ctx.round, states=states, pending=collected)
+            return waiting, fresh, None, {}
+        ordered = sorted((c for c in collected if c.weight > 0), key=lambda c: c.client)
+        # slopes of one record are aggregated already; what is left are different parameters
+        rule = self.aggregator if not self.averages_slopes else _over_parts(self.aggregator)
+        if any(m.reads_last for m in self.modifiers):
+            last, _, _ = rule([replace(c, delta=c.last_gradient) for c in ordered], {}, ctx)
+            ctx = replace(ctx, last_gradient=last)
+        total, kept, metrics = rule(ordered, state.of("aggregator"), ctx)
+        states = keep(states, "aggregator", kept)
+        if self.aggregator.remembers:
+            states = keep(states, "previous", {**state.of("previous"), **total})
+        for modifier in reversed(self.modifiers):
+            total, own = modifier.on_aggregate(total, states.get(modifier.owner, {}), ctx)
+            states = keep(states, modifier.owner, own)
+        moments, params = self.move(state, total)
+        states = keep(states, "optimizer", moments)
+        after = replace(state, round=ctx.round, params=params, states=states, pending=())
+        return after, fresh, total, metrics
+
+    def move(self, state: RunState, total: Params) -> tuple[ServerState, Params]:
         """The optimiser's state and the parameters after a step along the aggregate."""
         optimiser = self.optimiser.scaled(self.rate(state.round + 1))
-        return optimiser.step(state.server, state.params, change, self.head)
+        return optimiser.step(state.of("optimizer"), state.params, total, self.head)
 
 
-def contributions(updates: Iterable[Update], total: Params | None) -> tuple[Json, ...]:
-    """{client, norm, cosine} of every update, against the aggregate."""
+def contribution(update: Update) -> Contribution:
+    """An update, rebuilt where it came as slopes, as it is aggregated."""
+    assert update.grad is not None, "updates are rebuilt before they are aggregated"
+    return Contribution(update.client, update.n_examples, update.grad, update.variance, update.last)
+
+
+def receive(
+    modifier: Modifier, c: Contribution, states: dict[str, State], ctx: ServerContext
+) -> Contribution:
+    """One contribution through a modifier's server half, whose new state goes to ``states``."""
+    c, own = modifier.on_receive(c, states.get(modifier.owner, {}), ctx)
+    if own:
+        states[modifier.owner] = own
+    return c
+
+
+def _over_parts(aggregator: Aggregator) -> Aggregator:
+    return aggregator if isinstance(aggregator, Mean) else Mean()
+
+
+def described(contributions: Iterable[Contribution], total: Params | None) -> tuple[Json, ...]:
+    """{client, norm, cosine} of every contribution, against the aggregate."""
     told = []
-    for update in updates:
-        delta = update.grad or {}
-        norm = trees.norm(delta)
+    for c in contributions:
+        norm = trees.norm(c.delta)
         cosine = None
         if total is not None:
-            along = trees.pick(total, delta)
+            along = trees.pick(total, c.delta)
             length = norm * trees.norm(along)
-            cosine = trees.dot(delta, along) / length if length else None
-        told.append({"client": update.client, "norm": norm, "cosine": cosine})
+            cosine = trees.dot(c.delta, along) / length if length else None
+        told.append({"client": c.client, "norm": norm, "cosine": cosine})
     return tuple(told)
 
 
 def average_slopes(
-    rule: Rule, state: ServerState, entries: Sequence[Entry]
-) -> tuple[ServerState, list[Entry], tuple[Json, ...]]:
+    aggregator: Aggregator, state: State, entries: Sequence[Entry], ctx: ServerContext
+) -> tuple[State, list[Entry], tuple[Json, ...]]:
     """One entry out of all that walked along the same directions over the same parameters.
 
     Slopes along shared directions are those of the mean loss once they are averaged. A client with
@@ -169,9 +235,9 @@ def average_slopes(
     told: list[Json] = []
     for some in alike.values():
         steps = max(len(x) for e in some for x in e.slopes.values())
-        slopes = [Update(e.client, e.n_examples, _padded(e.slopes, steps)) for e in some]
-        state, mean = aggregate(rule, state, slopes)
-        told += contributions(slopes, mean)
+        slopes = [Contribution(e.client, e.n_examples, _padded(e.slopes, steps)) for e in some]
+        mean, state, _ = aggregator(slopes, state, replace(ctx, units=()))
+        told += described(slopes, mean)
         total = sum(e.n_examples for e in some)
         rounded = {group: x.to(torch.float32) for group, x in mean.items()}
         averaged.append(Entry(some[0].client, total, some[0].assigned, rounded))

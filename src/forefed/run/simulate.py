@@ -30,6 +30,7 @@ from forefed.local import TaskView
 from forefed.run.build import assemble, make_trainer
 from forefed.run.compat import check
 from forefed.run.config import Config, configure
+from forefed.run.inprocess import InProcess
 from forefed.run.star import RoundReport, RunState, Star
 
 Rows = Mapping[str, Tensor]
@@ -54,6 +55,12 @@ class Simulation:
     def params(self) -> Params:
         """The global parameters by name."""
         return self.state.params
+
+    def own(self, client: int) -> Params:
+        """The model of one client: the global one, with what it keeps to itself."""
+        transport = self.star.transport
+        assert isinstance(transport, InProcess), "all clients are in this process"
+        return {**self.params, **transport.store.private(client)}
 
     @property
     def losses(self) -> list[float]:
@@ -181,7 +188,11 @@ def star_over(
     """The loop that ``simulate`` runs, for callers that go through it round by round."""
     model = OwnModel(params, tuple(_units(params, units, frozenset(head))), frozenset(head))
     whole = cast(LossFn, loss) if hasattr(loss, "weight") else OwnLoss(loss)
-    trainer = make_trainer(config, TaskView(whole, whole, model.head), config.engine.among(True))
+    trainer = make_trainer(
+        config,
+        TaskView(whole, whole, model.head, None, model.units, params),
+        config.engine.among(True),
+    )
     shares = [_share(i, rows) for i, rows in enumerate(clients)]
     secret = Secret.rehearsed(config.seed)
     star, _ = assemble(

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from forefed.assign import Assign
@@ -24,6 +24,7 @@ from forefed.core.keys import Key
 from forefed.core.types import Json, Lost, Order, Reply, Transport, Unit, Update
 from forefed.run.server import Finished, Server
 from forefed.run.state import RunState
+from forefed.sharing import Everything, Sharing
 from forefed.wire.records import encode_record
 
 DIGITS = 16  # of the digest that clients who follow compare: 64 bits tell of any drift
@@ -48,6 +49,8 @@ class RoundReport:
     """Answers that were dropped because they were fewer than the round needs."""
     record: bytes = b""
     """What the scalar log keeps of the round (nothing where tensors travel)."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the aggregator counted."""
     contributions: tuple[Json, ...] = ()
     """{client, norm, cosine} of every answer that counted (run/server.py)."""
 
@@ -90,6 +93,7 @@ class Star:
     """With fewer answers a round changes nothing."""
     over_select: float = 0.0
     """Clients asked beyond the cohort, as a share of it; the first answers count."""
+    sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
 
     def plan(self, state: RunState) -> dict[int, Order]:
         """The orders of the next round, by client."""
@@ -102,16 +106,19 @@ class Star:
             chosen = [chosen[i] for i in key.fold("arrival").permutation(len(chosen))]
         cohort = [members[i] for i in chosen]
         names = self.assign.names(self.units, len(cohort), key.fold("assign")) if cohort else []
+        split = self.sharing.split(self.units, number)
+        params = {n: x for n, x in state.params.items() if n not in split.private}
         carried = state.carried() if self.by_records else {}
+        told = self.server.broadcast(state)
         digest = trees.digest(state.params)[:DIGITS] if self.by_records else ""
         return {
             client: Order(
                 self.key.value,
                 number,
                 client,
-                assigned,
-                state.params,
-                state.memo,
+                tuple(n for n in assigned if n in split.shared),
+                params,
+                told,
                 carried,
                 self.server.missed(state, client) if self.by_records else None,
                 digest,
@@ -165,6 +172,7 @@ class Star:
             len(new_state.pending),
             abandoned,
             record,
+            done.metrics,
             done.contributions,
         )
         return self.remember(state, new_state, record, report.heard, report.failed), report

@@ -1,97 +1,75 @@
 """What the server carries from round to round, and the same as one dict of tensors.
 
 The flat form is what a checkpoint stores, and what a client needs beside the parameters to go on by
-records. Places: "params/...", "server/...", "rule/...", "memo/...", "pending/<number>/...".
+records. Places: "params/...", "pending/<number>/...", and the states by owner (core/states.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
-from forefed.core.types import Params, ServerState, Update
+from forefed.core.states import State, States, below, flat, of_flat
+from forefed.core.types import Contribution, Params
 from forefed.wire.records import RecordLog
+
+__all__ = ["RunState", "below"]
 
 
 @dataclass(frozen=True)
 class RunState:
     """Everything the server carries. ``round`` counts finished rounds.
 
-    ``pending``: updates that wait for more before the server moves; ``log``: what clients need to
-    catch up (only the server has it).
+    ``states``: what the server's parts keep, by owner ("optimizer", "aggregator",
+    "modifier.<kind>"); ``pending``: contributions that wait for more before the server moves;
+    ``log``: what clients need to catch up (only the server has it).
     """
 
     round: int
     params: Params
-    server: ServerState = field(default_factory=dict)
-    rule: ServerState = field(default_factory=dict)
-    memo: Params = field(default_factory=dict)
-    pending: tuple[Update, ...] = ()
+    states: States = field(default_factory=dict)
+    pending: tuple[Contribution, ...] = ()
     log: RecordLog = field(default_factory=RecordLog)
+
+    def of(self, owner: str) -> State:
+        """The state of one part; empty at first."""
+        return self.states.get(owner, {})
 
     def flat(self) -> Params:
         """All but ``round`` and ``log``."""
-        return {
-            f"{prefix}/{name}": x
-            for prefix, tree in (
-                ("params", self.params),
-                ("server", self.server),
-                ("rule", self.rule),
-                ("memo", self.memo),
-                ("pending", _flat_updates(self.pending)),
-            )
-            for name, x in tree.items()
-        }
+        pending = _flat_contributions(self.pending)
+        return flat({"params": self.params, **self.states, "pending": pending})
 
     def carried(self) -> Params:
-        """What a client needs beside parameters and memo to follow by records."""
-        return {n: x for n, x in self.flat().items() if not n.startswith(("params/", "memo/"))}
+        """What a client needs beside the parameters to follow by records."""
+        return {n: x for n, x in self.flat().items() if not n.startswith("params/")}
 
     @staticmethod
     def of_flat(round: int, tensors: Params) -> RunState:
         """The inverse of ``flat``."""
-        return RunState(
-            round,
-            below(tensors, "params"),
-            below(tensors, "server"),
-            below(tensors, "rule"),
-            below(tensors, "memo"),
-            _updates(below(tensors, "pending")),
-        )
+        states = of_flat(tensors)
+        params, pending = states.pop("params", {}), states.pop("pending", {})
+        return RunState(round, params, states, _contributions(pending))
 
 
-def below(tensors: Params, prefix: str) -> Params:
-    """The tensors whose place starts with ``prefix/``, without it."""
-    prefix += "/"
-    return {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
+def _flat_contributions(contributions: Sequence[Contribution]) -> State:
+    tensors: State = {}
+    for i, c in enumerate(contributions):
+        tensors[f"{i}/about"] = torch.tensor([c.client, int(c.weight)], dtype=torch.int64)
+        tensors |= {f"{i}/delta/{n}": x for n, x in c.delta.items()}
+        tensors |= {f"{i}/last/{n}": x for n, x in c.last_gradient.items()}
+        for name, v in c.noise.items():
+            tensors[f"{i}/noise/{name}"] = torch.tensor(v, dtype=torch.float64)
+    return tensors
 
 
-def waiting(update: Update) -> Update:
-    """Of an update what the server's step reads."""
-    return replace(update, slopes=None, metrics={})
-
-
-def _flat_updates(updates: Sequence[Update]) -> Params:
-    flat: Params = {}
-    for i, update in enumerate(updates):
-        flat[f"{i}/about"] = torch.tensor([update.client, update.n_examples], dtype=torch.int64)
-        for name, x in (update.grad or {}).items():
-            flat[f"{i}/grad/{name}"] = x
-        for name, x in update.last.items():
-            flat[f"{i}/last/{name}"] = x
-        for name, v in update.variance.items():
-            flat[f"{i}/variance/{name}"] = torch.tensor(v, dtype=torch.float64)
-    return flat
-
-
-def _updates(flat: Params) -> tuple[Update, ...]:
-    updates = []
-    for i in range(sum(1 for n in flat if n.endswith("/about"))):
-        tensors = below(flat, str(i))
-        client, n_examples = (int(x) for x in tensors["about"])
-        variance = {n: float(v) for n, v in below(tensors, "variance").items()}
-        grad, last = below(tensors, "grad"), below(tensors, "last")
-        updates.append(Update(client, n_examples, grad, variance=variance, last=last))
-    return tuple(updates)
+def _contributions(tensors: State) -> tuple[Contribution, ...]:
+    found = []
+    for i in range(sum(1 for n in tensors if n.endswith("/about"))):
+        own = below(tensors, str(i))
+        client, weight = (int(x) for x in own["about"])
+        noise = {n: float(v) for n, v in below(own, "noise").items()}
+        found.append(Contribution(client, weight, below(own, "delta"), noise, below(own, "last")))
+    return tuple(found)

@@ -35,7 +35,7 @@ BAFFLE = Strategy(
             "optimiser": {"kind": "sgd", "lr": 1.0},
         },
         "codec": {"kind": "scalars"},
-        "rule": {"kind": "mean"},
+        "aggregator": {"kind": "mean"},
         "server": {"kind": "adamw", "lr": 1e-3},
     },
     fixed={"assign": ("everything",), "engine": ("finite_difference",)},

@@ -31,7 +31,7 @@ DECOMFL = Strategy(
         "client": {"max_steps": 1, "optimiser": {"kind": "sgd", "lr": 0.1, "head_lr": 1.0}},
         "codec": {"kind": "scalars"},
         "download": {"kind": "scalars"},
-        "rule": {"kind": "mean"},
+        "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
     },
     fixed={"assign": ("everything",), "codec": ("scalars",)},

@@ -17,7 +17,7 @@ FEDAVG = Strategy(
         "engine": {"kind": "backprop"},
         "client": {"optimiser": {"kind": "adamw", "lr": 1e-3, "head_lr": 1e-2}},
         "codec": {"kind": "dense"},
-        "rule": {"kind": "mean"},
+        "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
     },
     fixed={"assign": ("everything",)},

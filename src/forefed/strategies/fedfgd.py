@@ -18,7 +18,7 @@ FEDFGD = Strategy(
         "engine": {"kind": "forward", "directions": 4},
         "client": {"optimiser": {"kind": "sgd", "lr": 1.0, "head_lr": 3.0}},
         "codec": {"kind": "dense"},
-        "rule": {"kind": "mean"},
+        "aggregator": {"kind": "mean"},
         "server": {"kind": "adam", "lr": 1e-2, "head_lr": 0.1},
     },
     fixed={"assign": ("everything",), "engine": ("forward",)},

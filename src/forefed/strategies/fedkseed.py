@@ -32,7 +32,7 @@ FEDKSEED = Strategy(
         "client": {"max_steps": 50, "epochs": 5, "optimiser": {"kind": "sgd", "lr": 1e-3}},
         "codec": {"kind": "scalars"},
         "download": {"kind": "pool"},
-        "rule": {"kind": "mean"},
+        "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
     },
     fixed={"assign": ("everything",), "codec": ("scalars",)},

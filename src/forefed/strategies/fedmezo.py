@@ -3,7 +3,7 @@ models" (arXiv 2402.05926): FedAvg with MeZO (arXiv 2305.17333) as the local opt
 
     client  one central difference of the loss along one random direction over everything that is
             trained, a plain step along it, for some local epochs            (engine, client)
-    server  averages by example count                                        (rule)
+    server  averages by example count                                        (aggregator)
 
 As published the head is perturbed together with the adapters, and drowns their signal;
 ``engine.head = "exact"`` gives it its own gradient and perturbs the adapters alone.
@@ -31,7 +31,7 @@ FEDMEZO = Strategy(
         },
         "client": {"optimiser": {"kind": "sgd", "lr": 1e-2}},
         "codec": {"kind": "dense"},
-        "rule": {"kind": "mean"},
+        "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
     },
     fixed={"assign": ("everything",), "engine": ("finite_difference",)},

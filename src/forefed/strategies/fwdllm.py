@@ -2,7 +2,7 @@
 perturbed inferences" (arXiv 2308.13894).
 
     client  of 10 candidate directions walks along the one nearest the last global update; slopes by
-            central differences of the loss                                  (engine, memo)
+            central differences of the loss                                  (engine, modifiers)
     server  collects answers at unchanged parameters until their mean is quiet enough   (collect)
     server  an AdamW step on that mean                                       (server)
 
@@ -36,10 +36,10 @@ FWDLLM = Strategy(
         },
         "client": {"max_steps": 1, "optimiser": {"kind": "sgd", "lr": 1.0}},
         "codec": {"kind": "scalars"},
-        "rule": {"kind": "mean"},
+        "aggregator": {"kind": "mean"},
         "server": {"kind": "adamw", "lr": 1e-3},
-        "memo": {"kind": "last_update"},
+        "modifiers": [{"kind": "last_update"}],
         "collect": {"kind": "variance"},
     },
-    fixed={"assign": ("everything",), "memo": ("last_update",)},
+    fixed={"assign": ("everything",), "modifiers": ("last_update",)},
 )

@@ -3,7 +3,7 @@
 the same averaged slopes.
 
     z = H^-1/2 u,  slope s = <gradient, z>,  w <- w - lr s z        (on average lr H^-1 gradient)
-    H <- (1 - nu) H + nu (s z)^2, from the last local step          (memo)
+    H <- (1 - nu) H + nu (s z)^2, from the last local step          (modifiers)
 
 The square of an estimate along K directions says little of one element's gradient while K is
 small: E[(s z)_i^2] = (|a|^2 + (K + 1) a_i^2) / (K H_i) with a = H^-1/2 gradient. Hence more
@@ -21,7 +21,7 @@ HISO = Strategy(
         **DECOMFL.sections,
         "engine": {**DECOMFL.sections["engine"], "directions": 32, "law": "gauss16"},
         "codec": {"kind": "scalars", "law": "gauss16"},
-        "memo": {"kind": "curvature"},
+        "modifiers": [{"kind": "curvature"}],
     },
-    fixed={**DECOMFL.fixed, "memo": ("curvature",)},
+    fixed={**DECOMFL.fixed, "modifiers": ("curvature",)},
 )

@@ -4,7 +4,7 @@ models" (NeurIPS 2024, arXiv 2405.15551), Algorithm 1.
     server  samples a cohort and splits the trainable units among it        (assign)
     client  perturbs its units only; one forward pass gives the slope       (engine)
             <gradient, direction>; steps along slope * direction            (client)
-    server  averages every unit over the clients that trained it, then      (rule)
+    server  averages every unit over the clients that trained it, then      (aggregator)
             applies an adaptive step to the units that were trained         (server)
 
 A client sends what its units have changed by, at four bits an element. With ``codec.kind =
@@ -45,7 +45,7 @@ SPRY = Strategy(
         "engine": {"kind": "forward", "directions": "all"},
         "client": {"optimiser": {"kind": "adamw", "lr": 2e-2, "head_lr": 2e-2}},
         "codec": {"kind": "quantised", "bits": 4},
-        "rule": {"kind": "mean"},
+        "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
     },
     fixed={"assign": ("contiguous", "cyclic")},

@@ -18,5 +18,5 @@ class Strategy:
     name: str
     summary: str
     source: str
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)
     fixed: dict[str, tuple[str, ...]] = field(default_factory=dict)

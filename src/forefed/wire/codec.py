@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from forefed.core.errors import ProtocolError
 from forefed.core.settings import Choice
@@ -14,7 +14,12 @@ from forefed.wire.message import short
 class Codec(Choice):
     """Base: an update as bytes, and back."""
 
-    sends_slopes: ClassVar[bool] = False
+    payload: ClassVar[Literal["delta", "projections"]] = "delta"
+    """What an update holds: its change by parameter, or slopes of its steps."""
+
+    @property
+    def sends_slopes(self) -> bool:
+        return self.payload == "projections"
 
     @abstractmethod
     def encode(self, update: Update, ctx: ClientContext) -> bytes:

@@ -66,16 +66,17 @@ class PoolDownload(Download):
             and server.lr == 1
             and server.head_lr in (None, 1)
             and config.server_schedule == "constant"
-            and (config.memo.kind, config.collect.kind) == ("none", "round")
+            and not config.modifiers
+            and config.collect.kind == "round"
         )
         if not plain:
             yield (
                 "download.kind = 'pool': sums of slopes tell the parameters only with codec.kind = "
                 "'scalars', engine.pool set, no 'all' directions, assign.kind = 'everything', "
                 "plain gradient steps at the clients (client.optimiser.kind = 'sgd', no momentum, "
-                "weight decay or client.proximal) and plain averaging at the server (server.kind = "
-                "'sgd', server.lr = 1, server_schedule = 'constant', memo.kind = 'none', "
-                "collect.kind = 'round'); set these, or download.kind = 'scalars'"
+                "weight decay), no modifiers and plain averaging at the server (server.kind = "
+                "'sgd', server.lr = 1, server_schedule = 'constant', collect.kind = 'round'); set "
+                "these, or download.kind = 'scalars'"
             )
 
 

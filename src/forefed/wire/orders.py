@@ -9,31 +9,33 @@ from forefed.core.errors import ProtocolError
 from forefed.core.types import Order, Params
 from forefed.wire.message import pack, pack_tensors, unpack, unpack_tensors
 
-_MEMO = "memo/"  # prefixes of what the server broadcasts beside the parameters
+_TOLD = "told/"  # prefixes of what the server broadcasts beside the parameters
 _CARRIED = "carried/"
 
 
 def encode_broadcast(order: Order) -> bytes:
     """The tensors that every client of the round receives."""
-    beside = {_MEMO + name: x for name, x in order.memo.items()}
+    # whoever follows by records (a digest tells) makes the broadcast of what is carried
+    told = {} if order.digest else order.broadcast
+    beside = {_TOLD + name: x for name, x in told.items()}
     beside |= {_CARRIED + name: x for name, x in order.carried.items()}
     return pack("state", {"r": order.round}, pack_tensors({**order.params, **beside}))
 
 
 def decode_broadcast(data: bytes) -> tuple[Params, Params, Params]:
-    """Parameters, memo, and what else of the server's state is carried."""
+    """Parameters, what modifiers tell, and what else of the server's state is carried."""
     _, body = unpack(data, "state")
     params: Params = {}
-    memo: Params = {}
+    told: Params = {}
     carried: Params = {}
     for name, x in unpack_tensors(body).items():
-        if name.startswith(_MEMO):
-            memo[name.removeprefix(_MEMO)] = x
+        if name.startswith(_TOLD):
+            told[name.removeprefix(_TOLD)] = x
         elif name.startswith(_CARRIED):
             carried[name.removeprefix(_CARRIED)] = x
         else:
             params[name] = x
-    return params, memo, carried
+    return params, told, carried
 
 
 def encode_order(order: Order) -> bytes:
@@ -49,7 +51,7 @@ def encode_order(order: Order) -> bytes:
     return pack("order", meta)
 
 
-def decode_order(data: bytes, params: Params, memo: Params) -> Order:
+def decode_order(data: bytes, params: Params, told: Params) -> Order:
     """The order that goes with this broadcast.
 
     Raises:
@@ -63,4 +65,4 @@ def decode_order(data: bytes, params: Params, memo: Params) -> Order:
         digest = str(meta.get("d", ""))
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"the order cannot be read: {error!r}") from None
-    return Order(run, round_, client, assigned, params, memo, digest=digest)
+    return Order(run, round_, client, assigned, params, told, digest=digest)

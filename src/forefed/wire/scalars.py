@@ -42,14 +42,9 @@ class Scalars(Codec):
     """Law of the directions of projected gradients."""
 
     source: ClassVar[str] = "arXiv 2306.10015, arXiv 2405.15551"
-    sends_slopes: ClassVar[bool] = True
+    payload: ClassVar[Literal["delta", "projections"]] = "projections"
 
     def conflicts(self, config: Any) -> Iterator[str]:
-        if config.transforms:
-            yield (
-                "transforms: under codec.kind = 'scalars' the client's slopes travel, not its "
-                "update, so there is nothing to transform; use codec.kind = 'dense'"
-            )
         if config.engine.estimates and self.directions is not None:
             yield (
                 "codec.directions is for exact engines; an estimating engine sends the slopes of "

@@ -1,0 +1,11 @@
+"""What happens to an update on its way: one file each, one line here."""
+
+from forefed.core.settings import Registry
+from forefed.modifiers.clip import ClipNorm
+from forefed.modifiers.curvature import Curvature
+from forefed.modifiers.last_update import LastUpdate
+from forefed.modifiers.modifier import Modifier
+from forefed.modifiers.proximal import Proximal
+
+MODIFIERS: Registry[Modifier] = Registry("modifiers", [ClipNorm, Proximal, LastUpdate, Curvature])
+__all__ = ["MODIFIERS", "ClipNorm", "Curvature", "LastUpdate", "Modifier", "Proximal"]

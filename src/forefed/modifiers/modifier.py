@@ -1,0 +1,93 @@
+"""What happens to a gradient, an update and an aggregate on their way: pairs of a client half and a
+server half.
+
+    client  on_step       every local step's gradient, before the optimiser
+            on_send       the update, before it is encoded
+    server  on_receive    one contribution, before the aggregation
+            on_aggregate  the aggregate, before the server's optimiser
+            broadcast     what clients are told in the next round
+
+Client halves are applied in the order of the list, server halves in reverse. Every half has its own
+state, kept between rounds: a client's stays at the client, the server's is in its checkpoint.
+
+Source: pfl-research's ``Postprocessor`` for the outer two, Optax for the explicit state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from forefed.core.settings import Choice
+from forefed.core.states import State
+from forefed.core.types import ClientContext, Contribution, Params, ServerContext, Update
+
+
+class Modifier(Choice):
+    """Base: every half does nothing unless it is overridden."""
+
+    accepts: ClassVar[tuple[str, ...]] = ("delta", "projections")
+    """What may travel under it (``Codec.payload``)."""
+    individual: ClassVar[bool] = False
+    """Reads single contributions at the server (not under a sum that hides them)."""
+    replayable: ClassVar[bool] = True
+    """A function of what travels: neither a client's own state nor a secret decides what it does,
+    so that the server can do a client's steps again, and a client the server's."""
+    reads_last: ClassVar[bool] = False
+    """Reads ``ctx.last_gradient``, which is made for it."""
+
+    def on_step(
+        self, grad: Params, at: Params, state: State, ctx: ClientContext, step: int
+    ) -> tuple[Params, State]:
+        """One local step's gradient.
+
+        Args:
+            grad: of the parameters that are trained. Not changed.
+            at: their values before the step.
+            ctx: ``ctx.start`` holds their values before the round's first step.
+            step: number within the round, from 0.
+        """
+        return grad, state
+
+    def on_send(self, update: Update, state: State, ctx: ClientContext) -> tuple[Update, State]:
+        """What is about to be encoded."""
+        return update, state
+
+    def on_receive(
+        self, c: Contribution, state: State, ctx: ServerContext
+    ) -> tuple[Contribution, State]:
+        """One client's contribution, in the order of the clients."""
+        return c, state
+
+    def on_aggregate(self, total: Params, state: State, ctx: ServerContext) -> tuple[Params, State]:
+        """The aggregate (old - new) that goes to the server's optimiser."""
+        return total, state
+
+    def broadcast(self, state: State) -> State:
+        """What of the server's state clients are told, by parameter (``Order.remembered``)."""
+        return {}
+
+    @property
+    def bends_steps(self) -> bool:
+        """Does it change local steps, so that they are no multiple of the gradient any more?"""
+        return type(self).on_step is not Modifier.on_step
+
+    @property
+    def owner(self) -> str:
+        """Under which name its states are kept."""
+        return f"modifier.{self.kind}"
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        slopes = config.codec.sends_slopes
+        reason, remedy = "", "use codec.kind = 'dense'"
+        if config.codec.payload not in self.accepts:
+            reason = f"works on {' or '.join(self.accepts)}, and codec.kind = "
+            reason += f"'{config.codec.kind}' sends {config.codec.payload}"
+            remedy = remedy if "delta" in self.accepts else "use codec.kind = 'scalars'"
+        elif slopes and not self.replayable:
+            reason = "does what only its owner knows, so no steps can be replayed from slopes"
+        elif slopes and self.individual and config.engine.shared:
+            reason = "looks at single contributions, and engine.shared averages slopes before"
+            remedy = "set engine.shared = false"
+        if reason:
+            yield f"modifiers: '{self.kind}' {reason}; {remedy}"

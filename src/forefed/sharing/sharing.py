@@ -1,0 +1,56 @@
+"""Which parameters travel: shared ones do, private ones never leave a client, frozen ones rest."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forefed.core.settings import Choice
+from forefed.core.types import Unit
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of parameters; each in exactly one part.
+
+    ``shared``: sent both ways. ``private``: trained by each client, kept in its own state and never
+    sent. ``frozen``: sent down where a client needs them, trained by nobody in this round.
+    """
+
+    shared: frozenset[str]
+    private: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
+
+
+def names_of(units: Sequence[Unit]) -> frozenset[str]:
+    return frozenset(name for unit in units for name in unit.params)
+
+
+class Sharing(Choice):
+    """Base of the ways to divide the parameters."""
+
+    @abstractmethod
+    def split(self, units: Sequence[Unit], round: int) -> Split:
+        """The parts in this round."""
+
+    @property
+    def personal(self) -> bool:
+        """Do clients keep parameters of their own, so that each has another model?"""
+        return False
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if not self.personal:
+            return
+        if config.codec.sends_slopes:
+            yield (
+                f"sharing.kind = '{self.kind}': private parameters never leave a client, and "
+                "codec.kind = 'scalars' replays all of its steps at the server; use codec.kind = "
+                "'dense' or 'quantised'"
+            )
+        if config.start.kind != "none":
+            yield (
+                f"sharing.kind = '{self.kind}': start.kind = '{config.start.kind}' solves one head "
+                "for all, which clients with heads of their own never see; set start.kind = 'none'"
+            )
