@@ -30,7 +30,7 @@ from forefed.run import Config, Result
 from forefed.run.checkpoint import config_digest
 from forefed.run.config import SLOTS
 from forefed.run.rebuild import replay_log
-from forefed.run.use import _trained
+from forefed.run.use import trained
 from forefed.strategies import STRATEGIES
 from forefed.wire import CODECS
 
@@ -218,7 +218,8 @@ def check_record(result: Result) -> None:
 def check_adapter(world: World, result: Result) -> None:
     """Plain PEFT, on the same base, gives the run's logits (bit for bit in float32)."""
     config = parse(Config, read(result.folder, "config.json"))
-    task, params = _trained(result.folder, config)
+    task, state = trained(result.folder, config)
+    params = state.params
     texts = ["w5 w6", "w20 w21 w22 w23", "w40"]
     batch = encode_texts(load_tokenizer(config.model), texts, 12, None).batch(range(3))
     loaded = peft_model(task.objective, result.folder, config)
