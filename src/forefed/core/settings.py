@@ -264,9 +264,18 @@ def _faults(model: type[Settings], error: ValidationError) -> dict[str, str]:
             faults[place] = "this setting is required"
         else:
             message = str(item["msg"]).removeprefix("Value error, ")
-            text = f"{message} (got {item['input']!r})"
+            text = f"{message} (got {_short(item['input'])})"
             faults[place] = f"{faults[place]}; or {text}" if place in faults else text
     return faults
+
+
+def _short(value: Any) -> str:
+    """A value as it is shown in a message."""
+    try:
+        shown = repr(value)
+    except ValueError:
+        return "a number of very many digits"
+    return shown if len(shown) <= 100 else f"{shown[:80]}..."
 
 
 def _walk(model: type[Settings], loc: tuple[int | str, ...]) -> tuple[type[Settings], list[str]]:
