@@ -150,6 +150,9 @@ def _run(
     ending = health.diverged() if state.round else None
     rests = resting(record.read_lines(folder, record.ROUNDS))
     last = _over(config, state, rests)
+    if ending is None and last and state.round:
+        # killed between the log's last round and its checkpoint, from which others read
+        save_checkpoint(folder, config, state, federation.transport.store)
     while ending is None and not last:
         started = time.perf_counter()
         before = state

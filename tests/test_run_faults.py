@@ -1,0 +1,242 @@
+"""Faults of one machine: kills between any two writes, full and read-only disks, long runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from commands import Command, mistake, options
+from faults import fault
+from federation import World, lines, snapshot
+from forefed.core.keys import Key
+from forefed.report import read_run, write_report
+from forefed.run import Callback, Config, run
+from forefed.run.exporting import export_adapter
+from forefed.run.record import locked
+
+TINY = ["strategy=fedavg", "adapter=lora", "client.max_steps=1", "client.optimiser=sgd"]
+KILLED = 137
+ALL = os.environ.get("FOREFED_FAULTS") == "all"
+"""As `make faults` says; otherwise tests take a few cases, and fewer rounds."""
+
+
+def killed_at(point: int, work: Callable[[], object]) -> bool:
+    """Do ``work`` in a copy of this process that ends, as by SIGKILL, at its ``point``-th flush to
+    the disk or renaming: before it when ``point`` is even, after it when it is odd. Was it reached?
+    """
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+    calls = [0]
+
+    def stopping(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            calls[0] += 1
+            if calls[0] == point // 2 + 1 and point % 2 == 0:
+                os._exit(KILLED)
+            done = real(*arguments)
+            if calls[0] == point // 2 + 1:
+                os._exit(KILLED)
+            return done
+
+        return call
+
+    try:
+        os.fsync, os.replace = stopping(os.fsync), stopping(os.replace)  # type: ignore[assignment]
+        work()
+    finally:
+        os._exit(0)  # nothing of pytest's may run twice
+
+
+def points(count: int, few: int) -> list[int]:
+    """FOREFED_FAULTS=all: every one of them; else a few, each time the same."""
+    if ALL:
+        return list(range(count))
+    return sorted(Key(5).fold("kills").choice(count, few))
+
+
+def sets(name: str, *more: str) -> list[str]:
+    return [*TINY, "rounds=2", f"name={name}", *more]
+
+
+@fault(
+    "the process killed before or after any flush or renaming",
+    "a whole run, codec 'dense' and 'scalars'",
+    "nothing is half written; the same command (or --resume): same bits, nothing left over",
+)
+@pytest.mark.parametrize("codec", ["dense", "scalars"])
+def test_a_kill_between_any_two_writes(codec: str, world: World, tmp_path: Path) -> None:
+    more = [] if codec == "dense" else ["strategy=spry", "codec=scalars", "server=sgd"]
+    whole = world.run(tmp_path, *sets("whole", *more))
+    names = {p.name for p in whole.folder.rglob("*")}
+    reached = 0
+    for point in points(72, 4):
+        config = world.config(tmp_path, *sets(f"killed-{point}", *more))
+        if not killed_at(point, lambda config=config: run(config)):
+            shutil.rmtree(config.folder)
+            continue
+        reached += 1
+        again = run(config, resume=(config.folder / "config.json").exists())
+        assert again.summary["digest"] == whole.summary["digest"], point
+        for name in ("evaluations.jsonl", "checkpoint.safetensors"):
+            assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes(), point
+        assert {p.name for p in again.folder.rglob("*")} == names, point
+    assert reached
+
+
+@fault(
+    "the process killed before or after any flush or renaming",
+    "export",
+    "the new folder is whole or not there; the same command again: the same files",
+)
+def test_a_kill_during_export(world: World, finished: dict[str, Path], tmp_path: Path) -> None:
+    source = finished["classification"]
+    export_adapter(source, tmp_path / "whole")
+    wanted = contents(tmp_path / "whole")
+    reached = 0
+    for point in range(4):
+        folder = tmp_path / f"new-{point}"
+        reached += killed_at(point, lambda folder=folder: export_adapter(source, folder))
+        assert not folder.exists() or contents(folder) == wanted
+        if not folder.exists():
+            export_adapter(source, folder)
+        assert contents(folder) == wanted
+    assert reached
+
+
+@fault(
+    "the process killed before or after any flush or renaming",
+    "report",
+    "the former report is whole, or the new one",
+)
+def test_a_kill_during_a_report(finished: dict[str, Path], tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("the former one")
+    reached = 0
+    for point in (0, 3):
+        work = lambda: write_report([read_run(finished["classification"])], page)  # noqa: E731
+        reached += killed_at(point, work)
+        text = page.read_text()
+        assert text == "the former one" or text.rstrip().endswith("</html>")
+    assert reached
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, (data, _) in snapshot(folder).items()}
+
+
+@fault(
+    "two processes in one run's folder",
+    "while the first one runs",
+    "the second one says so in a sentence and changes nothing",
+)
+def test_two_processes_in_one_folder(
+    world: World, forefed_command: Command, tmp_path: Path
+) -> None:
+    config = world.config(tmp_path)
+    with locked(config.folder):
+        before = snapshot(tmp_path)
+        said = forefed_command("run", *options(world.sets(tmp_path)))
+        mistake(said, "another process", "choose another name")
+        assert snapshot(tmp_path) == before
+
+
+@contextmanager
+def disk(place: Path, options: str) -> Iterator[Path]:
+    """A file system in memory; skips where this user may not make one."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    try:
+        made = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        made = False
+    if not made:
+        pytest.skip("this user may not mount a file system")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@fault(
+    "a full disk (a tmpfs of 400 kB, filled by another program)",
+    "in the second round",
+    "the run stops and says so; with room again --resume: same bits",
+)
+def test_a_full_tmpfs(world: World, tmp_path: Path) -> None:
+    from forefed.core.errors import UserError
+
+    whole = world.run(tmp_path / "a", *sets("run"))
+    (tmp_path / "cache").mkdir()
+    with disk(tmp_path / "b", "size=400k") as out:
+        config = world.config(out, *sets("run"))
+
+        class Fills(Callback):
+            def round(self, line: dict[str, object]) -> None:
+                with (out / "ballast").open("ab", buffering=0) as file, pytest.raises(OSError):
+                    while True:
+                        file.write(b"x" * 4096)
+
+        with pytest.raises(UserError, match=r"No space left .*make room.*--resume"):
+            run(config, callbacks=[Fills()])
+        (out / "ballast").unlink()
+        again = run(config, resume=True)
+        assert again.summary["digest"] == whole.summary["digest"]
+
+
+@fault(
+    "a read-only file system",
+    "at the start, at --resume",
+    "refused in a sentence that names the place; nothing is changed",
+)
+def test_a_read_only_file_system(world: World, forefed_command: Command, tmp_path: Path) -> None:
+    with disk(tmp_path / "out", "size=4m") as out:
+        subprocess.run(["mount", "-o", "remount,ro", str(out)], check=True)
+        said = forefed_command("run", *options(world.sets(out, "name=new")))
+        mistake(said, str(out), "Read-only file system", "choose another place")
+        assert not list(out.iterdir())
+
+
+@fault(
+    "300 small rounds in one process",
+    "the whole run",
+    "memory (less than 16 MB more than after round 100), handles and threads stay as they are",
+)
+def test_three_hundred_rounds_are_flat(world: World, tmp_path: Path) -> None:
+    first, last = (100, 300) if ALL else (30, 90)
+    me = psutil.Process()
+    seen: dict[int, tuple[int, int]] = {}
+
+    class Looks(Callback):
+        def round(self, line: dict[str, int]) -> None:
+            if line["round"] in (first, last):
+                seen[line["round"]] = (me.num_fds(), me.num_threads())
+
+    long = [*TINY, f"rounds={last}", "cohort=1", "evaluate.every=100", "checkpoint_every=20"]
+    result = run(world.config(tmp_path, *long), callbacks=[Looks()])
+    rss = [line["memory"]["rss"] for line in lines(result.folder, "rounds.jsonl")]
+    assert max(rss[last - 10 :]) - max(rss[first - 10 : first]) < 16e6
+    assert seen[first] == seen[last]
+
+
+@fault(
+    "1,000,000 declared clients",
+    "a run from start to finish, and --resume",
+    "less than 100 MB and 20 s more than with six; records of a few kB",
+)
+def test_a_million_clients(world: World, tmp_path: Path) -> None:
+    many = ["partition=bootstrap", "partition.clients=1000000", "partition.examples_per_client=8"]
+    config: Config = world.config(tmp_path, *TINY, *many, "rounds=2")
+    before = psutil.Process().memory_info().rss
+    result = run(config)
+    grown = psutil.Process().memory_info().rss - before
+    assert result.summary["status"] == "finished" and grown < 100e6
+    assert sum(p.stat().st_size for p in result.folder.glob("*.json")) < 200_000
+    assert result.summary["totals"]["seconds"] < 20
