@@ -111,6 +111,12 @@ def test_every_epoch_sees_every_example_once_in_new_batches(grouped):
     assert [len(b) for b in whole] == [13]
 
 
+def test_only_the_steps_that_are_taken_are_planned():
+    data = toy_clients()[1]
+    settings = {"epochs": 10**9, "max_steps": 2}
+    assert len(trainer(Backprop(), Dense(), **settings).batches(order(1), data)) == 2
+
+
 def test_batches_hold_texts_of_similar_length():
     data = toy_clients()[1]
     lengths = data.examples.lengths()

@@ -202,6 +202,29 @@ def test_out_that_is_a_file(world: World, forefed_command: Command, tmp_path: Pa
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.parametrize("kind", ["lora", "tinylora"])
+def test_a_rank_that_no_matrix_has_is_refused_at_once(
+    kind: str, world: World, forefed_command: Command, tmp_path: Path
+) -> None:
+    more = [f"adapter={kind}", "adapter.r=1000000"]
+    mistake(forefed_command("run", *options(world.sets(tmp_path, *more))), "adapter.r = 1000000")
+
+
+def test_a_comparison_that_is_stopped_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, forefed_command: Command, tmp_path: Path
+) -> None:
+    import forefed.compare.show
+
+    def stopping(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forefed.compare.show, "compare", stopping)
+    study = tmp_path / "study.toml"
+    study.write_text("[methods.a]\nrounds = 1\n")
+    said = forefed_command("compare", study)
+    assert said.status == 130 and "finished cells and rounds are kept" in said.err
+
+
 # What the system refuses.
 
 

@@ -16,7 +16,7 @@ from forefed.compare.compare import compare
 from forefed.compare.grid import Cell
 from forefed.compare.schedule import Watch
 from forefed.compare.study import Study, is_study, study_of_configs, study_of_file, with_tune
-from forefed.core.errors import UserError
+from forefed.core.errors import Stopped, UserError
 from forefed.core.settings import parse
 from forefed.core.terminal import column, printable
 from forefed.report.comparison import main_tables
@@ -105,6 +105,10 @@ class Progress(Watch):
         traceback: TracebackType | None,
     ) -> None:
         self.bars.stop()
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(
+                "stopped; finished cells and rounds are kept: the same command goes on"
+            ) from None
 
     def planned(self, cells: Sequence[Cell], finished: int, jobs: int) -> None:
         what = "tuning runs" if cells and cells[0].tuning else "cells"
