@@ -85,7 +85,8 @@ def _cached(name: str) -> Place:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     if _ID.fullmatch(name) and isinstance(try_to_load_from_cache(name, "config.json"), str):
-        folder = snapshot_download(name, local_files_only=True)
+        with quiet(), explained(_unreachable(name)):
+            folder = snapshot_download(name, local_files_only=True)
         note = (
             f"model.name: there is no folder '{name}' here, so the copy of the hub's model of that "
             f'name in the local cache is used (model.name = "{HUB}{name}" says so)'
