@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from commands import options
@@ -68,15 +69,31 @@ class Federation:
         self.files = write_rows(root / "rows")
         self.server = root / "server"
         forefed("server", "init", self.server, "--port", self.port)
-        self.running = {"server": start("server", "start", self.server, log=root / "server.out")}
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
         for name in NAMES:
             self.init_site(name, self.files[name])
-        answers = ["server", "status", self.server]
-        self.until(lambda: forefed(*answers, check=False).returncode == 0, pause=2.0)
+        self.start_server()
         for name in NAMES:
             forefed("server", "admit", self.server, name, root / name / "node.pub")
             self.start_site(name)
         self.online(3)
+
+    def start_server(self) -> None:
+        """Start it, and wait until it answers."""
+        log = self.root / "server.out"
+        self.running["server"] = start("server", "start", self.server, log=log)
+        answers = ["server", "status", self.server]
+        self.until(lambda: forefed(*answers, check=False).returncode == 0, pause=2.0)
+
+    def stop_server(self) -> None:
+        """As an administrator does."""
+        self.running["server"].send_signal(signal.SIGTERM)
+        self.running["server"].wait(60)
+
+    def everything(self, number: int) -> list[int]:
+        """A process and all that it has started, the first one first."""
+        children = psutil.Process(number).children(recursive=True)
+        return [number, *(child.pid for child in children)]
 
     def init_site(self, name: str, data: Path) -> None:
         self.port_of[name] = free_port()

@@ -10,12 +10,13 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from deployment import bits_without
 from faults import fault
-from real import find, kill
+from real import find, forefed, kill
 
 pytestmark = pytest.mark.deploy
 FEDAVG = "strategy=fedavg"
@@ -87,6 +88,62 @@ def test_kill_9_of_the_node(federation, check):
     check(run, {(2, "main"): "offline"}, patient)
     assert run.rounds()[1]["abandoned"] == 2
     assert "supernode is started again: the server does not let it in" in federation.said("main")
+
+
+@fault(
+    "site: all its processes stopped (SIGSTOP), later continued (SIGCONT)",
+    "mid-round",
+    "one loss 'offline' after about a minute; it takes part again when it goes on; same bits",
+)
+def test_a_site_that_is_stopped_and_goes_on(federation, check):
+    patient = "cohort_min=3"  # the next round waits for all three
+    run = federation.run("stopped", FEDAVG, patient)
+    with federation.held(run, "main"):
+        stopped = federation.everything(federation.running["main"].pid)
+        for number in stopped:
+            os.kill(number, signal.SIGSTOP)
+        try:
+            run.until_round(2)
+        finally:
+            for number in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGCONT)
+    check(run, {(2, "main"): "offline"}, patient)
+    assert run.rounds()[1]["abandoned"] == 2
+
+
+@fault(
+    "a second key under the name of a site that is online; then that site's key revoked",
+    "any time",
+    "the second key is refused; after the revocation the site is shut out within a minute and says "
+    "so; its key is not taken again, a new one is",
+)
+def test_a_second_key_and_a_revoked_one(federation):
+    name = "guest"
+    federation.init_site(name, federation.files["main"])
+    own = federation.root / name / "node.pub"
+    forefed("server", "admit", federation.server, name, own)
+    federation.start_site(name)
+    federation.online(4)
+    second = forefed(
+        "server", "admit", federation.server, name, federation.root / "main/node.pub", check=False
+    )
+    assert second.returncode == 2 and "admitted with another key" in second.stderr
+    forefed("server", "revoke", federation.server, name)
+    federation.online(3)
+    federation.until(lambda: "has not admitted this key" in federation.said(name))
+    back = forefed("server", "admit", federation.server, name, own, check=False)
+    assert back.returncode == 2 and "revoked" in back.stderr
+    federation.running[name].send_signal(signal.SIGTERM)
+    federation.running[name].wait(40)
+    forefed("site", "renew", federation.root / name)
+    forefed("server", "admit", federation.server, name, own)
+    federation.start_site(name)
+    federation.online(4)
+    federation.running[name].send_signal(signal.SIGTERM)
+    federation.running[name].wait(40)
+    forefed("server", "revoke", federation.server, name)
+    federation.online(3)
 
 
 @fault(
@@ -168,6 +225,43 @@ def test_kill_9_of_the_server_app(federation, check):
     check(again)
     assert federation.log("large").count(" round 2: ") == before + 1
     assert "round 2 was done already" in federation.log("large")
+
+
+@fault(
+    "server: stopped and started again in order",
+    "mid-round, while a site trains",
+    "the run's process ends with it, and `forefed server run` says so; --resume goes on from the "
+    "checkpoint; the answer that the site had worked on is kept; same bits",
+)
+def test_a_server_restarted_in_order(federation, check):
+    run = federation.run("restarted", FEDAVG, "checkpoint_every=1")
+    with federation.held(run, "main"):
+        federation.stop_server()
+        federation.start_server()
+    federation.online(3)
+    check(resumed(federation, run, "restarted"))
+
+
+@fault(
+    "server: its certificate has ended",
+    "when it starts",
+    "one sentence, status 2; after `forefed server renew` and a start all sites are back, with the "
+    "ca.crt that they have",
+)
+def test_an_ended_certificate(federation):
+    from forefed.deploy.certificates import write_server
+    from forefed.deploy.places import ServerFolder
+
+    folder = ServerFolder(federation.server)
+    federation.stop_server()
+    signer = (folder.authority, folder.authority_key)
+    write_server(folder.certificate, folder.key, ["localhost", "127.0.0.1"], *signer, days=-1)
+    said = forefed("server", "start", federation.server, check=False)
+    assert said.returncode == 2 and "this certificate ended on" in said.stderr
+    assert said.stderr.count("\n") == 1
+    forefed("server", "renew", federation.server)
+    federation.start_server()
+    federation.online(3)
 
 
 @fault("server: the run's process killed", "as a round ends", "the same")
