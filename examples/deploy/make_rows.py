@@ -1,0 +1,43 @@
+"""Rows for the example of a deployment: docstrings of Python's own library, at three sites.
+
+    python examples/deploy/make_rows.py     # north.csv south.csv west.csv test.csv, in this folder
+
+A site's rows come from modules that no other site has, as hospitals have patients of their own. The
+test rows come from further modules. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from forefed.core.keys import Key
+from forefed.data.pydocs import read_docstrings
+
+AREAS = ("files", "gui", "internet", "numbers")
+SITES = {"north": 400, "south": 300, "west": 300}
+TEST = 400
+
+
+def main(folder: Path) -> None:
+    """Write the four files."""
+    docs = [d for d in read_docstrings() if d.area in AREAS]
+    modules = sorted({d.module for d in docs})
+    order = Key(0).fold("sites").permutation(len(modules))
+    waiting = {**SITES, "test": TEST}
+    rows: dict[str, list[tuple[str, str]]] = {name: [] for name in waiting}
+    for index in order:
+        own = [(d.text, d.area) for d in docs if d.module == modules[index]]
+        name = min(waiting, key=lambda n: len(rows[n]) / waiting[n])
+        rows[name] += own
+    for name, most in waiting.items():
+        chosen = Key(0).fold("rows", list(waiting).index(name)).permutation(len(rows[name]))[:most]
+        with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows(rows[name][i] for i in chosen)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path.cwd())
