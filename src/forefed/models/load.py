@@ -15,7 +15,7 @@ from forefed.models.adapters import Adapter
 from forefed.models.attach import draw_missing
 from forefed.models.inspect import Facts, look
 from forefed.models.intact import check_tokens, check_values, judge, untrained_poolers
-from forefed.models.objectives import AnswerSpans, Classes, NextToken, Objective, objective_of
+from forefed.models.objectives import AnswerSpans, NextToken, Objective, objective_of
 from forefed.models.place import explained, portable_name, quiet
 from forefed.models.pooling import choose, install
 from forefed.models.relabel import fit_head
@@ -91,7 +91,7 @@ def load_base(
     model, _ = _from_pretrained(seen.facts, objective, settings.name, dtype=dtype)
     drawn, note = fit_head(model, objective, seen.facts.classes, seen.drawn, seen.resized)
     poolers = seen.poolers
-    if isinstance(objective, Classes):
+    if objective.pooled:
         install(model, choose(settings, seen.facts), objective.outputs)
         drawn |= set(model.new_head)
         poolers = poolers if model.pooling == "pooler" else ()
@@ -121,7 +121,7 @@ def check_model(
     objective = objective_of(label_names, head)
     seen = _look_closely(settings, objective)
     _, note = fit_head(seen.shape, objective, seen.facts.classes, seen.drawn, seen.resized)
-    if isinstance(objective, Classes):
+    if objective.pooled:
         choose(settings, seen.facts)
     return seen.facts, tuple(text for text in (seen.facts.note, note) if text)
 

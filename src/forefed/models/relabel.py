@@ -30,7 +30,7 @@ def fit_head(
     Returns:
         All tensors that are to be drawn, and what a person should know of it ("": nothing).
     """
-    ours = objective.label_names
+    ours = objective.classes
     heads = head_modules(model, objective)
     tensors = [n for n, _ in model.named_parameters() if _inside(n, heads)]
     last = _last_linear(model, heads)

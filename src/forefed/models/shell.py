@@ -17,7 +17,7 @@ from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.inspect import longest_text, look
 from forefed.models.load import choose_device, choose_dtype
-from forefed.models.objectives import Classes, Objective, objective_of
+from forefed.models.objectives import Objective, objective_of
 from forefed.models.place import quiet
 from forefed.models.pooling import choose, install
 from forefed.models.settings import ModelSettings
@@ -65,7 +65,7 @@ def random_task(
     model = _build(config, objective)
     for parameter in model.parameters():
         parameter.data.uniform_(-0.03, 0.03)  # no zeros, no denormals: both would be fast or slow
-    if isinstance(objective, Classes):
+    if objective.pooled:
         install(model, choose(settings, look(settings, weights=False)), objective.outputs)
     model = model.to(choose_device(settings), choose_dtype(settings))
     return task_from_model(

@@ -47,9 +47,10 @@ def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft"
     """
     base = portable_name(config.model)
     objective = objective_of(run.labels, config.data.task.head)
+    classes = objective.classes
     labels = (
-        "\n## Labels\n\n" + "\n".join(f"{i}. {n}" for i, n in enumerate(run.labels)) + "\n"
-        if run.labels
+        "\n## Labels\n\n" + "\n".join(f"{i}. {n}" for i, n in enumerate(classes)) + "\n"
+        if classes
         else ""
     )
     what = {

@@ -20,6 +20,7 @@ from forefed.data.preview import Preview, preview
 from forefed.data.sources import Hub
 from forefed.models.inspect import Facts, look
 from forefed.models.load import check_model
+from forefed.models.objectives import objective_of
 from forefed.optimisers import Optimiser, Sgd
 from forefed.run.compat import check as refuse
 from forefed.run.config import Config
@@ -87,10 +88,13 @@ def _found(checked: Checked) -> Iterator[tuple[str, str]]:
             guessed = "; guessed, data.task names none" if setting in data.guessed else ""
             if columns:
                 yield setting, f"{', '.join(one_line(c, 60) for c in columns)} (column{guessed})"
-        if data.label_names:
-            shown = [one_line(name, 40) for name in data.label_names[:SHOWN_CLASSES]]
-            more = ", ..." if len(data.label_names) > SHOWN_CLASSES else ""
-            yield "classes", f"{len(data.label_names):,}: {', '.join(shown)}{more}"
+        classes = objective_of(data.label_names, config.data.task.head).classes
+        if classes:
+            shown = [one_line(name, 40) for name in classes[:SHOWN_CLASSES]]
+            more = ", ..." if len(classes) > SHOWN_CLASSES else ""
+            yield "classes", f"{len(classes):,}: {', '.join(shown)}{more}"
+        elif data.label_names:
+            yield "scale", " to ".join(data.label_names)
         yield "clients", f"{data.clients:,}{_sizes(data)}, {config.cohort} per round"
     layers = f"{model.layers} layers of width {model.hidden}, {model.vocabulary:,} tokens"
     longest = "" if model.positions is None else f", texts of up to {model.positions:,} tokens"

@@ -18,6 +18,7 @@ from forefed.data.prompts import prompt_tokens
 from forefed.data.sources import Files
 from forefed.models.inspect import longest_text
 from forefed.models.load import load_tokenizer
+from forefed.models.objectives import objective_of
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.build import load_model
@@ -120,7 +121,8 @@ def texts_of_file(run: Path, path: Path) -> tuple[pyarrow.Table, list[str]]:
 
 def classes_of(run: Path) -> list[str]:
     """The classes that the run learned, in the order of the probabilities."""
-    return list(record.read_json(run / "partition.json")["labels"] or ())
+    config = parse(Config, record.read_config(run))
+    return list(objective_of(record.label_names(run), config.data.task.head).classes)
 
 
 def trained(

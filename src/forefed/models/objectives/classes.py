@@ -28,6 +28,7 @@ class Classes(CrossEntropy):
 
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
+    pooled: ClassVar[bool] = True
     measures: ClassVar[Measures] = Measures(
         (
             ACCURACY,

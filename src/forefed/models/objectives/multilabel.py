@@ -33,6 +33,7 @@ class MultiLabel(Objective):
 
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
+    pooled: ClassVar[bool] = True
     measures: ClassVar[Measures] = Measures(
         (
             Metric(
@@ -131,6 +132,9 @@ for text, row in zip(texts, logits.sigmoid().tolist()):
             said = [f"{name} ({x:.2f})" for name, x in pairs if x >= SAID_FROM]
             texts.append(", ".join(said) or "(no label)")
         return texts
+
+    def chances(self, logits: Tensor) -> Tensor:
+        return torch.sigmoid(wide(logits))
 
     def constant(self, train: Examples, test: Examples) -> float | None:
         """Micro-F1 of saying the same labels of every text: the most frequent ones in training,

@@ -47,8 +47,15 @@ class Objective(ABC):
     measures: ClassVar[Measures]
     """What an evaluation measures; the first metric decides."""
     has_head: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
+    """Is a whole text judged by one vector of it (``models.pooling``)?"""
     reads_logits: ClassVar[bool] = True
     """Does ``counts`` need logits? Where not, those of a batch are never held at once."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that outputs of the head stand for, one each; none where they have none."""
+        return self.label_names
 
     @property
     def outputs(self) -> int:

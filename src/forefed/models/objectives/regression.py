@@ -28,6 +28,7 @@ class Regression(Objective):
 
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
+    pooled: ClassVar[bool] = True
     measures: ClassVar[Measures] = Measures(
         (
             Metric(
@@ -60,6 +61,10 @@ class Regression(Objective):
             ),
         )
     )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def outputs(self) -> int:
