@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -141,15 +142,25 @@ def test_they_are_learned_and_used(
     said = forefed_command("predict", result.folder, "w5 w6 w7 w8")
     assert said.status == 0, said.err
     if task == "multilabel":
-        assert "(0." in said.out or "(no label)" in said.out
+        names = said.out.split("  ")[0].split(", ")
+        assert set(names) <= {*CLASSES, "long", "(no label)"}
     else:
         assert math.isfinite(float(said.out.split("\t")[0].split()[0]))
     assert forefed_command("report", result.folder).status == 0
     page = (result.folder / "report.html").read_text()
     assert {"multilabel": "micro-F1", "regression": "RMSE"}[task] in page
     card = (result.folder / "adapter" / "README.md").read_text()
+    assert {"multilabel": ".sigmoid()", "regression": "scale_from, scale_to = "}[task] in card
+    assert ("## Labels" in card) == (task == "multilabel")
     kind = {"multilabel": "multi_label_classification", "regression": "regression"}[task]
-    assert f"problem_type='{kind}'" in card
+    config = json.loads((result.folder / "adapter" / "config.json").read_text())
+    assert config["problem_type"] == kind
+    table = tmp_path / "said.jsonl"
+    asked = write_lines(tmp_path / "asked.jsonl", [{"text": "w5 w6"}, {"text": "w9"}])
+    done = forefed_command("predict", result.folder, "--file", asked, "--output", table)
+    assert done.status == 0, done.err
+    row = lines(tmp_path, "said.jsonl")[0]
+    assert ("p_long" in row) == (task == "multilabel")
 
 
 def encode(task: Any, rows: list[dict[str, Any]], tmp_path: Path, world: World) -> Any:

@@ -41,11 +41,14 @@ class Prediction:
     text: str
     predicted: str
     chances: tuple[float, ...] = ()
+    of_one: bool = True
+    """Are the probabilities those of one class, and not of labels that may all apply?"""
 
     @property
     def words(self) -> str:
         """The prediction, with the probability of what was predicted."""
-        return f"{self.predicted} ({max(self.chances):.2f})" if self.chances else self.predicted
+        sure = f" ({max(self.chances):.2f})" if self.chances and self.of_one else ""
+        return f"{self.predicted}{sure}"
 
 
 def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
@@ -84,7 +87,7 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
         chances = task.objective.chances(logits)
         known = [()] * len(said) if chances is None else [tuple(c) for c in chances.tolist()]
         for i, (answer, one) in enumerate(zip(said, known, strict=True), start):
-            yield Prediction(by_column[0][i], answer, one)
+            yield Prediction(by_column[0][i], answer, one, task.objective.of_one)
 
 
 def asked_columns(run: Path, config: Config) -> list[list[str]]:

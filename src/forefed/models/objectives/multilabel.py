@@ -34,6 +34,7 @@ class MultiLabel(Objective):
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
     pooled: ClassVar[bool] = True
+    of_one: ClassVar[bool] = False
     measures: ClassVar[Measures] = Measures(
         (
             Metric(

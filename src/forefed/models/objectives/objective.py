@@ -49,6 +49,8 @@ class Objective(ABC):
     has_head: ClassVar[bool] = True
     pooled: ClassVar[bool] = False
     """Is a whole text judged by one vector of it (``models.pooling``)?"""
+    of_one: ClassVar[bool] = True
+    """Does one class apply at most, so that ``chances`` add up to 1?"""
     reads_logits: ClassVar[bool] = True
     """Does ``counts`` need logits? Where not, those of a batch are never held at once."""
 
