@@ -27,7 +27,7 @@ from forefed.models.adapters import ADAPTERS
 from forefed.models.load import load_tokenizer
 from forefed.models.objectives import OBJECTIVES, Objective
 from forefed.run import Config, Result
-from forefed.run.checkpoint import config_digest
+from forefed.run.checkpoint import BEST, config_digest
 from forefed.run.config import SLOTS
 from forefed.run.rebuild import replay_log
 from forefed.run.use import trained
@@ -171,7 +171,8 @@ def task_has_details(config: dict[str, Any]) -> bool:
 def check_record(result: Result) -> None:
     """The files of a finished run agree with one another and with what it was asked."""
     folder, config = result.folder, read(result.folder, "config.json")
-    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
+    kept = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
+    assert kept - {BEST} == {
         *("config.json", "environment.json", "partition.json", "rounds.jsonl"),
         *("evaluations.jsonl", "checkpoint.safetensors", "adapter", "summary.json"),
         *(("details.json",) if task_has_details(config) else ()),

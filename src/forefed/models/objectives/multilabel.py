@@ -130,7 +130,7 @@ for text, row in zip(texts, logits.sigmoid().tolist()):
         texts = []
         for chances in torch.sigmoid(logits.float()).tolist():
             pairs = zip(self.label_names, chances, strict=True)
-            said = [f"{name} ({x:.2f})" for name, x in pairs if x >= SAID_FROM]
+            said = [name for name, x in pairs if x >= SAID_FROM]
             texts.append(", ".join(said) or "(no label)")
         return texts
 
