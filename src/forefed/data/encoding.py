@@ -28,6 +28,7 @@ MARGIN = 32
 """Tokens behind those that are kept, which a cut before tokenising may change."""
 CHARS_PER_TOKEN = 6
 PAIR_CHARS = 1 << 16
+"""Characters of the texts of a pair whose tokens are counted to find the longer one."""
 _FORMAT = "forefed-tokens-3"
 
 
@@ -210,18 +211,15 @@ def blocks_of_rows(
         yield Block(arrays, counts)
 
 
-def shortened(texts: list[str], tokenizer: Any, tokens: int, least: int = 0) -> list[str]:
+def shortened(texts: list[str], tokenizer: Any, tokens: int) -> list[str]:
     """The texts, long ones cut to a beginning that has the same first ``tokens`` tokens.
 
     What stands far behind a token does not change it, but the end of a text does change those near
     to it: so a beginning ends at a blank and has ``MARGIN`` tokens more than are kept (four times
     as many where no blank is near), or is taken four times as long until it does, at last whole.
-
-    Args:
-        least: characters below which no text is cut.
     """
     found = list(texts)
-    size = max(least, CHARS_PER_TOKEN * (tokens + MARGIN))
+    size = CHARS_PER_TOKEN * (tokens + MARGIN)
     todo = [i for i, text in enumerate(texts) if len(text) > size]
     while todo:
         ends = [_end(texts[i], size) for i in todo]
@@ -245,6 +243,27 @@ def _end(text: str, size: int) -> tuple[int, int]:
     return (blank, MARGIN) if blank > 0 else (size, 4 * MARGIN)
 
 
+def _in_order(whole: list[list[str]], short: list[list[str]], tokenizer: Any) -> list[list[str]]:
+    """Shortened pairs in which the same text is the longer one as before: where both are cut to fit
+    and an odd number of tokens is left, it keeps one more."""
+    changed = [
+        i for i, texts in enumerate(zip(*whole, *short, strict=True)) if texts[:2] != texts[2:]
+    ]
+    if not changed:
+        return short
+    found = [list(column) for column in short]
+    beyond = [[max(0, len(c[i]) - PAIR_CHARS) for i in changed] for c in whole]
+    counts = [_token_counts([c[i][:PAIR_CHARS] for i in changed], tokenizer) for c in whole]
+    heads = [_token_counts([c[i] for i in changed], tokenizer) for c in short]
+    for k, i in enumerate(changed):
+        first_longer = counts[0][k] + beyond[0][k] > counts[1][k] + beyond[1][k]
+        if first_longer != (heads[0][k] > heads[1][k]):
+            shorter, longer = int(first_longer), int(not first_longer)
+            share = 0.8 * heads[longer][k] / heads[shorter][k]
+            found[shorter][i] = found[shorter][i][: int(share * len(found[shorter][i]))]
+    return found
+
+
 def _token_counts(texts: list[str], tokenizer: Any) -> list[int]:
     lists = tokenizer(texts[:1], add_special_tokens=False, verbose=False)
     if lists.encodings is not None:  # the call above has set that nothing is cut
@@ -262,9 +281,8 @@ def _class_blocks(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Blo
         whole = [c[start : start + CHUNK] for c in (texts.first, texts.second) if c is not None]
         columns = [list(c) for c in whole]
         if tokenizer.truncation_side == "right":
-            # Of a pair the longer text is cut first, so both must stay as they are up to a size.
-            least = PAIR_CHARS if len(whole) > 1 else 0
-            columns = [shortened(c, tokenizer, max_length, least) for c in columns]
+            short = [shortened(c, tokenizer, max_length) for c in columns]
+            columns = _in_order(columns, short, tokenizer) if len(columns) == 2 else short
         ids, types, cut = _encoded(columns, tokenizer, max_length) if columns[0] else ([], [], 0)
         for i in [i for i, each in enumerate(ids) if not each]:
             ids[i] = [placeholder]  # an empty text and a tokeniser without special tokens

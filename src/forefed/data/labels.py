@@ -336,7 +336,7 @@ def _refuse_ids(labels: Labels, column: str) -> None:
 def _broken_numbers(names: Iterable[str]) -> list[str]:
     """Those that are no integers, where all are numbers."""
     names = list(names)
-    broken = [name for name in names if not _INTEGRAL.fullmatch(name)]
+    broken = [name for name in names if not name.lstrip("+-").isdecimal()]
     return broken if all(_NUMBER.fullmatch(name) for name in names) else []
 
 

@@ -1,0 +1,82 @@
+"""Long texts are cut before they are tokenised, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forefed.core.keys import Key
+from forefed.data import encoding
+from forefed.data.encoding import Texts, shortened, tokenise
+from words import tokenizer as by_words
+
+
+def tokenizers_of(kind: str) -> Any:
+    """Byte-level BPE without a rule where words end, unigrams without one, or whole words."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if kind == "words":
+        return by_words(bos=True)
+    sample = [text for i in range(10) for text in long_texts(i, 3)]
+    if kind == "bpe":
+        inner = Tokenizer(models.BPE())
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        inner.decoder = decoders.ByteLevel()
+        trainer: Any = trainers.BpeTrainer(vocab_size=60, special_tokens=["<pad>", "</s>"])
+    else:
+        inner = Tokenizer(models.Unigram())
+        inner.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+        trainer = trainers.UnigramTrainer(
+            vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>"
+        )
+    inner.train_from_iterator(sample, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", model_max_length=512
+    )
+
+
+def long_texts(value: int, n: int) -> list[str]:
+    key = Key(value)
+    words = "a b c d é north of the river nothing ever happened before".split()  # noqa: SIM905
+    sizes = key.fold("size").integers(n, below=260)
+    drawn = key.fold("word").integers(int(sizes.sum()) + 1, below=len(words))
+    text = [words[i] for i in drawn]
+    ends = np.cumsum(sizes)
+    return [" ".join(text[b - a : b]) for a, b in zip(sizes.tolist(), ends.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe", "unigram"])
+@pytest.mark.parametrize("length", [12, 15])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_a_cut_before_tokenising_changes_no_token(
+    kind: str, length: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok = tokenizers_of(kind)
+    texts = [long_texts(7 + c, 25) for c in range(columns)]
+    rows = Texts(texts[0], texts[1] if columns == 2 else None, np.zeros(25, dtype=np.int64))
+    assert shortened(texts[0], tok, length) != texts[0]
+    quick = tokenise(rows, tok, length)
+    monkeypatch.setattr(encoding, "shortened", lambda texts, *_: texts)
+    assert quick.digest == tokenise(rows, tok, length).digest
+    assert quick.counts == tokenise(rows, tok, length).counts
+
+
+def test_a_language_models_text_and_prompt_are_cut_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    tok = tokenizers_of("bpe")
+    rows = Texts(long_texts(1, 30), long_texts(2, 30), None)
+    quick = tokenise(rows, tok, 20)
+    monkeypatch.setattr(encoding, "shortened", lambda texts, *_: texts)
+    whole = tokenise(rows, tok, 20)
+    assert (quick.digest, quick.counts) == (whole.digest, whole.counts)
+
+
+def test_blanks_and_long_words_are_passed_over() -> None:
+    tok = by_words()
+    blanks = "a" + " " * 5_000 + " ".join("b" * 90) + " c" * 50_000
+    (found,) = shortened([blanks], tok, 12)
+    assert len(found) < len(blanks) and found.count("b") >= 32
+    word = "x" * 30_000
+    assert shortened([word], tok, 12) == [word]  # one token, so nothing may be cut
