@@ -20,6 +20,8 @@ from forefed.models.export import save_adapter
 from forefed.models.inspect import Facts
 from forefed.models.load import load_task
 from forefed.models.pooling import choose, pool
+from forefed.models.prefix import FrozenPrefix
+from forefed.models.prefix_cache import PrefixCache
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task
 from test_models_load import saved
@@ -69,6 +71,7 @@ def task_of(
     family: str,
     pooling: str,
     adapter: Adapter = Lora(),  # noqa: B008 (frozen)
+    layers: str = "last",
     **said: bool,
 ) -> Task:
     model = tiny_model(family, dtype=torch.float32)
@@ -76,7 +79,8 @@ def task_of(
     if said:
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(said))
-    chosen = ModelSettings(name=settings.name, dtype="float32", pooling=pooling)  # type: ignore[arg-type]
+    reads = {"pooling": pooling, "layers": layers}
+    chosen = ModelSettings(name=settings.name, dtype="float32", **reads)  # type: ignore[arg-type]
     return load_task(chosen, adapter, Key(1), ["a", "b", "c"])[0]
 
 
@@ -118,8 +122,38 @@ def test_auto_reads_the_folder_and_drops_a_pooler_that_nobody_reads(tmp_path: Pa
     assert task_of(tmp_path / "c", "gpt2", "auto").model.get_base_model().pooling == "pooler"
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "modernbert"])
+def test_spread_layers_are_what_enters_the_first_and_the_middle_block(
+    family: str, tmp_path: Path
+) -> None:
+    task = task_of(tmp_path, family, "mean", layers="spread")
+    batch = tiny_examples(5, types=family == "bert").batch(range(5))
+    weight = next(task.params[n] for n in task.head if n.endswith("weight"))
+    base = task.model.get_base_model()
+    with torch.no_grad():
+        body = getattr(base, base.base_model_prefix)
+        states = body(**task.logits.inputs(batch), output_hidden_states=True).hidden_states
+        mask = batch.inputs["attention_mask"]
+        pooled = torch.cat([pool(states[i], mask, "mean") for i in (0, 1, 2)], 1)
+        found = task.logits(task.params, batch)
+    assert weight.shape == (3, 48)
+    torch.testing.assert_close(found, pooled @ weight.T)
+
+
+def test_a_kept_prefix_does_not_change_what_early_layers_say(tmp_path: Path) -> None:
+    task = task_of(tmp_path, "bert", "mean", HeadOnly(), layers="spread")
+    prefix = FrozenPrefix(task, PrefixCache(10**6))
+    assert prefix.refusal(2) is not None and prefix.usable(2) == 1
+    batch = tiny_examples(4).batch(range(4))
+    with torch.no_grad():
+        expected = task.logits(task.params, batch)
+        with prefix.evaluation(task.params, batch):
+            found = task.logits(task.params, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_forward_mode_knows_every_operator_of_a_pooling(tmp_path: Path) -> None:
-    task = task_of(tmp_path, "bert", "last")
+    task = task_of(tmp_path, "bert", "last", layers="spread")
     params, batch = moved(task.params), tiny_examples(4).batch(range(4))
     engine = Forward(directions="all")
     estimate = engine(task.loss, params, batch, BasisDirections(), task.head)
@@ -130,7 +164,7 @@ def test_forward_mode_knows_every_operator_of_a_pooling(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("adapter", [Lora(r=2), TinyLora(u=3), BitFit(), Ia3(), HeadOnly()])
 def test_an_export_gives_the_same_logits_through_load(adapter: Adapter, tmp_path: Path) -> None:
-    task = task_of(tmp_path / "base", "bert", "mean", adapter)
+    task = task_of(tmp_path / "base", "bert", "mean", adapter, "spread")
     params, batch = moved(task.params), tiny_examples(4).batch(range(4))
     save_adapter(task, params, tmp_path / "adapter", "# card\n")
     loaded = forefed.load(tmp_path / "adapter", base=str(tmp_path / "base"))

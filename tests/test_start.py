@@ -20,7 +20,7 @@ from forefed.run.begin import load_begun
 from forefed.start.closed_form import SCALES, ClosedForm, Solver, choose
 from forefed.start.sums import STEP, Sums
 
-START = ("start=closed_form", "model.pooling=mean")
+START = ("start=closed_form", "model.pooling=mean", "model.layers=spread")
 NAMES = ("a", "b", "c")
 
 

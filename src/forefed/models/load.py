@@ -92,7 +92,7 @@ def load_base(
     drawn, note = fit_head(model, objective, seen.facts.classes, seen.drawn, seen.resized)
     poolers = seen.poolers
     if objective.pooled:
-        install(model, choose(settings, seen.facts), objective.outputs)
+        install(model, choose(settings, seen.facts), objective.outputs, settings.layers)
         drawn |= set(model.new_head)
         poolers = poolers if model.pooling == "pooler" else ()
     std = getattr(model.config, "initializer_range", None) or 0.02

@@ -41,7 +41,8 @@ def head_text(task: Task) -> str | None:
     pooling = getattr(task.model.get_base_model(), "pooling", "pooler")
     if pooling == "pooler":
         return None
-    about = {"pooling": pooling, "labels": list(task.label_names)}
+    layers = task.model.get_base_model().layers
+    about = {"pooling": pooling, "layers": layers, "labels": list(task.label_names)}
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -60,7 +61,8 @@ def load(folder: str | Path, base: str | None = None) -> Loaded:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         about = json.loads((folder / HEAD).read_text(encoding="utf-8"))
         name, labels = base or str(config["base_model_name_or_path"]), tuple(about["labels"])
-        settings = ModelSettings(name=_here(name), dtype="float32", pooling=about["pooling"])
+        reads = {"pooling": about["pooling"], "layers": about["layers"]}
+        settings = ModelSettings(name=_here(name), dtype="float32", **reads)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"load: '{folder}' holds no {HEAD} and {CONFIG} that can be read. An export without "

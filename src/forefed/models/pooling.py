@@ -3,16 +3,19 @@
 A sentence encoder was trained to speak through one pooling, and its class in transformers may read
 another: all-MiniLM means by the mean, while BERT's classifier reads a pooler that was never
 trained for it. Measured by a linear probe the choice is worth five points and more (docs/LOG.md).
+What enters the first and the middle block tells of words and syntax, and is worth three more
+(``layers``).
 
 ``install`` puts a linear head on the chosen pooling of a classifier of transformers, in place: the
 body keeps its names, so adapters are the same tensors, and whoever loads an exported adapter
 installs the same again (``forefed.load``).
 
-Axes: B examples, S positions, H hidden width, C classes.
+Axes: B examples, S positions, H hidden width, F features (H for each layer read), C classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 
 from forefed.core.errors import UserError
 from forefed.core.types import Json
+from forefed.models.blocks import Blocks
 from forefed.models.inspect import Facts
 from forefed.models.settings import ModelSettings
 
@@ -67,22 +71,27 @@ def _said(name: str, pooling: Json) -> Pooling:
     return _MODES[asked.pop()]
 
 
-def install(model: Any, pooling: Pooling, classes: int) -> None:
+def install(
+    model: Any, pooling: Pooling, classes: int, layers: Literal["last", "spread"] = "last"
+) -> None:
     """Make a classifier of transformers read its class from this pooling, by one linear map.
 
     Modules of the head beside it, and a pooler of the body, are taken away: nobody reads them.
 
     Where the old head does not fit, ``new_head`` names the parameters that have no values yet.
     """
-    model.pooling, model.new_head = pooling, ()
+    model.pooling, model.layers, model.new_head = pooling, "last", ()
     if pooling == "pooler":
         return
+    model.layers = layers
     body = model.base_model_prefix
     heads = [
         n for n, x in model.named_children() if n != body and any(True for _ in x.parameters())
     ]
     linear = [m for n in heads for m in getattr(model, n).modules() if isinstance(m, nn.Linear)]
-    name, width = heads[-1], linear[0].in_features
+    blocks = Blocks.find(model, tuple(heads)).names
+    read = [blocks[i] for i in sorted({0, len(blocks) // 2})] if layers == "spread" else []
+    name, width = heads[-1], linear[0].in_features * (1 + len(read))
     for other in heads[:-1]:
         delattr(model, other)
     old = getattr(model, name)
@@ -92,14 +101,25 @@ def install(model: Any, pooling: Pooling, classes: int) -> None:
         model.new_head = (f"{name}.weight", f"{name}.bias")
     if getattr(getattr(model, body), "pooler", None) is not None:
         getattr(model, body).pooler = None
-    model.forward = PooledForward(model, pooling, name)
+    model.forward = PooledForward(model, pooling, name, [model.get_submodule(n) for n in read])
 
 
 class PooledForward:
-    """The forward pass of a model with a pooling installed. No module, as the model holds it."""
+    """The forward pass of a model with a pooling installed. No module, as the model holds it.
 
-    def __init__(self, model: Any, pooling: Pooling, head: str):
+    ``early``: blocks whose inputs are pooled, too, before the last hidden states.
+    """
+
+    def __init__(self, model: Any, pooling: Pooling, head: str, early: Sequence[nn.Module] = ()):
         self.model, self.pooling, self.head = model, pooling, head
+        self.entered: list[Tensor] | None = None
+        for block in early:
+            block.register_forward_pre_hook(self.enter, with_kwargs=True)
+
+    def enter(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps what enters an early block, once in a forward pass (blocks may run again later)."""
+        if self.entered is not None:
+            self.entered.append(args[0] if args else kwargs["hidden_states"])
 
     def __call__(
         self,
@@ -115,9 +135,15 @@ class PooledForward:
         if token_type_ids is not None:
             more["token_type_ids"] = token_type_ids
         body = getattr(self.model, self.model.base_model_prefix)
-        hidden_BSH = body(input_ids, attention_mask=attention_mask, **more)[0]
-        pooled_BH = pool(hidden_BSH, attention_mask, self.pooling)
-        logits_BC = getattr(self.model, self.head)(pooled_BH)
+        self.entered = []
+        try:
+            last_BSH = body(input_ids, attention_mask=attention_mask, **more)[0]
+            every = [*self.entered, last_BSH]
+        finally:
+            self.entered = None
+        parts = [pool(hidden_BSH, attention_mask, self.pooling) for hidden_BSH in every]
+        pooled_BF = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        logits_BC = getattr(self.model, self.head)(pooled_BF)
         loss = None if labels is None else nn.functional.cross_entropy(logits_BC, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits_BC)
 

@@ -62,13 +62,13 @@ class FrozenPrefix:
             recurring: whether examples are seen again before the server's next parameters. If not,
                 the cache pays only where nothing at all is trained before, by anybody.
         """
-        depth = self.depth(assigned)
+        depth = self.usable(self.depth(assigned))
         pays = recurring or not self.before[depth]
         return CachedLoss(base, self, depth) if pays and not self.refusal(depth) else base
 
     def evaluation(self, params: Params, batch: Batch) -> AbstractContextManager[None]:
         """Open while the whole model is tested on a batch: leaves out what nobody trains."""
-        depth = self.depth(self.task.params.keys())
+        depth = self.usable(self.depth(self.task.params.keys()))
         if self.refusal(depth):
             return nullcontext()
         return self.left_out(depth, self.hidden(params, batch, depth))
@@ -77,6 +77,11 @@ class FrozenPrefix:
         """The first block with an assigned unit; the number of blocks for the head alone."""
         chosen = set(assigned)
         return min((u.depth for u in self.task.units if chosen & set(u.params)), default=0)
+
+    def usable(self, depth: int) -> int:
+        """The deepest prefix up to this depth that is not refused (this depth, if all are): a head
+        that reads what enters an earlier block needs that block's true input."""
+        return next((d for d in range(depth, 0, -1) if not self.refusal(d)), depth)
 
     def refusal(self, depth: int) -> str | None:
         """Why there is no cached prefix of ``depth`` blocks; None where there is one."""

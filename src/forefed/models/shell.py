@@ -66,7 +66,8 @@ def random_task(
     for parameter in model.parameters():
         parameter.data.uniform_(-0.03, 0.03)  # no zeros, no denormals: both would be fast or slow
     if objective.pooled:
-        install(model, choose(settings, look(settings, weights=False)), objective.outputs)
+        pooling = choose(settings, look(settings, weights=False))
+        install(model, pooling, objective.outputs, settings.layers)
     model = model.to(choose_device(settings), choose_dtype(settings))
     return task_from_model(
         model,
