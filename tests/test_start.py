@@ -15,9 +15,10 @@ from federation import World
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
 from forefed.deploy.connect import connect_by
+from forefed.guard import guard_of
 from forefed.run import run
 from forefed.run.begin import load_begun
-from forefed.start.closed_form import SCALES, ClosedForm, Solver, choose
+from forefed.start.closed_form import SCALES, ClosedForm, Solver, choose, start_of
 from forefed.start.sums import STEP, Sums
 
 START = ("start=closed_form", "model.pooling=mean", "model.layers=spread")
@@ -241,4 +242,18 @@ def test_what_cannot_work_is_said_before(
 def test_a_language_model_has_no_closed_form(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no head in closed form"):
         world.run(tmp_path, *world.lm, "start=closed_form", "model.pooling=auto")
-    assert ClosedForm().head("classification") is not None
+
+
+def test_auto_solves_a_head_only_where_there_is_one_to_solve(world: World, tmp_path: Path) -> None:
+    def start(*more: str) -> ClosedForm | None:
+        return start_of(world.config(tmp_path, "start=auto", *more), "mean")
+
+    solved = start()
+    assert solved is not None and solved.then == "frozen"
+    alone = start("adapter=head")
+    assert alone is not None and alone.then == "trained"
+    assert start(*world.lm) is None and start_of(world.config(tmp_path), "mean") is None
+    assert start_of(world.config(tmp_path, "start=auto"), "pooler") is None
+    assert guard_of(world.config(tmp_path, "guard=auto")) is not None
+    assert guard_of(world.config(tmp_path, "guard=auto", "codec=scalars")) is None
+    assert guard_of(world.config(tmp_path)) is None

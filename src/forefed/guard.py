@@ -51,4 +51,21 @@ class HeldOut(Guard):
             )
 
 
-GUARDS: Registry[Guard] = Registry("guard", [NoGuard, HeldOut])
+class Auto(HeldOut):
+    """held_out where clients hold rows out and tensors travel, none elsewhere."""
+
+    kind: Literal["auto"] = "auto"  # type: ignore[assignment]
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        return iter(())
+
+
+def guard_of(config: Any) -> HeldOut | None:
+    """What judges the steps of a run with this configuration; None: nobody."""
+    guard = config.guard
+    if not isinstance(guard, HeldOut):
+        return None
+    return None if isinstance(guard, Auto) and any(HeldOut().conflicts(config)) else guard
+
+
+GUARDS: Registry[Guard] = Registry("guard", [Auto, NoGuard, HeldOut])

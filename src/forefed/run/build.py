@@ -37,6 +37,7 @@ from forefed.run.pool import PooledServer, pooled_groups, sums_of
 from forefed.run.replica import Replica
 from forefed.run.server import Server
 from forefed.run.star import RunState, Star
+from forefed.start import ClosedForm, start_of
 from forefed.start.answer import Answers
 
 
@@ -219,16 +220,21 @@ def assemble(
     return star, transport
 
 
+def start_at(config: Config, task: Task) -> ClosedForm | None:
+    """How the head is solved before round 1; None: it is not."""
+    return start_of(config, getattr(task.model.get_base_model(), "pooling", "pooler"))
+
+
 def frozen_head(config: Config, task: Task) -> frozenset[str]:
     """The head's parameters, where they stay as the start has solved them."""
-    start = config.start.head(config.data.task.head)
+    start = start_at(config, task)
     return task.head if start is not None and start.then == "frozen" else frozenset()
 
 
 def answers(config: Config, task: Task, prefix: FrozenPrefix | None) -> Answers:
     """How a client of this run answers questions."""
     around = None if prefix is None else prefix.evaluation
-    start = config.start.head(config.data.task.head)
+    start = start_at(config, task)
     if start is None:
         return Answers(task, around=around)
     return Answers(task, start.batch_size, start.min_count, around)

@@ -15,14 +15,14 @@ from forefed.core.files import write_json
 from forefed.core.keys import Key
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
-from forefed.guard import HeldOut
+from forefed.guard import HeldOut, guard_of
 from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
 from forefed.run.begin import Begun, begin, load_begun
-from forefed.run.build import Connect, Federation, build
+from forefed.run.build import Connect, Federation, build, start_at
 from forefed.run.callback import Callback, Told
 from forefed.run.card import Trained, model_card
 from forefed.run.checkpoint import (
@@ -149,6 +149,7 @@ def _run(
     checkpoint_s, said = 0.0, set[str]()
     ending = health.diverged() if state.round else None
     rests = resting(record.read_lines(folder, record.ROUNDS))
+    guard = guard_of(config)
     last = _over(config, state, rests)
     if ending is None and last and state.round:
         # killed between the log's last round and its checkpoint, from which others read
@@ -159,9 +160,9 @@ def _run(
         state, report = federation.star.round(state, partial(told, "outcome"))
         seconds = dict(report.seconds)
         judged: Json = {}
-        if isinstance(config.guard, HeldOut):
+        if guard is not None:
             clock = time.perf_counter()
-            state, judged = _guarded(config.guard, federation, before, state)
+            state, judged = _guarded(guard, federation, before, state)
             rests = rests + 1 if judged["step"] == 0 else 0
             seconds["guard"] = time.perf_counter() - clock
         last = _over(config, state, rests)
@@ -264,7 +265,7 @@ def _begin(
 def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     """The start's head, from all clients' sums; None where the run has none."""
     config = federation.config
-    start = config.start.head(config.data.task.head)
+    start = start_at(config, federation.task)
     if start is None:
         return None
     told("loading", "solving the head from all clients' sums")
@@ -288,7 +289,8 @@ def _guarded(
 
 
 def _over(config: Config, state: RunState, rests: int) -> bool:
-    patience = getattr(config.guard, "patience", None)
+    guard = guard_of(config)
+    patience = None if guard is None else guard.patience
     return state.round >= config.rounds or (patience is not None and rests >= patience)
 
 

@@ -49,9 +49,6 @@ class ClosedForm(Start):
     min_count: Annotated[int, Field(ge=1)] = 1
     """A client leaves out its rows of a class of which it has fewer: a sum of one is the row."""
 
-    def head(self, task: str) -> ClosedForm | None:
-        return self
-
     def conflicts(self, config: Any) -> Iterator[str]:
         if config.data.task.head != "classification":
             yield (
@@ -72,16 +69,29 @@ class ClosedForm(Start):
 
 
 class Auto(ClosedForm):
-    """closed_form where classes are learned, none elsewhere."""
+    """closed_form where classes are read from pooled tokens by one linear map, none elsewhere."""
 
     kind: Literal["auto"] = "auto"  # type: ignore[assignment]
 
-    def head(self, task: str) -> ClosedForm | None:
-        return self if task == "classification" else None
-
     def conflicts(self, config: Any) -> Iterator[str]:
-        if self.head(config.data.task.head):
-            yield from _conflicts(self, config)
+        return iter(())
+
+
+def start_of(config: Any, pooling: str) -> ClosedForm | None:
+    """How a configuration's head is solved; None: it begins as the model has it.
+
+    Args:
+        config: the whole configuration.
+        pooling: of the model (``models/pooling.py``); "pooler" is the way of its own class.
+    """
+    start = config.start
+    if not isinstance(start, Auto):
+        return start if isinstance(start, ClosedForm) else None
+    classes = config.data.task.head == "classification"
+    if not classes or pooling == "pooler" or config.download.by_sums:
+        return None
+    alone = config.adapter.kind == "head"
+    return start.model_copy(update={"then": "trained"}) if alone else start
 
 
 def _conflicts(start: ClosedForm, config: Any) -> Iterator[str]:
