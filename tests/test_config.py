@@ -241,7 +241,7 @@ def test_what_nothing_reads_is_an_error(item: str, words: list[str]) -> None:
 
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(UserError) as error:
-        configure(sets=["engine=forwad", "client.optimiser.rl=1", "rounds=0"])
+        configure(sets=["engine=forwad", "client.optimiser.rl=1", "rounds=-1"])
     told = [line.partition(":")[0] for line in str(error.value).splitlines()]
     assert sorted(told) == ["client.optimiser.rl", "engine", "rounds"]
 

@@ -27,7 +27,8 @@ from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.forward import Forward
-from forefed.guard import GUARDS, Guard, NoGuard
+from forefed.guard import GUARDS, Guard
+from forefed.guard import Auto as AutoGuard
 from forefed.local import CLIENTS, LocalTraining
 from forefed.models.adapters import ADAPTERS, Adapter, TinyLora
 from forefed.models.settings import ModelSettings
@@ -36,7 +37,8 @@ from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
 from forefed.run.former import FORMER, present
 from forefed.sharing import SHARINGS, Sharing
 from forefed.sharing import Everything as AllShared
-from forefed.start import STARTS, NoStart, Start
+from forefed.start import STARTS, Start
+from forefed.start import Auto as AutoStart
 from forefed.strategies import STRATEGIES, Strategy, strategy
 from forefed.wire import CODECS, DOWNLOADS, Codec, Dense, DenseDownload, Download
 
@@ -142,10 +144,10 @@ class Config(Settings):
     ] = Sgd()
     start: Annotated[
         SerializeAsAny[Start], Slot(STARTS, "what does the first round begin from?")
-    ] = NoStart()
+    ] = AutoStart()
     guard: Annotated[
         SerializeAsAny[Guard], Slot(GUARDS, "may a round's step be taken?"), SERVER_ONLY
-    ] = NoGuard()
+    ] = AutoGuard()
     server_schedule: Literal["constant", "linear"] = "constant"
     """"linear": the server's learning rates fall from their values in round 1 towards 0 at the end
     (averages out the noise of the last cohorts)."""
