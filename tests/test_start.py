@@ -17,7 +17,10 @@ from forefed.core.keys import Key
 from forefed.deploy.connect import connect_by
 from forefed.guard import guard_of
 from forefed.run import run
+from forefed.run.baselines import baselines
 from forefed.run.begin import load_begun
+from forefed.run.build import answers, build
+from forefed.run.forget import forget
 from forefed.start.closed_form import SCALES, ClosedForm, Solver, choose, start_of
 from forefed.start.sums import STEP, Sums
 
@@ -257,3 +260,36 @@ def test_auto_solves_a_head_only_where_there_is_one_to_solve(world: World, tmp_p
     assert guard_of(world.config(tmp_path, "guard=auto")) is not None
     assert guard_of(world.config(tmp_path, "guard=auto", "codec=scalars")) is None
     assert guard_of(world.config(tmp_path)) is None
+
+
+def test_forgetting_a_client_leaves_the_sums_of_the_others(world: World, tmp_path: Path) -> None:
+    result, begun = started(world, tmp_path, "rounds=0")
+    left = forget(result.folder, 2)
+    config = world.config(tmp_path, *START, "rounds=0")
+    federation = build(config)
+    total = Sums.zero(3, 48)
+    for client in (0, 1, 3, 4, 5):
+        part = answers(config, federation.task, None)
+        total = total.plus(part.sums_of({}, federation.data.population.client(client)))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(vars(left.total).values(), vars(total).values(), strict=True)
+    )
+    kept = load_begun(result.folder)
+    assert kept is not None and kept.line["forgotten"] == [2]
+    assert any(not torch.equal(kept.head[n], x) for n, x in begun.head.items())
+    with pytest.raises(UserError, match="forgotten already"):
+        forget(result.folder, 2)
+    with pytest.raises(UserError, match="clients 0 to 5, not 6"):
+        forget(result.folder, 6)
+
+
+def test_baselines_are_of_the_clients_training_rows(world: World, tmp_path: Path) -> None:
+    lines = {x["name"]: x["accuracy"] for x in baselines(world.config(tmp_path, *START))}
+    assert list(lines) == ["majority", "tf-idf", "probe", "local", "closed form"]
+    result, _ = started(world, tmp_path / "run", "rounds=0")
+    assert lines["majority"] == result.summary["baseline"]["majority"]
+    assert lines["closed form"] == pytest.approx(result.summary["final"]["accuracy"], abs=0.05)
+    assert lines["tf-idf"] > lines["majority"]
+    with pytest.raises(UserError, match="they are for classes"):
+        baselines(world.config(tmp_path, *world.lm))

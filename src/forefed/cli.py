@@ -286,6 +286,37 @@ def replay(
         out.print(f"adapter: {folder}", soft_wrap=True)
 
 
+@app.command("baselines")
+def baselines_command(config: ConfigFile = None, sets: Sets = None) -> None:
+    """What a run has to beat: majority, TF-IDF, pooled probe, clients alone, closed-form head.
+
+    forefed baselines mine.toml
+    """
+    from forefed.run import configure
+    from forefed.run.baselines import baselines
+
+    for line in baselines(configure(config, sets or ()), err.print):
+        out.print(f"{line['name']:12} {line['accuracy']:.3f}  {line['about']}")
+
+
+@app.command("forget")
+def forget_command(
+    client: Annotated[int, typer.Argument(help="Number of the client, from 0.")],
+    run: RunFolder,
+) -> None:
+    """Take a client's rows out of a run's solved head, exactly (of adapters no such thing holds).
+
+    forefed forget 3 runs/demo
+    """
+    from forefed.run.forget import forget
+
+    left = forget(run, client)
+    out.print(
+        f"{run}: the head is that of {left.line['examples']:,} rows without client {client}, as if "
+        "it had never been there. What adapters learned in later rounds stays: run anew for that."
+    )
+
+
 @app.command("plan")
 def plan_command(
     model: Annotated[

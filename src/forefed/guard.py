@@ -32,7 +32,7 @@ class HeldOut(Guard):
     kind: Literal["held_out"] = "held_out"
     clients: Annotated[int, Field(ge=1)] = 20
     """Clients asked after each round, drawn anew (all, where there are fewer)."""
-    patience: Annotated[int, Field(ge=1)] | None = 5
+    patience: Annotated[int, Field(ge=1)] | None = 3
     """The run ends after so many rounds in a row without a step; None: never."""
 
     steps: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.25)
@@ -43,6 +43,11 @@ class HeldOut(Guard):
             yield (
                 "guard.kind = 'held_out': a log of slopes cannot say that a step was shortened; "
                 "set guard.kind = 'none', or codec.kind = 'dense' and download.kind = 'dense'"
+            )
+        if config.sharing.personal:
+            yield (
+                "guard.kind = 'held_out': clients with parameters of their own each have another "
+                "model, and a question carries one; set guard.kind = 'none'"
             )
         if config.data.client_test_fraction == 0:
             yield (

@@ -49,7 +49,7 @@ class Sharing(Choice):
                 "codec.kind = 'scalars' replays all of its steps at the server; use codec.kind = "
                 "'dense' or 'quantised'"
             )
-        if config.start.kind != "none":
+        if config.start.kind not in ("none", "auto"):
             yield (
                 f"sharing.kind = '{self.kind}': start.kind = '{config.start.kind}' solves one head "
                 "for all, which clients with heads of their own never see; set start.kind = 'none'"

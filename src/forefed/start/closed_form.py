@@ -87,8 +87,8 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
     start = config.start
     if not isinstance(start, Auto):
         return start if isinstance(start, ClosedForm) else None
-    classes = config.data.task.head == "classification"
-    if not classes or pooling == "pooler" or config.download.by_sums:
+    classes = config.data.task.head == "classification" and pooling != "pooler"
+    if not classes or config.download.by_sums or config.sharing.personal:
         return None
     alone = config.adapter.kind == "head"
     return start.model_copy(update={"then": "trained"}) if alone else start

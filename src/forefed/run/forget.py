@@ -1,0 +1,58 @@
+"""``forefed forget``: a run's solved head without a client's rows, exactly.
+
+The sums of all clients are whole numbers, so taking a client's away leaves what a run without it
+would have had, bit for bit; the head solved from them (with the run's own regularisation and
+scale) is the one that it would have begun with under these settings. What adapters and a trained
+head have learned in later rounds from that client cannot be taken out: train anew without it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from forefed.core.errors import UserError
+from forefed.core.settings import parse
+from forefed.run import record
+from forefed.run.begin import Begun, load_begun, params_of
+from forefed.run.build import answers, build
+from forefed.run.config import Config
+from forefed.start.closed_form import Solver
+
+
+def forget(run: Path, client: int) -> Begun:
+    """What the run begins with once this client is forgotten; saved over what it had.
+
+    Raises:
+        UserError: no such client, or a run without sums; a run between machines, whose rows are
+            not here.
+    """
+    config = parse(Config, record.read_config(run))
+    config = config.model_copy(update={"out": run.parent, "name": run.name})
+    begun = load_begun(run)
+    if begun is None:
+        raise UserError(f"{run}: its head was not solved from sums (start); none can be taken away")
+    gone = list(begun.line.get("forgotten", []))
+    if client in gone:
+        raise UserError(f"{run}: client {client} is forgotten already")
+    if config.partition.kind == "sites":
+        raise UserError(
+            f"{run}: its rows are at the sites; start a run without that site (partition.names)"
+        )
+    federation = build(config)
+    population = federation.data.population
+    if not 0 <= client < population.size:
+        raise UserError(f"forget: the run has clients 0 to {population.size - 1}, not {client}")
+    task = federation.task
+    own = answers(config, task, None).sums_of({}, population.client(client))
+    total = begun.total.plus(own, -1)
+    solver = Solver.of(total, task.label_names)
+    prior = getattr(config.start, "prior", "counts")
+    head = solver.solve(begun.line["solver"], begun.line["regularisation"], prior)
+    notes = list(solver.notes)
+    line = {**begun.line, "examples": total.rows, "notes": notes, "forgotten": [*gone, client]}
+    left = replace(
+        begun, head=params_of(task, head.times(begun.line["scale"])), total=total, line=line
+    )
+    left.save(run)
+    return left
