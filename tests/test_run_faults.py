@@ -77,7 +77,7 @@ def test_a_kill_between_any_two_writes(codec: str, world: World, tmp_path: Path)
     whole = world.run(tmp_path, *sets("whole", *more))
     names = {p.name for p in whole.folder.rglob("*")}
     reached = 0
-    for point in points(72, 4):
+    for point in sorted({*points(72, 3), 58}):  # 58: within the adapter's writing
         config = world.config(tmp_path, *sets(f"killed-{point}", *more))
         if not killed_at(point, lambda config=config: run(config)):
             shutil.rmtree(config.folder)

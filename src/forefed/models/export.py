@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from forefed.core.errors import UserError
+from forefed.core.files import PARTIAL
 from forefed.core.types import Params
 from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
 from forefed.models.attach import ADAPTER_NAME
@@ -62,7 +63,7 @@ def save_adapter(
     if folder.exists() and not (folder / CONFIG).is_file():
         raise UserError(f"export: '{folder}' exists and is no adapter; give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
     building.chmod(0o755)  # mkdtemp's folders are for their owner only
     try:
         _FORMS[form](task, params, building)
@@ -73,7 +74,7 @@ def save_adapter(
         if tokenizer is not None:
             _save_tokenizer(tokenizer, task, building)
         if folder.exists():
-            replaced = folder.with_name(f".{folder.name}-replaced")
+            replaced = folder.with_name(f".{folder.name}-replaced{PARTIAL}")
             shutil.rmtree(replaced, ignore_errors=True)
             os.replace(folder, replaced)
             os.replace(building, folder)
