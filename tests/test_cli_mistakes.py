@@ -125,6 +125,13 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "modifiers: the same one twice": ['modifiers=["clip", "clip"]'],
     "sharing.kind = 'personal_head': private": ["sharing=personal_head", "codec=scalars"],
     "sharing.kind = 'personal_head': start": ["sharing=personal_head", "start=closed_form"],
+    "guard.kind = 'held_out': a log": ["guard=held_out", "codec=scalars"],
+    "guard.kind = 'held_out': clients": ["guard=held_out", "sharing=personal_head"],
+    "guard.kind = 'held_out' needs": ["guard=held_out", "data.client_test_fraction=0"],
+    "adapter.kind = 'head': a language": [
+        *("strategy=fedavg", "adapter=head", "data.task=causal_lm")
+    ],
+    "topology.kind = 'ring'": ["topology=ring"],
     "sharing.kind = 'personal_head': with": ["sharing=personal_head", "adapter=head"],
     "sharing.kind = 'personal_head': a language": ["sharing=personal_head", "data.task=causal_lm"],
     "codec.directions": ["codec=scalars", "codec.directions=4"],

@@ -49,6 +49,7 @@ NEEDS: dict[str, list[str]] = {
     'modifiers=["curvature"]': ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
     "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
     "assign=everything": ["strategy=fedfgd"],
+    "topology=ring": ["strategy=fedavg", "codec=dense", "cohort=6"],
     "partition=natural": ["partition.column=site"],
     "partition=bootstrap": ["partition.clients=6", "partition.examples_per_client=9"],
     "data.task=pairs": ["data.source.path='{world.pairs}'"],

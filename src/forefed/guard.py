@@ -70,7 +70,8 @@ def guard_of(config: Any) -> HeldOut | None:
     guard = config.guard
     if not isinstance(guard, HeldOut):
         return None
-    return None if isinstance(guard, Auto) and any(HeldOut().conflicts(config)) else guard
+    off = config.topology.kind != "star" or any(HeldOut().conflicts(config))
+    return None if isinstance(guard, Auto) and off else guard
 
 
 GUARDS: Registry[Guard] = Registry("guard", [Auto, NoGuard, HeldOut])

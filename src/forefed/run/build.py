@@ -216,6 +216,7 @@ def assemble(
         config.cohort_min,
         config.over_select,
         config.sharing,
+        config.topology,
     )
     return star, transport
 

@@ -35,6 +35,7 @@ from forefed.models.settings import ModelSettings
 from forefed.modifiers import MODIFIERS, Modifier
 from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
 from forefed.run.former import FORMER, present
+from forefed.run.topology import TOPOLOGIES, Central, Topology
 from forefed.sharing import SHARINGS, Sharing
 from forefed.sharing import Everything as AllShared
 from forefed.start import STARTS, Start
@@ -148,6 +149,9 @@ class Config(Settings):
     guard: Annotated[
         SerializeAsAny[Guard], Slot(GUARDS, "may a round's step be taken?"), SERVER_ONLY
     ] = AutoGuard()
+    topology: Annotated[SerializeAsAny[Topology], Slot(TOPOLOGIES, "who talks to whom?")] = (
+        Central()
+    )
     server_schedule: Literal["constant", "linear"] = "constant"
     """"linear": the server's learning rates fall from their values in round 1 towards 0 at the end
     (averages out the noise of the last cohorts)."""

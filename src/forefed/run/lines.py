@@ -62,6 +62,7 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
         "steps": int(total("steps")),
         "skipped": int(total("skipped")),
         "clamped": int(total("clamped")),
+        "metrics": dict(report.metrics),
         "contributions": [dict(c) for c in report.contributions],
         "pending": report.pending,
         "abandoned": report.abandoned,

@@ -24,6 +24,7 @@ from forefed.core.keys import Key
 from forefed.core.types import Json, Lost, Order, Reply, Transport, Unit, Update
 from forefed.run.server import Finished, Server
 from forefed.run.state import RunState
+from forefed.run.topology import Central, Topology
 from forefed.sharing import Everything, Sharing
 from forefed.wire.records import encode_record
 
@@ -94,6 +95,7 @@ class Star:
     over_select: float = 0.0
     """Clients asked beyond the cohort, as a share of it; the first answers count."""
     sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
+    topology: Topology = Central()  # noqa: RUF009 (frozen)
 
     def plan(self, state: RunState) -> dict[int, Order]:
         """The orders of the next round, by client."""
@@ -130,6 +132,12 @@ class Star:
         self, state: RunState, on_outcome: Callable[[Reply | Lost], None] | None = None
     ) -> tuple[RunState, RoundReport]:
         """One round; ``on_outcome`` is told of every answer as it comes (for progress)."""
+        return self.topology.round(self, state, on_outcome)
+
+    def central_round(
+        self, state: RunState, on_outcome: Callable[[Reply | Lost], None] | None = None
+    ) -> tuple[RunState, RoundReport]:
+        """A round of one server and its clients: FedAvg, with every part a slot."""
         clock = [time.perf_counter()]
         orders = self.plan(state)
         clock.append(time.perf_counter())

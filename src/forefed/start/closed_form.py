@@ -90,6 +90,8 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
     classes = config.data.task.head == "classification" and pooling != "pooler"
     if not classes or config.download.by_sums or config.sharing.personal:
         return None
+    if config.topology.kind != "star":
+        return None
     alone = config.adapter.kind == "head"
     return start.model_copy(update={"then": "trained"}) if alone else start
 
