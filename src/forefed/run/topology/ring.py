@@ -2,13 +2,15 @@
 
 Source: decentralised SGD with a fixed doubly stochastic matrix (Lian et al., "Can decentralized
 algorithms outperform centralized algorithms?", NeurIPS 2017, arXiv 1705.09056), Algorithm 1, on
-their ring: weight 1/3 each for a node and its neighbours. A toy, to show what a topology is made of.
+their ring: weight 1/3 each for a node and its neighbours. A toy that shows what a topology
+is made of.
 
     x_c  <- x_c - (change by local training)          every node, from its own model
     x_c  <- (x_{c-1} + x_c + x_{c+1}) / 3             neighbours by number; two nodes: halves
 
 The mean of all models is what is tested and exported: mixing keeps it. A node whose training was
-lost mixes the model that it has. Departure: several local steps between two mixings (published: one).
+lost mixes the model that it has. Departure: several local steps between two
+mixings (published: one).
 """
 
 from __future__ import annotations
