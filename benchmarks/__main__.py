@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
-from benchmarks import engines, first_model, forward, loop, plan, scale, wire
+from benchmarks import engines, first_model, forward, loop, plan, reading, scale, wire
 from benchmarks.table import machine_line
 
 DOCS = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
@@ -19,6 +19,7 @@ PARTS = {
     "engines": engines,
     "plan": plan,
     "first_model": first_model,
+    "reading": reading,
 }
 
 LONG = ("first_model",)

@@ -10,7 +10,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# The partitioners come from flwr-datasets; no part of it may report anything to anybody.
+# No part of Flower, where it is installed, may report anything to anybody.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 # The profiler that measures memory announces every start on standard error otherwise.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
