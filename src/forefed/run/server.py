@@ -208,12 +208,12 @@ def described(contributions: Iterable[Contribution], total: Params | None) -> tu
     """{client, norm, cosine} of every contribution, against the aggregate."""
     told = []
     for c in contributions:
-        norm = trees.norm(c.delta)
-        cosine = None
-        if total is not None:
-            along = trees.pick(total, c.delta)
-            length = norm * trees.norm(along)
-            cosine = trees.dot(c.delta, along) / length if length else None
+        delta_D = trees.flatten(c.delta).double() if c.delta else torch.zeros(0).double()
+        norm, cosine = float(delta_D.norm()), None
+        if total is not None and c.delta:
+            along_D = trees.flatten(trees.pick(total, c.delta)).double()
+            length = norm * float(along_D.norm())
+            cosine = float(torch.dot(delta_D, along_D)) / length if length else None
         told.append({"client": c.client, "norm": norm, "cosine": cosine})
     return tuple(told)
 
