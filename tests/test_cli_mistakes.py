@@ -58,7 +58,7 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "wrong type": (["rounds=many"], ["rounds", "integer", "many"]),
     "wrong type in a section": (["client.batch_size=some"], ["client.batch_size"]),
-    "out of range": (["rounds=0"], ["rounds", "greater"]),
+    "out of range": (["rounds=-1"], ["rounds", "greater"]),
     "unknown kind": (["engine=backpropp"], ["engine", "backpropp", "'backprop'"]),
     "unknown strategy": (["strategy=fedavgg"], ["strategy", "'fedavg'"]),
     "against the strategy": (
