@@ -9,18 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from forefed.aggregate import Mean
 from forefed.assign import Everything
 from forefed.collect import EveryRound
-from forefed.core.keys import Key
 from forefed.core.types import Params, Unit
-from forefed.local import LocalTraining, TaskView, Trainer
+from forefed.local import LocalTraining
 from forefed.optimisers import Sgd
-from forefed.run.build import rebuild, receive
-from forefed.run.inprocess import InProcess
-from forefed.run.pool import PooledServer, pooled_groups, sums_of
-from forefed.run.replica import Replica
-from forefed.run.server import Server
+from forefed.run import Config
+from forefed.run.simulate import star_over
 from forefed.run.star import RunState, Star
 from forefed.wire import Scalars
 from toy import HEAD, ToyLoss, toy_clients, toy_params, toy_units
@@ -62,50 +57,22 @@ def star(
     by_sums=False,
     **settings,
 ) -> Star:
-    codec = codec or Scalars(head_directions=4)
-    settings = {"batch_size": 4, "optimiser": Sgd(lr=0.05), **settings}
     loss = Deaf(ToyLoss(dtype))
-    trainer = Trainer(LocalTraining(**settings), engine, codec, TaskView(loss, loss, HEAD))
-    clients = toy_clients()
-    slots = {
-        "key": Key(4),
-        "head": HEAD,
-        "aggregator": Mean(),
-        "optimiser": server or Sgd(),
-        "modifiers": modifiers,
-        "collect": collect or EveryRound(),
-        "averages_slopes": codec.sends_slopes and engine.shared,
-    }
-    step = Server(**slots, rebuild=lambda order, update: rebuild(trainer, order, update))
-    first = params(ballast, dtype)
-    if by_sums:
-        step = PooledServer(
-            **slots,
-            rebuild=lambda order, update: sums_of(trainer, order, update),
-            first=first,
-            groups=pooled_groups(trainer, 4, first),
-            steps=trainer.settings.optimiser,
-        )
-    begin = RunState(0, first) if by_sums else None
-    transport = InProcess(
-        len(clients),
-        clients.__getitem__,
-        trainer,
-        codec.encode,
+    config = Config(
+        seed=4,
+        cohort=cohort,
+        engine=engine,
+        assign=assign or Everything(),
+        client=LocalTraining(**{"batch_size": 4, "optimiser": Sgd(lr=0.05), **settings}),
+        codec=codec or Scalars(head_directions=4),
+        server=server or Sgd(),
+        modifiers=modifiers,
+        collect=collect or EveryRound(),
+        download="pool" if by_sums else "scalars" if by_records else "dense",
         faults=faults or {},
-        replica=Replica(step, begin) if by_records else None,
     )
     units = (*toy_units(), *([Unit("ballast", ("ballast",), 1, ballast)] if ballast else []))
-    return Star(
-        Key(4),
-        units,
-        cohort,
-        assign or Everything(),
-        transport,
-        lambda reply, order: receive(trainer, reply, order, step),
-        step,
-        by_records=by_records,
-    )
+    return star_over(config, loss, params(ballast, dtype), toy_clients(), units, HEAD)
 
 
 def play(loop: Star, rounds: int, state: RunState | None = None, ballast: int = 1000):

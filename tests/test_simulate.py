@@ -71,7 +71,7 @@ def test_it_goes_on_from_a_state_as_if_never_stopped() -> None:
     sets = {"strategy": "fedadam", "cohort": 2, "seed": 5}
     whole = forefed.simulate(squared, START, clients(4, 5, 6), rounds=4, **sets)
     half = forefed.simulate(squared, START, clients(4, 5, 6), rounds=2, **sets)
-    rest = forefed.simulate(squared, START, clients(4, 5, 6), rounds=2, start=half.state, **sets)
+    rest = forefed.simulate(squared, START, clients(4, 5, 6), rounds=2, state=half.state, **sets)
     assert trees.digest(rest.params) == trees.digest(whole.params)
 
 
@@ -86,6 +86,7 @@ def test_the_toy_world_is_one_call() -> None:
     ("change", "words"),
     [
         ({"model": "minilm"}, "model: simulate has"),
+        ({"start": "closed_form"}, "start: simulate has"),
         ({"aggregator": "krumm"}, "aggregator"),
         ({"units": [["w"]]}, r"exactly one; look at \['b'\]"),
         ({"units": [["w", "b"], ["b"]]}, r"exactly one; look at \['b'\]"),

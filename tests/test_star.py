@@ -9,37 +9,38 @@ import torch
 from forefed.aggregate import Mean
 from forefed.assign import Contiguous, Everything
 from forefed.core import trees
-from forefed.core.keys import Key, Secret
+from forefed.core.keys import Key
 from forefed.core.types import Lost, Reply, Update
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
-from forefed.local import LocalTraining, Trainer, replay
+from forefed.local import LocalTraining
 from forefed.modifiers import Modifier
 from forefed.optimisers import AdamW, Sgd, Yogi
-from forefed.run.inprocess import ClientStore, InProcess
+from forefed.run import Config
+from forefed.run.inprocess import ClientStore
 from forefed.run.server import Server
-from forefed.run.star import RunState, Star, losses_by_reason
+from forefed.run.simulate import star_over
+from forefed.run.star import RunState, losses_by_reason
 from forefed.wire import Dense, Scalars
-from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_task, toy_units
+from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_units
 
 DOUBLE = torch.float64
 
 
-def star(engine, assign, *, codec=None, dtype=DOUBLE, server=None, cohort=6, **settings):
-    codec = codec or Dense()
-    settings = {"batch_size": 4, "optimiser": Sgd(lr=0.2), **settings}
-    trainer = Trainer(LocalTraining(**settings), engine, codec, toy_task(dtype))
-    clients = toy_clients()
-    transport = InProcess(len(clients), clients.__getitem__, trainer, codec.encode)
-    return Star(
-        Key(4),
-        toy_units(),
-        cohort,
-        assign,
-        transport,
-        lambda reply, order: replay(trainer, order, codec.decode(reply.payload, order)),
-        Server(Key(4), HEAD, Mean(), server or Sgd()),
-    )
+def star(
+    engine, assign, *, codec=None, dtype=DOUBLE, server=None, cohort=6, modifiers=(), **settings
+):
+    """The loop over the toy world."""
+    config = Config(
+        seed=4,
+        cohort=cohort,
+        assign=assign,
+        engine=engine,
+        client=LocalTraining(**{"batch_size": 4, "optimiser": Sgd(lr=0.2), **settings}),
+        codec=codec or Dense(),
+        server=server or Sgd(),
+    ).model_copy(update={"modifiers": modifiers})  # also those that no registry knows
+    return star_over(config, ToyLoss(DOUBLE), toy_params(DOUBLE), toy_clients(), toy_units(), HEAD)
 
 
 def play(loop, rounds, params=None):
@@ -67,7 +68,7 @@ def test_one_client_is_local_training():
     state = RunState(0, toy_params(DOUBLE))
     (order,) = loop.plan(state).values()
     trainer = loop.transport.client
-    update, _ = trainer(order, toy_clients()[order.client], {})
+    update, _ = trainer(order, toy_clients()[order.client], {}, None)
     after, _ = loop.round(state)
     expected = trees.step(state.params, update.grad, 1.0)
     assert trees.digest(after.params) == trees.digest(expected)
@@ -252,12 +253,7 @@ class Telling(Modifier):
 def test_every_half_of_a_modifier_is_called_with_its_own_state():
     loop = star(Backprop(), Everything(), cohort=3)
     plain, _ = play(loop, 1)
-    trainer = replace(loop.transport.client, modifiers=(Telling(),))
-    telling = replace(
-        loop,
-        server=replace(loop.server, modifiers=(Telling(),)),
-        transport=replace(loop.transport, client=trainer, secret=Secret.rehearsed(4)),
-    )
+    telling = star(Backprop(), Everything(), cohort=3, modifiers=(Telling(),))
     moved, (report, _) = play(telling, 2)
     first, _ = play(telling, 1)
     start = toy_params(DOUBLE)

@@ -24,10 +24,8 @@ from forefed.local import TaskView, Trainer, replay
 from forefed.models.adapters import Lora
 from forefed.modifiers import Proximal
 from forefed.run import Config, configure
-from forefed.run.build import rebuild, receive
 from forefed.run.compat import check
-from forefed.run.inprocess import InProcess
-from forefed.run.server import Server
+from forefed.run.simulate import star_over
 from forefed.run.star import RunState, Star
 from forefed.strategies import STRATEGIES
 from forefed.wire import Scalars
@@ -48,35 +46,11 @@ def trainer(c: Config, task: TaskView | None = None) -> Trainer:
     return Trainer(c.client, c.engine, c.codec, task or toy_task(DOUBLE), c.modifiers)
 
 
-def federation(
-    c: Config,
-    cohort: int = 6,
-    task: TaskView | None = None,
-    clients: list[ClientData] | None = None,
-    units: tuple[Unit, ...] | None = None,
-) -> Star:
+def federation(c: Config, cohort: int = 6, units: tuple[Unit, ...] | None = None) -> Star:
     """The slots that a configuration fills, on the toy world."""
-    train, clients = trainer(c, task), clients or toy_clients()
-    server = Server(
-        Key(4),
-        train.task.head,
-        c.aggregator,
-        c.server,
-        modifiers=c.modifiers,
-        collect=c.collect,
-        rebuild=lambda order, update: rebuild(train, order, update),
-        averages_slopes=c.codec.sends_slopes and c.engine.shared,
-    )
-    transport = InProcess(len(clients), clients.__getitem__, train, c.codec.encode)
-    return Star(
-        Key(4),
-        units or toy_units(),
-        cohort,
-        c.assign,
-        transport,
-        lambda reply, order: receive(train, reply, order, server),
-        server,
-    )
+    c = c.model_copy(update={"seed": 4, "cohort": cohort})
+    world = ToyLoss(DOUBLE), toy_params(DOUBLE), toy_clients()
+    return star_over(c, *world, units or toy_units(), HEAD)
 
 
 def play(loop: Star, rounds: int = 1, params: Params | None = None) -> RunState:
@@ -125,9 +99,8 @@ def fixed_point(*sets: str) -> float:
         pad_id=0,
     )
     clients = [ClientData(examples, four[i : i + 1], four[:0]) for i in range(4)]
-    task = TaskView(Quadratics(), Quadratics(), frozenset())
-    units = (Unit("w", ("w",), 0, 1),)
-    loop = federation(config(*sets), 4, task, clients, units)
+    chosen = config(*sets).model_copy(update={"seed": 4, "cohort": 4})
+    loop = star_over(chosen, Quadratics(), {"w": torch.zeros((), dtype=DOUBLE)}, clients)
     ends = [
         float(play(loop, 1, {"w": torch.tensor([w], dtype=DOUBLE)}).params["w"]) for w in (0.0, 1.0)
     ]
@@ -264,7 +237,7 @@ def test_a_split_client_has_the_full_gradient_of_its_units() -> None:
     seen = set()
     for client, order in loop.plan(RunState(0, toy_params(DOUBLE))).items():
         data = toy_clients()[client]
-        update, _ = loop.transport.client(order, data, {})  # type: ignore[attr-defined]
+        update, _ = loop.transport.client(order, data, {}, None)  # type: ignore[attr-defined]
         assert set(order.assigned) >= HEAD and len(order.assigned) == 3
         if len(data.train):
             whole = Backprop()(ToyLoss(), order.params, data.examples.batch(data.train)).grad

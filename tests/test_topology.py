@@ -51,7 +51,7 @@ def test_a_ring_goes_on_from_its_state() -> None:
     whole, first = ring(4), ring(2)
     again = type(first.state).of_flat(2, first.state.flat())
     assert of_flat(again.flat()).keys() == {"params", *(f"node.{c}" for c in range(4))}
-    assert torch.equal(ring(2, start=again).params["w"], whole.params["w"])
+    assert torch.equal(ring(2, state=again).params["w"], whole.params["w"])
 
 
 @pytest.mark.parametrize(("count", "beside"), [(1, []), (2, [1]), (3, [1, 2]), (5, [1, 4])])

@@ -38,7 +38,9 @@ Rows = Mapping[str, Tensor]
 Loss = Callable[[Params, Rows], Tensor]
 """(parameters, a batch's tensors) -> the mean loss of the batch, a scalar."""
 
-OWN = frozenset({"adapter", "data", "evaluate", "memory", "model", "name", "out", "partition"})
+OWN = frozenset(
+    {"adapter", "data", "evaluate", "guard", "memory", "model", "name", "out", "partition", "start"}
+)
 """Sections about models, texts and records, which a caller's own loss and clients stand for."""
 
 
@@ -120,7 +122,7 @@ def simulate(
     seed: int = 0,
     units: Sequence[Unit | Sequence[str]] | None = None,
     head: Collection[str] = (),
-    start: RunState | None = None,
+    state: RunState | None = None,
     on_round: Callable[[RunState, RoundReport], None] | None = None,
     on_outcome: Callable[[Reply | Lost], None] | None = None,
     **settings: Any,
@@ -140,7 +142,7 @@ def simulate(
         units: what is trained together, as names of parameters; every parameter in one of them, in
             the order in which the loss uses them (None: every parameter by itself).
         head: parameters that a client gets exactly whatever the engine, as the last unit.
-        start: go on from the state of an earlier simulation.
+        state: go on from that of an earlier simulation.
         on_round: called after every round; it may raise to stop.
         on_outcome: called for every answer.
         settings: any other section or setting of the configuration, as a table, a kind or an object
@@ -163,12 +165,13 @@ def simulate(
         base={
             **{"strategy": strategy, "rounds": rounds, "seed": seed},
             **{"cohort": len(clients) if cohort is None else cohort, **settings},
-            "partition": {"kind": "iid", "clients": max(len(clients), 1)},
+            "partition": {"kind": "iid", "clients": len(clients)},
+            **{"start": "none", "guard": "none"},
         }
     )
     check(config)
     star = star_over(config, loss, params, clients, units, head)
-    state, reports = start or RunState(0, params), []
+    state, reports = state or RunState(0, params), []
     for _ in range(rounds):
         state, report = star.round(state, on_outcome)
         reports.append(report)
