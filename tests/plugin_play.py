@@ -36,5 +36,5 @@ def main(world: World, out: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    root, out, *paths = map(Path, sys.argv[1:])
-    print(json.dumps(main(World(root, *paths), out)))
+    out, *paths = map(Path, sys.argv[1:])
+    print(json.dumps(main(World(*paths), out)))

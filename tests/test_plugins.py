@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -115,9 +116,9 @@ def test_the_example_package_works_everywhere(world: World, tmp_path: Path) -> N
         [str(site), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     )
     play = Path(__file__).parent / "plugin_play.py"
-    places = (world.root, tmp_path / "out", world.bert, world.llama, world.texts)
+    places = (tmp_path / "out", *dataclasses.astuple(world))
     said = subprocess.run(
-        [sys.executable, play, *map(str, (*places, world.pairs, world.questions))],
+        [sys.executable, play, *map(str, places)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": paths},
