@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import nll_loss
 
 from benchmarks.table import markdown
 from forefed.core.keys import Key
@@ -122,14 +122,14 @@ def solved(x: torch.Tensor, y: Any, z: torch.Tensor, truth: Any, classes: int, s
     candidates = ClosedForm().candidates()
     heads = [solver.solve(kind, share) for kind, share in candidates]
     logits = [x[held].double() @ h.weight_CD.T + h.bias_C for h in heads]
-    losses = [
-        [float(cross_entropy(s * one, labels[held], reduction="sum")) for s in SCALES]
-        for one in logits
-    ]
+    logs = [[(s * one).log_softmax(1) for s in SCALES] for one in logits]
+    right = [[nll_loss(x, labels[held], reduction="sum") for x in each] for each in logs]
     tried = {
-        "loss": torch.tensor(losses),
+        "loss": torch.tensor(right),
+        "flat": torch.tensor([[-x.mean(1).sum() for x in each] for each in logs]),
         "correct": torch.stack([(one.argmax(1) == labels[held]).sum().double() for one in logits]),
         "n": torch.tensor(float(fifth)),
+        "classes": torch.tensor(float(classes)),
     }
     best = heads[choose(tried, candidates)[0]]
     said = (z.double() @ best.weight_CD.T + best.bias_C).argmax(1).numpy()

@@ -146,15 +146,34 @@ def test_a_uniform_prior_drops_the_counts() -> None:
     torch.testing.assert_close(one.bias_C - other.bias_C, log_prior.double())
 
 
-def test_held_out_rows_choose_head_and_temperature() -> None:
-    loss = torch.full((2, len(SCALES)), 9.0)
-    loss[0, 1], loss[1, 4] = 5.0, 4.0
-    tried = {"loss": loss, "correct": torch.tensor([8.0, 8.0]), "n": torch.tensor(10.0)}
-    position, scale, table = choose(tried, [("ridge", 0.1), ("discriminant", 0.3)])
-    assert (position, scale) == (1, SCALES[4])
-    tried["correct"][0] = 9.0
-    assert choose(tried, [("ridge", 0.1), ("discriminant", 0.3)])[:2] == (0, SCALES[1])
-    assert table[0] == {"solver": "ridge", "regularisation": 0.1, "loss": 0.5, "accuracy": 0.8}
+CANDIDATES = [("ridge", 9.0), ("discriminant", 0.1), ("discriminant", 0.3)]
+
+
+def chosen(correct: list[float], n: float = 16.0, **given: torch.Tensor) -> tuple[int, float, Any]:
+    flat = torch.full((3, len(SCALES)), 9.0 * n)
+    sums = {"loss": flat, "flat": flat, "correct": torch.tensor(correct)}
+    sizes = {"n": torch.tensor(n), "classes": torch.tensor(3.0)}
+    return choose({**sums, **sizes, **given}, CANDIDATES)
+
+
+def test_held_out_rows_choose_the_most_regularised_of_the_best() -> None:
+    assert chosen([16, 16, 16])[0] == 2
+    assert chosen([16, 16, 14])[0] == 1
+    assert chosen([16, 14, 14])[0] == 0
+    # 800 of 1,600: a standard error is 20 rows, a quarter of it 5
+    assert chosen([790, 800, 796], 1600)[0] == 2 and chosen([790, 800, 794], 1600)[0] == 1
+    assert chosen([8, 8, 8])[2][0]["accuracy"] == 0.5
+
+
+def test_rows_without_an_error_do_not_make_a_head_certain() -> None:
+    """What the clients send of 16 rows that every scale answers right."""
+    logits = torch.tensor([4.0, 0.0, 0.0]).double()
+    logs = [(s * logits).log_softmax(0) for s in SCALES]
+    loss = -16 * torch.stack([x[0] for x in logs]).expand(3, -1)
+    flat = -16 * torch.stack([x.mean() for x in logs]).expand(3, -1)
+    _, scale, _ = chosen([16, 16, 16], loss=loss, flat=flat)
+    sure = float((scale * logits).softmax(0)[0])
+    assert 0.7 < sure < 0.95
 
 
 def started(world: World, out: Path, *more: str) -> tuple[Any, Any]:
@@ -184,7 +203,7 @@ def test_zero_rounds_end_with_the_head_alone(world: World, tmp_path: Path) -> No
     assert result.summary["rounds"] == 0
     assert result.summary["final"]["accuracy"] == result.summary["baseline"]["head alone"]
     assert result.summary["totals"]["bytes_up"] == begun.line["bytes_up"] > 0
-    assert begun.line["held_out"] > 0 and len(begun.line["tried"]) == 8
+    assert begun.line["held_out"] > 0 and len(begun.line["tried"]) == 9
     assert begun.line["clients"] == 6
 
 

@@ -116,7 +116,8 @@ def solve(
     answers: dict[int, Params] = {}
 
     def take(client: int, answer: Params) -> None:
-        shapes = {"loss": (len(heads), len(SCALES)), "correct": (len(heads),), "n": ()}
+        each = (len(heads), len(SCALES))
+        shapes = {"loss": each, "flat": each, "correct": (len(heads),), "n": ()}
         if {n: tuple(x.shape) for n, x in answer.items()} != shapes:
             raise ProtocolError("other losses than were asked for")
         answers[client] = answer
@@ -124,11 +125,12 @@ def solve(
     heard = ask(transport, "heads", about(task), stacked, 0, clients, deadline_s, take)
     tried = {
         name: torch.stack([answers[c][name].double() for c in heard.clients]).sum(0)
-        for name in (("loss", "correct", "n") if answers else ())
+        for name in (("loss", "flat", "correct", "n") if answers else ())
     }
+    tried["classes"] = torch.tensor(float(len(task.label_names)))
     notes = list(solver.notes)
     position, scale, table = _middle(candidates), 1.0, list[Json]()
-    if tried and float(tried["n"]):
+    if answers and float(tried["n"]):
         position, scale, table = choose(tried, candidates)
     elif len(candidates) > 1:
         notes.append("no client holds rows out, so the head's regularisation was not chosen")
@@ -138,7 +140,7 @@ def solve(
         "solver": kind,
         "regularisation": share,
         "scale": scale,
-        "held_out": int(tried["n"]) if tried else 0,
+        "held_out": int(tried["n"]) if answers else 0,
         "tried": table,
         "bytes_up": heard.bytes_up,
         "bytes_down": heard.bytes_down,

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import nll_loss
 
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
@@ -80,20 +79,24 @@ class Answers:
         return total
 
     def heads(self, tensors: Params, data: ClientData) -> Params:
-        """``weight`` [heads, C, D], ``bias`` [heads, C] -> ``loss`` [heads, SCALES], ``correct``
-        [heads], ``n``; the parameters of the body as for ``sums``."""
+        """``weight`` [heads, C, D], ``bias`` [heads, C] -> ``loss`` and ``flat`` [heads, SCALES]
+        (of the row's label; the mean over all labels), ``correct`` [heads], ``n``: sums over rows.
+        The parameters of the body are as for ``sums``."""
         body = {n: x for n, x in tensors.items() if n not in ("weight", "bias")}
         weight_HCD, bias_HC = tensors["weight"].double(), tensors["bias"].double()
         params = {**self.task.params, **body}
         x_ND = features(self.task, params, data.examples, data.test, EVALUATION_BATCH).double()
         labels_N = torch.from_numpy(data.examples.labels[data.test])
-        losses, correct = [], []
+        losses, flat, correct = [], [], []
         for weight_CD, bias_C in zip(weight_HCD, bias_HC, strict=True):
             logits_NC = x_ND @ weight_CD.T + bias_C
-            losses.append(torch.stack([_loss(s * logits_NC, labels_N) for s in SCALES]))
+            logs = [(s * logits_NC).log_softmax(1) for s in SCALES]
+            losses.append(torch.stack([nll_loss(x, labels_N, reduction="sum") for x in logs]))
+            flat.append(torch.stack([-x.mean(1).sum() for x in logs]))
             correct.append((logits_NC.argmax(1) == labels_N).sum().double())
         n = torch.tensor(float(len(labels_N)), dtype=torch.float64)
-        return {"loss": torch.stack(losses), "correct": torch.stack(correct), "n": n}
+        sums = {"loss": losses, "flat": flat, "correct": correct}
+        return {**{name: torch.stack(parts) for name, parts in sums.items()}, "n": n}
 
     def losses(self, tensors: Params, data: ClientData) -> Params:
         """Parameters "0/name", "1/name", ... -> ``loss`` [sets], ``n`` (terms of the loss). A set
@@ -110,7 +113,3 @@ class Answers:
             weight = float(sums.get("weight", 0.0))
         double = torch.float64
         return {"loss": torch.tensor(losses, dtype=double), "n": torch.tensor(weight, dtype=double)}
-
-
-def _loss(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
-    return cross_entropy(logits_NC, labels_N, reduction="sum")
