@@ -47,6 +47,7 @@ NEEDS: dict[str, list[str]] = {
         *("engine.directions=2", "engine.candidates=3", "engine.law=gauss16")
     ],
     'modifiers=["curvature"]': ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
+    "strategy=spry": ["client.optimiser.lr=2e-2"],  # the digests' rate
     "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
     "assign=everything": ["strategy=fedfgd"],
     "topology=ring": ["strategy=fedavg", "codec=dense", "cohort=6"],

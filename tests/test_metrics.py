@@ -182,6 +182,13 @@ SHORT: list[tuple[dict[str, object], dict[str, object], dict[str, object], list[
             "worse than untrained, 0.560: training has harmed",
         ],
     ),
+    (
+        {"accuracy": 0.5, "low": 0.45, "high": 0.55},
+        {},
+        {"majority": 0.4, "head alone": 0.56},
+        ["worse than head alone, 0.560: the rounds have harmed"],
+    ),
+    ({"accuracy": 0.5, "low": 0.45, "high": 0.55}, {}, {"head alone": 0.54}, []),
     ({"accuracy": math.nan}, {}, {"majority": 0.5}, ["the last evaluation is no number"]),
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,15 +14,19 @@ from deployment import FakePost, deployed, make_sites, rehearsal
 from federation import World
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
+from forefed.core.types import Reply, Transport
 from forefed.deploy.connect import connect_by
-from forefed.guard import guard_of
+from forefed.guard import HeldOut, guard_of, vouched
 from forefed.run import run
 from forefed.run.baselines import baselines
 from forefed.run.begin import load_begun
 from forefed.run.build import answers, build
 from forefed.run.forget import forget
+from forefed.run.guarding import guarded
+from forefed.run.state import RunState
 from forefed.start.closed_form import SCALES, ClosedForm, Solver, choose, start_of
 from forefed.start.sums import STEP, Sums
+from forefed.wire.questions import encode_answer
 
 START = ("start=closed_form", "model.pooling=mean", "model.layers=spread")
 NAMES = ("a", "b", "c")
@@ -244,6 +248,33 @@ def test_the_guard_never_lets_the_held_out_loss_rise(world: World, tmp_path: Pat
     assert any(line["step"] < 1 and line["whole_step"] > line["after"] for line in lines)
     if result.summary["rounds"] < 6:
         assert [line["step"] for line in lines[-2:]] == [0, 0]
+
+
+def test_no_step_is_taken_on_a_loss_that_so_few_rows_cannot_vouch_for() -> None:
+    state = RunState(1, {"w": torch.zeros(2)})
+    after = RunState(2, {"w": torch.ones(2)})
+
+    class Fixed:
+        """One client of 72 rows, which likes the whole step best."""
+
+        def __init__(self, before: float):
+            self.losses = torch.tensor([before, before / 2, before, before]).double() * 72
+
+        def members(self) -> tuple[int, ...]:
+            return (0,)
+
+        def ask(self, *_: Any) -> Any:
+            answer = {"loss": self.losses, "n": torch.tensor(72.0)}
+            yield Reply(1, 0, encode_answer("loss", "it", answer), 1)
+
+    def step(before: float, classes: bool = True) -> float:
+        transport = cast(Transport, Fixed(before))
+        said = guarded(HeldOut(), transport, "it", Key(0), state, after, None, classes)
+        return float(said[1]["step"])
+
+    assert vouched(72) == pytest.approx(0.0715, abs=1e-4)
+    assert step(0.08) == 1 and step(0.06) == 0
+    assert step(0.06, classes=False) == 1
 
 
 @pytest.mark.parametrize(

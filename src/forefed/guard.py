@@ -2,18 +2,30 @@
 
 A trust region on data that nobody trains on: the server asks clients for the loss of their held-out
 rows (``data.client_test_fraction``) before and after the step, and takes the step, a half or a
-quarter of it, or none. So the held-out loss of those who are asked never rises, the last parameters
+quarter of it, or none; none, too, where the loss of classes is less than so many rows can vouch
+for. So the held-out loss of those who are asked never rises, the last parameters
 are the best, and a run that no longer gets better ends. Sums of losses travel; no test row is used.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from forefed.core.settings import Choice, Registry
+
+
+def vouched(rows: int) -> float:
+    """The least mean loss (nats) of classes that so many rows can tell from a smaller one.
+
+    Rows without an error leave one of 1 / (rows + 2) to be expected (Laplace's rule of succession);
+    the loss of whoever is as sure as that is its entropy. A step below it is one of certainty only.
+    """
+    wrong = 1 / (rows + 2)
+    return -wrong * math.log(wrong) - (1 - wrong) * math.log1p(-wrong)
 
 
 class Guard(Choice):

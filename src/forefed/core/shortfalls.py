@@ -14,6 +14,8 @@ from forefed.core.metrics import Measures, Metric
 
 UNTRAINED = "untrained"
 """The baseline that is the model itself before the first round."""
+HEAD = "head alone"
+"""The baseline that is the model before the first round, where its head was solved (``start``)."""
 _SLACK = 0.01
 
 
@@ -71,6 +73,8 @@ def _numbers(baseline: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _remedy(name: str) -> str:
+    if name == HEAD:
+        return "the rounds have harmed: lower client.optimiser.lr, or set rounds = 0"
     if name == UNTRAINED:
         return "training has harmed: lower client.optimiser.lr and server.lr"
     if name == "majority":

@@ -10,7 +10,7 @@ import torch
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Json, Lost, Params, Transport
-from forefed.guard import HeldOut
+from forefed.guard import HeldOut, vouched
 from forefed.run.state import RunState
 from forefed.wire.questions import decode_answer, encode_question
 
@@ -67,10 +67,15 @@ def guarded(
     before: RunState,
     after: RunState,
     deadline_s: float | None,
+    classes: bool,
 ) -> tuple[RunState, Json]:
     """The state after the part of the step that the held-out rows like best, and the record of it.
 
     Where nobody answers, the step is taken.
+
+    Args:
+        classes: the loss is one of classes, so there is a least one that rows vouch for
+            (``vouched``).
     """
     members = transport.members()
     chosen = key.fold("guard", after.round).choice(len(members), min(guard.clients, len(members)))
@@ -103,6 +108,9 @@ def guarded(
         total = torch.stack([answers[c]["loss"].double() for c in heard.clients]).sum(0)
         losses = (total / n).nan_to_num(torch.inf, torch.inf)
         best = min(range(len(sets)), key=lambda i: (float(losses[i]), i == 0))
+        if classes and float(losses[0]) <= vouched(int(n)):
+            best = 0
+            line |= {"reason": f"{int(n)} rows cannot tell such a loss from a smaller one"}
         line |= {
             "step": (0.0, *guard.steps)[best],
             "before": float(losses[0]),

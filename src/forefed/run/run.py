@@ -285,7 +285,8 @@ def _guarded(
 ) -> tuple[RunState, Json]:
     config = federation.config
     about, key = about_task(federation.task), Key(config.seed)
-    return guarded(guard, federation.transport, about, key, before, after, config.deadline_s)
+    classes, deadline_s = config.data.task.kind == "classification", config.deadline_s
+    return guarded(guard, federation.transport, about, key, before, after, deadline_s, classes)
 
 
 def _over(config: Config, state: RunState, rests: int) -> bool:

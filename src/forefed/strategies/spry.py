@@ -24,6 +24,8 @@ Departures, each a setting:
 - the server averages (published: FedYogi); ``server.kind = "yogi"``. With random directions take
   plain client steps and an adaptive server instead (docs/spry.md): AdamW at a client scales the
   noise of an estimate up to full steps;
+- clients step at 2e-3, which suits a head that is solved and stays (``start``); where it is learnt
+  with the rest, as language models' and spans', 2e-2 was better (docs/LOG.md);
 - updates travel at four bits an element (published: in full); ``codec.kind = "dense"``.
 """
 
@@ -43,7 +45,7 @@ SPRY = Strategy(
         },
         "assign": {"kind": "contiguous", "copies": 4},
         "engine": {"kind": "forward", "directions": "all"},
-        "client": {"optimiser": {"kind": "adamw", "lr": 2e-2, "head_lr": 2e-2}},
+        "client": {"optimiser": {"kind": "adamw", "lr": 2e-3, "head_lr": 2e-2}},
         "codec": {"kind": "quantised", "bits": 4},
         "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
