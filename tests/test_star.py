@@ -10,7 +10,7 @@ from forefed.aggregate import Mean
 from forefed.assign import Contiguous, Everything
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import Lost, Reply, Update
+from forefed.core.types import Contribution, Lost, Reply, Update
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining
@@ -18,7 +18,7 @@ from forefed.modifiers import Modifier
 from forefed.optimisers import AdamW, Sgd, Yogi
 from forefed.run import Config
 from forefed.run.inprocess import ClientStore
-from forefed.run.server import Server
+from forefed.run.server import Server, described
 from forefed.run.simulate import star_over
 from forefed.run.star import RunState, losses_by_reason
 from forefed.wire import Dense, Scalars
@@ -286,3 +286,20 @@ def test_client_states_are_kept_between_rounds():
     assert {c: trees.digest(s) for c, s in copy.states.items()} == {
         c: trees.digest(s) for c, s in store.states.items()
     }
+
+
+def test_lengths_and_angles_are_those_of_what_a_client_trained_alone():
+    total = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
+    some = [
+        Contribution(7, 1, {"a": torch.tensor([1.0, 1.0])}),
+        Contribution(2, 5, {"b": torch.tensor([[-2.0]]), "a": torch.tensor([0.0, 0.0])}),
+        Contribution(5, 1, {"a": torch.tensor([0.0, 0.0])}),
+    ]
+    half = 2**-0.5
+    told = [(c["client"], c["norm"], c["cosine"]) for c in described(some, total)]
+    assert told == [
+        (7, pytest.approx(2**0.5), pytest.approx(half)),
+        (2, pytest.approx(2.0), pytest.approx(-0.8)),
+        (5, 0.0, None),
+    ]
+    assert [c["cosine"] for c in described(some, None)] == [None] * 3

@@ -204,18 +204,35 @@ def _over_parts(aggregator: Aggregator) -> Aggregator:
     return aggregator if isinstance(aggregator, Mean) else Mean()
 
 
-def described(contributions: Iterable[Contribution], total: Params | None) -> tuple[Json, ...]:
-    """{client, norm, cosine} of every contribution, against the aggregate."""
-    told = []
+def described(contributions: Sequence[Contribution], total: Params | None) -> tuple[Json, ...]:
+    """{client, norm, cosine} of every contribution, against the aggregate over the same parameters.
+
+    All clients that trained the same at once, in float64.
+    """
+    alike: dict[tuple[str, ...], list[Contribution]] = {}
     for c in contributions:
-        delta_D = trees.flatten(c.delta).double() if c.delta else torch.zeros(0).double()
-        norm, cosine = float(delta_D.norm()), None
-        if total is not None and c.delta:
-            along_D = trees.flatten(trees.pick(total, c.delta)).double()
-            length = norm * float(along_D.norm())
-            cosine = float(torch.dot(delta_D, along_D)) / length if length else None
-        told.append({"client": c.client, "norm": norm, "cosine": cosine})
-    return tuple(told)
+        alike.setdefault(tuple(c.delta), []).append(c)
+    told: dict[int, tuple[float, float | None]] = {}
+    for names, some in alike.items():
+        own_N = dot_N = torch.zeros(len(some), dtype=torch.float64)
+        along = torch.zeros((), dtype=torch.float64)
+        for name in names:
+            x_ND = torch.stack([c.delta[name] for c in some]).reshape(len(some), -1).double()
+            own_N = own_N + torch.linalg.vector_norm(x_ND, dim=1).square()
+            if total is not None and name in total:
+                total_D = total[name].reshape(-1).double()
+                along = along + torch.dot(total_D, total_D)
+                dot_N = dot_N + x_ND @ total_D
+        norm_N = own_N.sqrt()
+        products = (norm_N * along.sqrt()).tolist()
+        for c, norm, dot, product in zip(
+            some, norm_N.tolist(), dot_N.tolist(), products, strict=True
+        ):
+            told[c.client] = norm, dot / product if product else None
+    return tuple(
+        {"client": c.client, "norm": told[c.client][0], "cosine": told[c.client][1]}
+        for c in contributions
+    )
 
 
 def average_slopes(
