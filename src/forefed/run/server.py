@@ -15,7 +15,6 @@ from torch import Tensor
 from forefed.aggregate import Aggregator, Mean
 from forefed.aggregate.aggregator import Metrics
 from forefed.collect import Collect, EveryRound
-from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key, Secret
 from forefed.core.states import State, keep
