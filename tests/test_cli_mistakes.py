@@ -131,12 +131,14 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "adapter.kind = 'head': a language": [
         *("strategy=fedavg", "adapter=head", "data.task=causal_lm")
     ],
+    "start.kind = 'closed_form': spans": ["start=closed_form", "data.task=causal_lm"],
+    "start: with download.kind": ["strategy=fedkseed", "start=closed_form"],
+    "start.then = 'frozen'": ["strategy=fedavg", "start=closed_form", "adapter=head"],
     "topology.kind = 'ring'": ["topology=ring"],
     "sharing.kind = 'personal_head': with": ["sharing=personal_head", "adapter=head"],
     "sharing.kind = 'personal_head': a language": ["sharing=personal_head", "data.task=causal_lm"],
     "codec.directions": ["codec=scalars", "codec.directions=4"],
     "engine.kind = 'exact_head'": ["engine=exact_head"],
-    "adapter.kind = 'head'": ["data.task=causal_lm", "adapter=head"],
     "engine.directions = 'all'": [
         *("adapter=head", "engine.head=perturbed", "engine.directions=all")
     ],
@@ -190,7 +192,7 @@ def written_beside_choices() -> int:
         node
         for file in Path(forefed.__file__).parent.rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef) and node.name == "conflicts"
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("conflicts")
     ]
     return sum(isinstance(x, ast.Yield) for method in methods for x in ast.walk(method))
 

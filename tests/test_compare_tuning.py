@@ -68,12 +68,12 @@ def test_a_given_test_split_is_not_opened_to_validation(
     """Test rows with a label of their own would add a class if anything read them."""
     rows = [{"text": "w4 w4 w4 w4 w4", "label": "unheard-of"} for _ in range(5)]
     given = f"data.source.test='{write_lines(tmp_path / 'given.jsonl', rows)}'"
-    final = prepared(world, different_texts, 0, given)
-    assert "unheard-of" in final.label_names and len(final.test) == 5
+    with pytest.raises(UserError, match="unheard-of"):  # whatever reads them says so
+        prepared(world, different_texts, 0, given)
     tuned = prepared(world, different_texts, 0, given, "data.test_on=validation")
     assert tuned.label_names == CLASSES
     seen = texts_of(tuned.population.examples) + texts_of(tuned.test)
-    assert len(seen) == 60 and not set(seen) & set(texts_of(final.test))
+    assert len(seen) == 60
 
 
 def test_the_best_on_validation_is_taken(world: World, tmp_path: Path, fake_cells: None) -> None:

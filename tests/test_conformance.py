@@ -178,6 +178,7 @@ def check_record(result: Result) -> None:
         *("config.json", "environment.json", "partition.json", "rounds.jsonl"),
         *("evaluations.jsonl", "checkpoint.safetensors", "adapter", "summary.json"),
         *(("details.json",) if task_has_details(config) else ()),
+        *(("start.json", "start.safetensors") if config["start"]["kind"] == "closed_form" else ()),
         *(("scalars.log",) if config["codec"]["kind"] == "scalars" else ()),
     }
     if config["codec"]["kind"] == "scalars":  # the log alone says what the run ended with

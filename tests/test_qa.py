@@ -346,7 +346,7 @@ def test_a_run_and_its_use(world: World, tmp_path: Path, forefed_command: Comman
     counts = json.loads((result.folder / "environment.json").read_text())["data"]["counts"]
     assert counts["dropped"] + counts["out_of_reach"] == 3
     card = (result.folder / "adapter" / "README.md").read_text()
-    assert "AutoModelForQuestionAnswering.from_pretrained(base, num_labels=2)" in card
+    assert "AutoModelForQuestionAnswering.from_pretrained(base, config=config" in card
     assert f"F1 {final['f1']:.3f}" in card and "no answer at all 0.250" in card
 
     row = {"question": "w9 w3", "context": "w5 w9 w7 w8"}

@@ -96,7 +96,8 @@ def install(
         delattr(model, other)
     old = getattr(model, name)
     if not (isinstance(old, nn.Linear) and old.in_features == width and old.bias is not None):
-        new = nn.Linear(width, classes, dtype=linear[0].weight.dtype)
+        with torch.random.fork_rng(devices=[]):  # its values are drawn by a key, later
+            new = nn.Linear(width, classes, dtype=linear[0].weight.dtype)
         setattr(model, name, new.to(linear[0].weight.device))
         model.new_head = (f"{name}.weight", f"{name}.bias")
     if getattr(getattr(model, body), "pooler", None) is not None:

@@ -206,8 +206,13 @@ def _over_parts(aggregator: Aggregator) -> Aggregator:
 def described(contributions: Sequence[Contribution], total: Params | None) -> tuple[Json, ...]:
     """{client, norm, cosine} of every contribution, against the aggregate over the same parameters.
 
-    All clients that trained the same at once, in float64.
+    All clients that trained the same at once, in float64, and told to six digits: the last ones of
+    a dot product depend on where its numbers lie in memory.
     """
+
+    def shown(x: float) -> float:
+        return float(f"{x:.6g}")
+
     alike: dict[tuple[str, ...], list[Contribution]] = {}
     for c in contributions:
         alike.setdefault(tuple(c.delta), []).append(c)
@@ -227,7 +232,7 @@ def described(contributions: Sequence[Contribution], total: Params | None) -> tu
         for c, norm, dot, product in zip(
             some, norm_N.tolist(), dot_N.tolist(), products, strict=True
         ):
-            told[c.client] = norm, dot / product if product else None
+            told[c.client] = shown(norm), shown(dot / product) if product else None
     return tuple(
         {"client": c.client, "norm": told[c.client][0], "cosine": told[c.client][1]}
         for c in contributions
