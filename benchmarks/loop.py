@@ -7,21 +7,25 @@ million costs what a thousand costs.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from benchmarks.table import markdown
-from forefed.aggregate import Mean
 from forefed.assign import Contiguous
-from forefed.core.keys import Key
-from forefed.core.types import Order, Params, Reply, Unit, Update
+from forefed.core.keys import Secret
+from forefed.core.types import Lost, Order, Params, Reply, Unit, Update
 from forefed.data.examples import ClientData, Examples
+from forefed.gradients.backprop import Backprop
+from forefed.local import TaskView, Trainer
 from forefed.optimisers import Sgd
-from forefed.run.inprocess import InProcess
-from forefed.run.server import Server
+from forefed.run.build import assemble
+from forefed.run.config import Config
+from forefed.run.inprocess import ClientStore
+from forefed.run.replica import Replica
+from forefed.run.simulate import OwnLoss, OwnModel
 from forefed.run.star import RunState, Star
 from forefed.wire import Dense
 
@@ -33,10 +37,14 @@ _EXAMPLES = Examples(_EMPTY.astype(np.int32), None, np.zeros(1, dtype=np.int64),
 NOTHING = ClientData(_EXAMPLES, _EMPTY, _EMPTY)
 
 
-def trivial(
-    order: Order, data: ClientData, state: Params, secret: object = None
-) -> tuple[Update, Params]:
-    return Update(order.client, 1, {name: CHANGE for name in order.assigned}, None, {}), {}
+@dataclass(frozen=True)
+class Nothing(Trainer):
+    """A trainer whose steps cost nothing."""
+
+    def __call__(
+        self, order: Order, data: ClientData, state: Params, secret: Secret | None = None
+    ) -> tuple[Update, Params]:
+        return Update(order.client, 1, {name: CHANGE for name in order.assigned}, None, {}), {}
 
 
 @dataclass(frozen=True)
@@ -44,30 +52,46 @@ class NoWire:
     """A transport that hands updates over as they are: the loop alone."""
 
     population: int
-    updates: dict[int, Update]
+    client: Nothing
+    updates: dict[int, Update] = field(default_factory=dict)
+    store: ClientStore = field(default_factory=ClientStore)
+    replica: Replica | None = None
 
     def members(self) -> range:
         return range(self.population)
 
-    def exchange(self, orders, deadline_s, enough) -> Iterator[Reply]:
+    def exchange(
+        self, orders: Iterable[Order], deadline_s: float | None, enough: Callable[[], bool]
+    ) -> Iterator[Reply | Lost]:
         for order in orders:
-            self.updates[order.client], _ = trivial(order, NOTHING, {})
+            self.updates[order.client], _ = self.client(order, NOTHING, {})
             yield Reply(order.round, order.client, b"", 0)
+
+    def ask(self, *asked: object) -> Iterator[Reply | Lost]:
+        raise AssertionError("nobody is asked anything")
 
 
 def star(cohort: int, population: int, wire: bool) -> Star:
-    codec = Dense()
-    if wire:
-        transport = InProcess(population, lambda _: NOTHING, trivial, codec.encode)
-        return _star(cohort, transport, lambda r, o: codec.decode(r.payload, o))
-    plain = NoWire(population, {})
-    return _star(cohort, plain, lambda r, o: plain.updates[o.client])
-
-
-def _star(cohort, transport, receive) -> Star:
-    rotate = Contiguous(rotate=True)
-    server = Server(Key(1), frozenset(), Mean(), Sgd())
-    return Star(Key(1), UNITS, cohort, rotate, transport, receive, server)
+    """The loop as a run has it, but for what its clients do."""
+    config = Config(
+        seed=1,
+        cohort=cohort,
+        assign=Contiguous(rotate=True),
+        codec=Dense(),
+        engine=Backprop(),
+        server=Sgd(),
+    )
+    model = OwnModel(PARAMS, tuple(UNITS), frozenset())
+    nothing = OwnLoss(lambda p, rows: torch.zeros(()))
+    view = TaskView(nothing, nothing, model.head, None, model.units, PARAMS)
+    client = Nothing(config.client, config.engine, config.codec, view)
+    plain = None if wire else NoWire(population, client)
+    loop, _ = assemble(
+        *(config, model, lambda _: client, population, lambda _: NOTHING, Secret.rehearsed(1)),
+        transport=plain,
+        measure=False,
+    )
+    return loop if plain is None else replace(loop, receive=lambda r, o: plain.updates[o.client])
 
 
 def microseconds(cohort: int, population: int, wire: bool) -> float:

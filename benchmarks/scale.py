@@ -9,22 +9,25 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 import torch
 
 from benchmarks.table import markdown
-from forefed.aggregate import Mean
 from forefed.assign import Everything
-from forefed.core.keys import Key
+from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params, Reply, Unit, Update
+from forefed.data.examples import ClientData
 from forefed.gradients.forward import Forward
-from forefed.local import LocalTraining, TaskView, Trainer, check_slopes, replay
+from forefed.local import LocalTraining, TaskView
 from forefed.optimisers import Sgd
-from forefed.run.server import Server
+from forefed.run.build import assemble, make_trainer
+from forefed.run.config import Config
+from forefed.run.inprocess import ClientStore
+from forefed.run.replica import Replica
+from forefed.run.simulate import OwnLoss, OwnModel
 from forefed.run.star import RunState, Star
 from forefed.wire import Codec, Dense, Scalars
 
@@ -57,9 +60,14 @@ class Messages:
     codec: Codec
     update: Update
     count: int
+    store: ClientStore = field(default_factory=ClientStore)
+    replica: Replica | None = None
 
     def members(self) -> range:
         return range(self.count)
+
+    def ask(self, *asked: object) -> Iterator[Reply]:
+        raise AssertionError("nobody is asked anything")
 
     def exchange(self, orders: Any, deadline_s: float | None, enough: Any) -> Iterator[Reply]:
         for order in orders:
@@ -78,29 +86,28 @@ def star_of(sent: Sent, count: int) -> tuple[Star, Params, Messages]:
     slopes = {"body": Key(2).normal((1 if sent.shared else 4, 4)).float()}
     codec: Codec = Scalars() if sent.slopes else Dense()
     update = Update(0, 32, None if sent.slopes else grad, slopes if sent.slopes else None, {})
-    view = TaskView(lambda p, b: torch.zeros(()), lambda p, b: torch.zeros(()), frozenset())
-    engine = Forward(directions=4, shared=sent.shared)
-    trainer = Trainer(LocalTraining(optimiser=Sgd(lr=0.1)), engine, codec, view)
-    rebuild = partial(replay, trainer)
-    server = Server(
-        Key(1),
-        frozenset(),
-        Mean(),
-        Sgd(),
-        rebuild=rebuild,
-        averages_slopes=sent.shared,
+    config = Config(
+        seed=1,
+        cohort=count,
+        assign=Everything(),
+        engine=Forward(directions=4, shared=sent.shared),
+        client=LocalTraining(optimiser=Sgd(lr=0.1)),
+        codec=codec,
+        server=Sgd(),
     )
-
-    def receive(reply: Reply, order: Order) -> Update:
-        decoded = codec.decode(reply.payload, order)
-        if sent.shared:
-            check_slopes(trainer, order, decoded)
-            return decoded
-        return rebuild(order, decoded)
-
+    model = OwnModel(params, tuple(units), frozenset())
+    nothing = OwnLoss(lambda p, rows: torch.zeros(()))
+    view = TaskView(nothing, nothing, model.head, None, model.units, params)
+    trainer = make_trainer(config, view, config.engine)
     messages = Messages(codec, update, count)
-    star = Star(Key(1), units, count, Everything(), messages, receive, server)
+    star, _ = assemble(
+        *(config, model, lambda _: trainer, count, _nobody, Secret.rehearsed(1), messages)
+    )
     return star, params, messages
+
+
+def _nobody(client: int) -> ClientData:
+    raise AssertionError("clients have answered already")
 
 
 def measure(name: str, count: int, result: Any) -> None:
