@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import pytest
 import safetensors.torch
+import torch
 
 from deployment import NAMES, FakePost, deployed, make_sites, site_settings, write_rows
 from faults import fault
 from federation import CLASSES
 from forefed.core.errors import ProtocolError, UserError
+from forefed.core.states import below
 from forefed.core.types import ClientContext, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
@@ -268,3 +270,25 @@ def test_site_settings_are_closed_and_say_where(tmp_path):
 def test_every_site_of_the_tests_is_another(world, tmp_path):
     assert len({s.settings.data.source.path for s in make_sites(world, tmp_path).values()}) == 3
     assert set(NAMES) == set(make_sites(world, tmp_path))
+
+
+def test_private_heads_stay_at_their_sites_and_grow_there(world, tmp_path):
+    sites = make_sites(world, tmp_path)
+    post = FakePost(sites)
+    config = deployed(world, tmp_path, "strategy=fedavg", "sharing=personal_head")
+    result = run(config, connect=connect_by(post))
+    name = next(e.run for _, e in post.asked)
+    heads = {  # what a site brings into a round that is yet to come, and into the last one
+        (site, round): below(Ledger(sites[site].folder / "done").state(name, round), "private")
+        for site in ("large", "main")
+        for round in (3, 4)
+    }
+    first = heads["large", 4]
+    assert first
+    for other in (heads["large", 3], heads["main", 4], heads["main", 3]):
+        assert other.keys() == first.keys()
+        assert all(not torch.equal(x, first[n]) for n, x in other.items())
+    sent = [e.blobs["state"] for _, e in post.asked if "state" in e.blobs]
+    assert sent and not any(n.encode() in blob for n in first for blob in sent)
+    saved = safetensors.torch.load_file(result.folder / "checkpoint.safetensors")
+    assert not any("/private/" in n for n in saved)

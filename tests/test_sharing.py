@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import forefed
+from commands import Command
 from federation import Interrupted, StopAfter, World, lines
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
@@ -89,7 +90,7 @@ def test_a_model_without_a_head_is_refused() -> None:
 
 
 def test_private_heads_survive_a_stop_and_are_tested_each_with_its_own(
-    world: World, tmp_path: Path
+    world: World, tmp_path: Path, forefed_command: Command
 ) -> None:
     sets = ["strategy=fedavg", "sharing=personal_head", "cohort=6", "evaluate.clients=6"]
     whole = world.run(tmp_path, *sets, "name=whole")
@@ -108,3 +109,9 @@ def test_private_heads_survive_a_stop_and_are_tested_each_with_its_own(
     last = {e["split"]: e for e in ours if e["round"] == 2}
     assert last.keys() == {"test", "clients", "personal"}
     assert last["personal"]["loss"] != last["clients"]["loss"]
+    for words in (["predict", whole.folder, "a text"], ["export", whole.folder, tmp_path / "new"]):
+        said = forefed_command(*words)
+        assert said.status == 0 and "personal_head" not in said.out
+        assert "note: sharing.kind = 'personal_head'" in said.err and "untrained" in said.err
+    card = (whole.folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "**Mind**: sharing.kind = 'personal_head'" in card

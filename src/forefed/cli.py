@@ -207,9 +207,11 @@ def export(
     ] = False,
 ) -> None:
     """Write a finished run's model, its tokeniser and a card with code that uses them."""
+    from forefed.run import use
     from forefed.run.exporting import export_adapter
 
     export_adapter(run, new_place(folder, "export", folder=True), form, force, best)
+    tell(use.told(run))
     out.print(f"written: {folder} (its README.md has the code that uses it)", soft_wrap=True)
 
 
@@ -243,6 +245,7 @@ def predict(
         raise UserError("predict: give texts or a file of them (--file), not both")
     rows, wanted = use.texts_of_file(run, file) if file else (None, texts or [])
     found = use.predict(run, wanted)
+    tell(use.told(run))
     if asked is None:
         width = max(20, out.width - 30) if out.is_terminal else None
         for one in found:
@@ -256,6 +259,12 @@ def predict(
     else:
         predictions.write_predictions(table, asked, output)
         out.print(f"predictions: {output} ({table.num_rows:,} rows)", soft_wrap=True)
+
+
+def tell(note: str) -> None:
+    """A note beside the output, which may be read by a program."""
+    if note:
+        err.print(f"note: {printable(note)}", style="yellow", soft_wrap=True)
 
 
 @app.command()

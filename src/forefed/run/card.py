@@ -59,6 +59,8 @@ def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft"
         f"`{base}`",
         "model": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights",
     }[form]
+    told = config.sharing.told()
+    caution = f"**Mind**: {told}.\n\n" if told else ""
     return f"""---
 library_name: {"transformers" if form == "model" else "peft"}
 tags: [forefed, federated-learning]
@@ -70,7 +72,7 @@ tags: [forefed, federated-learning]
 `{config.strategy.name}` over {run.clients} simulated clients, {config.cohort} per round,
 {run.rounds} rounds.
 
-{_outcome(config, run, objective)}
+{caution}{_outcome(config, run, objective)}
 {labels}
 ## Use
 

@@ -90,6 +90,11 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
             yield Prediction(by_column[0][i], answer, one, task.objective.of_one)
 
 
+def told(run: Path) -> str:
+    """What must be said beside this run's predictions and exports; empty: nothing."""
+    return parse(Config, record.read_config(run)).sharing.told()
+
+
 def asked_columns(run: Path, config: Config) -> list[list[str]]:
     """The columns, as they were called in training, of every text that an example consists of."""
     columns = record.read_json(run / "environment.json")["data"]["columns"]

@@ -40,6 +40,17 @@ class Sharing(Choice):
         """Do clients keep parameters of their own, so that each has another model?"""
         return False
 
+    def told(self) -> str:
+        """What whoever uses the exported or predicting model must know of its parameters; empty
+        where it is the model of all clients."""
+        if not self.personal:
+            return ""
+        return (
+            f"sharing.kind = '{self.kind}': what the clients trained for themselves stayed with "
+            "them, so this model has the run's first, untrained values there, and its answers are "
+            "none of any client's"
+        )
+
     def conflicts(self, config: Any) -> Iterator[str]:
         if not self.personal:
             return
