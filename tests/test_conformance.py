@@ -205,8 +205,10 @@ def check_record(result: Result) -> None:
         if line["replies"]:
             assert line["bytes_up"] > 0 and line["steps"] > 0 and line["forwards"] > 0
             assert math.isfinite(line["loss"]) and line["memory"]["peak_above_weights"] > 0
+    before = read(folder, "start.json") if (folder / "start.json").exists() else {}
     for name in ("bytes_up", "bytes_down", "forwards"):
-        assert summary["totals"][name] == sum(line[name] for line in rounds)
+        spent = before.get(name, 0) + sum(line[name] for line in rounds)
+        assert summary["totals"][name] == spent
 
     evaluations = [e for e in lines(folder, "evaluations.jsonl") if e["split"] == "test"]
     assert [e["round"] for e in evaluations] == [*range(config["rounds"] + 1)]
