@@ -126,6 +126,9 @@ def demo(
         result = run(chosen, resume=(chosen.folder / "config.json").exists(), watcher=progress)
     progress.closing(result)
     write_report([read_run(result.folder)], result.folder / "report.html")
+    if "accuracy" in result.summary["final"]:
+        out.print("What costs less, on the same test rows:")
+        _print_baselines(chosen)
     out.print(next_steps(result))
     raise typer.Exit(result.status)
 
@@ -302,9 +305,14 @@ def baselines_command(config: ConfigFile = None, sets: Sets = None) -> None:
     forefed baselines mine.toml
     """
     from forefed.run import configure
+
+    _print_baselines(configure(config, sets or ()))
+
+
+def _print_baselines(config: Config) -> None:
     from forefed.run.baselines import baselines
 
-    for line in baselines(configure(config, sets or ()), err.print):
+    for line in baselines(config, err.print):
         out.print(f"{line['name']:12} {line['accuracy']:.3f}  {line['about']}")
 
 
