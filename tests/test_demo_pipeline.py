@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import forefed
 from commands import Command, options, plain
 from forefed.run import Config, configure
 from forefed.run.demo import DEMO
@@ -48,15 +49,11 @@ def test_the_demo_from_start_to_report(forefed_command: Command, tmp_path: Path)
 
 
 def check_adapter(base: Path, folder: Path) -> None:
-    """PEFT loads the adapter on the model of the package, and it answers."""
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
+    """The documented loader reads the adapter on the package's model, and it answers."""
     labels = json.loads((folder / "partition.json").read_text())["labels"]
-    with torch.random.fork_rng(devices=[]):
-        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
-        model = PeftModel.from_pretrained(model, folder / "adapter").eval()
-    text = AutoTokenizer.from_pretrained(base)("Return the line number.", return_tensors="pt")
+    loaded = forefed.load(folder / "adapter", str(base))
+    text = loaded.tokenizer("Return the line number.", return_tensors="pt")
     with torch.no_grad():
-        logits = model(**text).logits
+        logits = loaded.model(**text).logits
+    assert loaded.labels == tuple(labels)
     assert logits.shape == (1, len(labels)) and torch.isfinite(logits).all()
