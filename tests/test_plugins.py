@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -18,12 +18,15 @@ from torch import Tensor
 
 import forefed
 from federation import CLASSES, World
-from forefed.core.errors import UserError
+from forefed.core.errors import ProtocolError, UserError
 from forefed.core.plugins import Entries
+from forefed.core.types import ClientContext, Order, Update
 from forefed.optimisers import OPTIMISERS, Optimiser, Rate
 from forefed.run import Config, configure
 from forefed.run.config import SLOTS
 from forefed.strategies import STRATEGIES
+from forefed.wire import Codec
+from forefed.wire.message import KINDS, pack, unpack
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "own_method"
 
@@ -45,7 +48,10 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
     for entries in (STRATEGIES, *(s.registry._entries for s in SLOTS.values())):
         monkeypatch.setattr(entries, "_entries", dict(entries._entries))
+    known = dict(KINDS)
     yield
+    KINDS.clear()
+    KINDS.update(known)
 
 
 def test_an_own_choice_is_refused_until_it_is_registered(registries: None) -> None:
@@ -84,6 +90,54 @@ def test_what_cannot_be_registered(registries: None, entry: Any, words: str) -> 
     OPTIMISERS.register(Signs)
     with pytest.raises(UserError, match=words):
         forefed.register(entry)
+
+
+class Sums(Codec):
+    """One number: the sum of the change."""
+
+    kind: Literal["sums"] = "sums"
+    wire_id: ClassVar[int] = 1000
+
+    def encode(self, update: Update, ctx: ClientContext) -> bytes:
+        return pack("sums", {"s": sum(float(x.sum()) for x in (update.grad or {}).values())})
+
+    def decode(self, data: bytes, order: Order) -> Update:
+        meta, _ = unpack(data, "sums")
+        return Update(order.client, 1, {n: torch.tensor(meta["s"]) for n in order.assigned})
+
+
+def test_a_codec_brings_the_number_of_its_messages(registries: None) -> None:
+    order, sent = Order(1, 1, 1, ("w",), {}), Update(1, 1, {"w": torch.ones(3)})
+    with pytest.raises(KeyError):
+        Sums().encode(sent, ClientContext(order=order))
+    forefed.register(Sums)
+    back = Sums().decode(Sums().encode(sent, ClientContext(order=order)), order)
+    assert back.grad == {"w": torch.tensor(3.0)}
+    with pytest.raises(ProtocolError, match="dense message was expected, not sums"):
+        unpack(pack("sums", {}), "dense")
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "words"),
+    [
+        ("ours", 2, "wire_id = 2 of Other is that of 'dense'"),
+        ("message", 7, "wire_id = 7 of Other is that of 'round'"),
+        ("theirs", 1000, "that of 'sums'; give another, from 1000 to 65535"),
+        ("order", 1001, "'order' is the name of another message"),
+        ("large", 65536, "needs the number of its messages"),
+        ("none", None, "needs the number of its messages"),
+    ],
+)
+def test_numbers_of_codecs_do_not_collide(
+    registries: None, kind: str, number: int | None, words: str
+) -> None:
+    forefed.register(Sums)
+    known = dict(KINDS)
+    body = {"__doc__": "Another.", "__annotations__": {"kind": Literal[kind]}, "kind": kind}  # type: ignore[valid-type]
+    other = type("Other", (Sums,), {**body, "__module__": __name__, "wire_id": number})
+    with pytest.raises(UserError, match=words):
+        forefed.register(other)
+    assert known == KINDS
 
 
 def test_a_package_that_cannot_be_loaded_is_named(

@@ -24,11 +24,19 @@ class Entries(Mapping[str, T], Generic[T]):
         group: of the entry points, below "forefed.", for example "codec".
         own: the entries that this package brings.
         name_of: the name of an entry; raises UserError for what cannot be one.
+        taken_in: told of every entry that is one.
     """
 
-    def __init__(self, group: str, own: Iterable[T], name_of: Callable[[T], str]):
+    def __init__(
+        self,
+        group: str,
+        own: Iterable[T],
+        name_of: Callable[[T], str],
+        taken_in: Callable[[T], None] = lambda _: None,
+    ):
         self.group = f"forefed.{group}"
         self._name_of = name_of
+        self._taken_in = taken_in
         self._entries: dict[str, T] = {}
         self._looked = False
         for entry in own:
@@ -47,6 +55,7 @@ class Entries(Mapping[str, T], Generic[T]):
                 f"{self.group}: '{name}' is taken by {_place(there)}; give another name"
             )
         self._entries[name] = entry
+        self._taken_in(entry)
         return entry
 
     def __getitem__(self, name: str) -> T:

@@ -89,7 +89,9 @@ class Registry(Generic[C]):
         self.slot = slot
         own = list(entries)
         self.base: type[Choice] = _base(own[0])
-        self._entries: Entries[type[C]] = Entries(slot, own, self._checked)
+        self._entries: Entries[type[C]] = Entries(
+            slot, own, self._checked, self._taken_in
+        )
 
     def __iter__(self) -> Iterator[type[C]]:
         return iter(self._entries.values())
@@ -154,6 +156,9 @@ class Registry(Generic[C]):
         if not (entry.__doc__ or "").strip():
             raise UserError(f"{self.slot}: {name} needs a docstring; 'forefed list' shows its line")
         return kind
+
+    def _taken_in(self, entry: type[C]) -> None:
+        """For registries that keep more of an entry than its kind."""
 
 
 def _base(entry: type[Choice]) -> type[Choice]:

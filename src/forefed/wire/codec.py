@@ -1,19 +1,22 @@
-"""What the two codecs share: the meta data of an update, and the checks of a receiver."""
+"""What codecs share: their numbers on the wire, the meta data of an update, a receiver's checks."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-from forefed.core.errors import ProtocolError
-from forefed.core.settings import Choice
+from forefed.core.errors import ProtocolError, UserError
+from forefed.core.settings import Choice, Registry
 from forefed.core.types import ClientContext, Order, Update
-from forefed.wire.message import short
+from forefed.wire.message import KINDS, MESSAGES, OURS, short
 
 
 class Codec(Choice):
     """Base: an update as bytes, and back."""
 
+    wire_id: ClassVar[int]
+    """The number of its messages, unlike all others' and never given to another form. Below 1000
+    are Forefed's own; a package takes one from there up to 65535."""
     payload: ClassVar[Literal["delta", "projections"]] = "delta"
     """What an update holds: its change by parameter, or slopes of its steps."""
 
@@ -32,6 +35,31 @@ class Codec(Choice):
         Raises:
             ProtocolError: damaged, of another round or client, or of the wrong names or shapes.
         """
+
+
+class Codecs(Registry[Codec]):
+    """The codecs, each with a number of its own on the wire."""
+
+    def _checked(self, entry: type[Codec]) -> str:
+        kind = super()._checked(entry)
+        number, name = getattr(entry, "wire_id", None), entry.__qualname__
+        if type(number) is not int or not 0 < number < 2**16:
+            raise UserError(
+                f"codec: {name} needs the number of its messages, wire_id: ClassVar[int] = "
+                f"{OURS} to 65535"
+            )
+        if kind in MESSAGES:
+            raise UserError(f"codec: '{kind}' is the name of another message; give another kind")
+        holder = next((k for k, n in KINDS.items() if n == number and k != kind), None)
+        if holder is not None:
+            raise UserError(
+                f"codec: wire_id = {number} of {name} is that of '{holder}'; give another, from "
+                f"{OURS} to 65535"
+            )
+        return kind
+
+    def _taken_in(self, entry: type[Codec]) -> None:
+        KINDS[entry.kind_name()] = entry.wire_id
 
 
 def update_meta(update: Update, round: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
@@ -15,6 +15,7 @@ class Dense(Codec):
     """The change of every assigned tensor, in full."""
 
     kind: Literal["dense"] = "dense"
+    wire_id: ClassVar[int] = 2
 
     def encode(self, update: Update, ctx: ClientContext) -> bytes:
         assert update.grad is not None

@@ -30,18 +30,22 @@ from forefed.core.untrusted import json_table
 MAGIC = b"FFED"
 VERSION = 1
 _HEAD = struct.Struct("<4sHHIQ8s")
-KINDS = {
+MESSAGES = {
     "order": 1,
-    "dense": 2,
-    "scalars": 3,
     "state": 4,
     "record": 5,
     "log": 6,
     "round": 7,
-    "quantised": 8,
     "question": 9,
     "answer": 10,
 }
+"""The kinds that are no codec's, with their numbers on the wire."""
+
+KINDS = dict(MESSAGES)
+"""All kinds: the registry of codecs adds each of its entries with its own number (wire/codec.py)."""
+
+OURS = 1000
+"""Numbers below are for Forefed's own kinds."""
 
 ALLOWED_DTYPES = (np.dtype("float32"), np.dtype("float64"), np.dtype("int64"), np.dtype("uint8"))
 

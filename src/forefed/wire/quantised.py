@@ -34,6 +34,7 @@ class Quantised(Codec):
     """Bits of an element; each tensor has one scale beside them."""
 
     source: ClassVar[str] = "arXiv 1610.02132"
+    wire_id: ClassVar[int] = 8
 
     @property
     def m(self) -> int:

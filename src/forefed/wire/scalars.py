@@ -43,6 +43,7 @@ class Scalars(Codec):
 
     source: ClassVar[str] = "arXiv 2306.10015, arXiv 2405.15551"
     payload: ClassVar[Literal["delta", "projections"]] = "projections"
+    wire_id: ClassVar[int] = 3
 
     def conflicts(self, config: Any) -> Iterator[str]:
         if config.engine.estimates and self.directions is not None:
