@@ -89,9 +89,7 @@ class Registry(Generic[C]):
         self.slot = slot
         own = list(entries)
         self.base: type[Choice] = _base(own[0])
-        self._entries: Entries[type[C]] = Entries(
-            slot, own, self._checked, self._taken_in
-        )
+        self._entries: Entries[type[C]] = Entries(slot, own, self._checked, self._taken_in)
 
     def __iter__(self) -> Iterator[type[C]]:
         return iter(self._entries.values())

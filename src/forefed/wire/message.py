@@ -42,7 +42,7 @@ MESSAGES = {
 """The kinds that are no codec's, with their numbers on the wire."""
 
 KINDS = dict(MESSAGES)
-"""All kinds: the registry of codecs adds each of its entries with its own number (wire/codec.py)."""
+"""All kinds: the registry of codecs adds each of its entries, with its own number."""
 
 OURS = 1000
 """Numbers below are for Forefed's own kinds."""
