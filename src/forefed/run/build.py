@@ -217,6 +217,7 @@ def assemble(
         config.over_select,
         config.sharing,
         config.topology,
+        config.select,
     )
     return star, transport
 

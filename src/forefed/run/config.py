@@ -36,6 +36,7 @@ from forefed.modifiers import MODIFIERS, Modifier
 from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
 from forefed.run.former import FORMER, present
 from forefed.run.topology import TOPOLOGIES, Central, Topology
+from forefed.select import SELECTORS, Selector, Uniform
 from forefed.sharing import SHARINGS, Sharing
 from forefed.sharing import Everything as AllShared
 from forefed.start import STARTS, Start
@@ -96,7 +97,8 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
     rounds: Annotated[int, Field(ge=0)] = 20
     cohort: Annotated[int, Field(ge=1)] = 10
-    """Clients sampled per round, without replacement; the answers that a round wants."""
+    """Clients per round: so many (``select.kind = "uniform"``), or so many on average ("poisson");
+    the answers that a round wants."""
     cohort_min: Annotated[int, Field(ge=1)] = 1
     """A round with fewer answers is abandoned: it changes nothing."""
     over_select: Annotated[float, Field(ge=0, le=10)] = 0.0
@@ -114,6 +116,9 @@ class Config(Settings):
     partition: Annotated[
         SerializeAsAny[Partition], Slot(PARTITIONS, "who holds which rows?"), SERVER_ONLY
     ] = Dirichlet()
+    select: Annotated[SerializeAsAny[Selector], Slot(SELECTORS, "who takes part in a round?")] = (
+        Uniform()
+    )
     assign: Annotated[SerializeAsAny[Assign], Slot(ASSIGNS, "which units does a client train?")] = (
         Contiguous()
     )

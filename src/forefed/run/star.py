@@ -25,6 +25,7 @@ from forefed.core.types import Json, Lost, Order, Reply, Transport, Unit, Update
 from forefed.run.server import Finished, Server
 from forefed.run.state import RunState
 from forefed.run.topology import Central, Topology
+from forefed.select import Selector, Uniform
 from forefed.sharing import Everything, Sharing
 from forefed.wire.records import encode_record
 
@@ -96,6 +97,7 @@ class Star:
     """Clients asked beyond the cohort, as a share of it; the first answers count."""
     sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
     topology: Topology = Central()  # noqa: RUF009 (frozen)
+    select: Selector = Uniform()  # noqa: RUF009 (frozen)
 
     def plan(self, state: RunState) -> dict[int, Order]:
         """The orders of the next round, by client."""
@@ -103,10 +105,10 @@ class Star:
         key = self.key.fold("round", number)
         members = self.transport.members()
         asked = math.ceil(self.cohort * (1 + self.over_select))
-        chosen = key.fold("cohort").choice(len(members), min(asked, len(members)))
+        ctx = replace(self.server.context(state, ()), key=key)
+        cohort = self.select.select(members, asked, ctx)
         if self.over_select:  # in a rehearsal the first ones answer first
-            chosen = [chosen[i] for i in key.fold("arrival").permutation(len(chosen))]
-        cohort = [members[i] for i in chosen]
+            cohort = [cohort[i] for i in key.fold("arrival").permutation(len(cohort))]
         names = self.assign.names(self.units, len(cohort), key.fold("assign")) if cohort else []
         split = self.sharing.split(self.units, number)
         params = {n: x for n, x in state.params.items() if n not in split.private}
@@ -145,8 +147,9 @@ class Star:
         lost: list[Lost] = []
         bytes_up = bytes_down = 0
         receiving = 0.0
+        wanted = self.cohort if self.over_select else len(orders)
         for outcome in self.transport.exchange(
-            orders.values(), self.deadline_s, lambda: len(updates) >= self.cohort
+            orders.values(), self.deadline_s, lambda: len(updates) >= wanted
         ):
             bytes_down += outcome.bytes_down
             if isinstance(outcome, Reply):

@@ -51,12 +51,13 @@ class Ring(Topology):
             and config.server_schedule == "constant"
             and config.partition.kind != "sites"
             and config.over_select == 0
+            and config.select.kind == "uniform"
         )
         if not plain:
             yield (
                 "topology.kind = 'ring' has no server, so nothing of a server's may be set: take "
                 "strategy = 'fedavg' (codec 'dense', assign 'everything', server 'sgd' with lr = "
-                "1), no modifiers, start, guard or over_select, and clients of this machine"
+                "1), no modifiers, start, guard, select or over_select, and clients of this machine"
             )
 
     def round(

@@ -1,0 +1,9 @@
+"""Who takes part in a round: one file each, one line here."""
+
+from forefed.core.settings import Registry
+from forefed.select.poisson import Poisson
+from forefed.select.select import Selector
+from forefed.select.uniform import Uniform
+
+SELECTORS: Registry[Selector] = Registry("select", [Uniform, Poisson])
+__all__ = ["SELECTORS", "Poisson", "Selector", "Uniform"]
