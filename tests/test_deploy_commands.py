@@ -311,3 +311,35 @@ def test_a_run_that_trained_nothing_says_why(world, tmp_path):
 
 def test_a_server_that_does_not_run_is_named(made, forefed_command):
     mistake(forefed_command("server", "status", made[0]), "does the server run?")
+
+
+def test_accepted_changes_reach_the_run_at_the_server(world, tmp_path, monkeypatch):
+    """From the command's options, by Flower's settings of a run, to ``forefed.run``."""
+    pytest.importorskip("flwr")
+    from types import SimpleNamespace
+
+    from forefed.deploy import flower_server
+    from forefed.deploy.places import ServerFolder
+
+    config = deployed(world, tmp_path)
+    config.folder.mkdir(parents=True)
+    (config.folder / "config.json").write_text("{}")
+    given, heard = [], []
+    monkeypatch.setattr(runs, "flwr", lambda *words: given.append(words) or {"run-id": 7})
+    monkeypatch.setattr(flower_server, "run", lambda config, **named: heard.append(named))
+    place = ServerFolder(tmp_path / "server")
+    with pytest.raises(UserError, match="goes with --resume"):
+        runs.start_run(place, config, accept_changes=True)
+    for accept in (False, True):
+        assert runs.start_run(place, config, resume=True, accept_changes=accept) == "7"
+        chosen = tomllib.loads(given[-1][-1].replace(" ", "\n"))
+        app = tomllib.loads((place.apps / config.name / "app" / "pyproject.toml").read_text())
+        assert chosen.keys() == app["tool"]["flwr"]["app"]["config"].keys()
+        monkeypatch.chdir(tmp_path)
+        flower_server.main(None, SimpleNamespace(run_config=chosen))
+        assert (heard[-1]["resume"], heard[-1]["accept_changes"]) == (True, accept)
+
+
+def test_a_system_without_sockets_of_files_is_told(forefed_command, monkeypatch, tmp_path):
+    monkeypatch.setattr(places.sys, "platform", "win32")
+    mistake(forefed_command("server", "init", tmp_path / "s"), "Linux or macOS", "forefed run")

@@ -62,6 +62,26 @@ def points(count: int, few: int) -> list[int]:
     return sorted(Key(5).fold("kills").choice(count, few))
 
 
+@contextmanager
+def written() -> Iterator[list[str]]:
+    """Every flush and renaming in this process, the renamed by their new names."""
+    calls: list[str] = []
+    flush, rename = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        calls.append("")
+        flush(handle)
+
+    def replace(old: str | Path, new: str | Path) -> None:
+        calls.append(Path(new).name)
+        rename(old, new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "replace", replace)
+        yield calls
+
+
 def sets(name: str, *more: str) -> list[str]:
     return [*TINY, "rounds=2", f"name={name}", *more]
 
@@ -74,10 +94,12 @@ def sets(name: str, *more: str) -> list[str]:
 @pytest.mark.parametrize("codec", ["dense", "scalars"])
 def test_a_kill_between_any_two_writes(codec: str, world: World, tmp_path: Path) -> None:
     more = [] if codec == "dense" else ["strategy=spry", "codec=scalars", "server=sgd"]
-    whole = world.run(tmp_path, *sets("whole", *more))
+    with written() as calls:
+        whole = world.run(tmp_path, *sets("whole", *more))
+    adapter = 2 * calls.index("adapter")  # within its writing
     names = {p.name for p in whole.folder.rglob("*")}
     reached = 0
-    for point in sorted({*points(72, 3), 58}):  # 58: within the adapter's writing
+    for point in sorted({*points(2 * len(calls), 3), adapter}):
         config = world.config(tmp_path, *sets(f"killed-{point}", *more))
         if not killed_at(point, lambda config=config: run(config)):
             shutil.rmtree(config.folder)
@@ -100,8 +122,10 @@ def test_a_kill_during_export(world: World, finished: dict[str, Path], tmp_path:
     source = finished["classification"]
     export_adapter(source, tmp_path / "whole")
     wanted = contents(tmp_path / "whole")
-    reached = 0
-    for point in range(4):
+    with written() as calls:
+        export_adapter(source, tmp_path / "counted")
+    renamed, reached = 2 * calls.index("counted"), 0
+    for point in (*points(2 * len(calls), 1), renamed, renamed + 1):
         folder = tmp_path / f"new-{point}"
         reached += killed_at(point, lambda folder=folder: export_adapter(source, folder))
         assert not folder.exists() or contents(folder) == wanted
@@ -120,7 +144,7 @@ def test_a_kill_during_a_report(finished: dict[str, Path], tmp_path: Path) -> No
     page = tmp_path / "report.html"
     page.write_text("the former one")
     reached = 0
-    for point in (0, 3):
+    for point in (0, 3, 5):
         work = lambda: write_report([read_run(finished["classification"])], page)  # noqa: E731
         reached += killed_at(point, work)
         text = page.read_text()

@@ -20,6 +20,7 @@ from forefed.core import boundary, files
 from forefed.core.errors import REMEDIES, Stopped, UserError, of_system
 from forefed.core.names import LONGEST, check_name
 from forefed.run import configure, run
+from forefed.run.begin import TENSORS
 from forefed.run.checkpoint import FILE
 
 # Names.
@@ -82,7 +83,11 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     config = world.config(out, "name=half", "rounds=3")
     with pytest.raises(Interrupted):
         run(config, watcher=StopAfter(2))
-    return {"half": config.folder, "whole": world.run(out, "name=whole").folder}
+    begun = world.config(out, "name=begun", "rounds=3", "start=closed_form", "model.pooling=mean")
+    with pytest.raises(Interrupted):
+        run(begun, watcher=StopAfter(2))
+    whole = world.run(out, "name=whole").folder
+    return {"half": config.folder, "begun": begun.folder, "whole": whole}
 
 
 def text(name: str, content: str) -> Callable[[Path], None]:
@@ -148,6 +153,8 @@ RESUME: dict[str, tuple[str, Callable[[Path], None], list[str]]] = {
     "checkpoint a folder": ("half", folder_at(FILE), [FILE]),
     "environment gone": ("half", gone("environment.json"), ["environment.json"]),
     "environment a list": ("half", text("environment.json", "[]"), ["environment.json"]),
+    "start cut": ("begun", lambda f: (f / TENSORS).write_bytes(b"\0" * 9), [TENSORS, "damaged"]),
+    "start's line gone": ("begun", gone("start.json"), ["start.json"]),
     "adapter is something else": ("half", folder_at("adapter"), ["adapter", "move it away"]),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from commands import Command, mistake
+from commands import Command, mistake, options
 from federation import Interrupted, StopAfter, World, snapshot, text_rows, write_lines
 from forefed.core.errors import UserError
 from forefed.run import Config, configure, origin, run
@@ -135,3 +135,11 @@ def test_moved_runs_are_compared_too(stopped: Config, tmp_path: Path) -> None:
     raw = json.loads((moved / "config.json").read_text())
     config = configure(base={**raw, "out": str(tmp_path / "elsewhere")})
     assert "changes" not in run(config, resume=True).summary
+
+
+def test_a_run_that_begins_has_no_changes_to_accept(
+    world: World, forefed_command: Command, tmp_path: Path
+) -> None:
+    said = forefed_command("run", *options(world.sets(tmp_path)), "--accept-changes")
+    mistake(said, "--accept-changes", "--resume")
+    assert not list(tmp_path.iterdir())

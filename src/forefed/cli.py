@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from forefed.core.boundary import STOPPED, USER, guarded
-from forefed.core.commands import TextCommand
+from forefed.core.commands import AcceptChanges, TextCommand
 from forefed.core.errors import UserError
 from forefed.core.places import new_place
 from forefed.core.terminal import console, one_line, printable, styled
@@ -86,13 +86,7 @@ def run_command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, bit for bit.")
     ] = False,
-    accept_changes: Annotated[
-        bool,
-        typer.Option(
-            "--accept-changes",
-            help="Resume although rows, weights or versions changed; the record will say so.",
-        ),
-    ] = False,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Run a federation on this machine and keep its record in runs/NAME.
 

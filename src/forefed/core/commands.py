@@ -1,13 +1,21 @@
-"""Commands whose arguments are texts, which may begin with a dash ("-5 degrees")."""
+"""What several commands share: an option, and arguments that are texts ("-5 degrees")."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from typer import Context
+from typer import Context, Option
 from typer.core import TyperCommand
+
+AcceptChanges = Annotated[
+    bool,
+    Option(
+        "--accept-changes",
+        help="Resume although rows, weights or versions changed; the record will say so.",
+    ),
+]
 
 _MARK = "\x00"
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*|--[A-Za-z][\w-]*=.*", re.DOTALL)

@@ -1,17 +1,20 @@
 """Files that are whole at every moment, and reading them without a surprise.
 
-A kill leaves the old file or the new one, never half of either; a temporary file that it leaves is
-named ``.NAME.xxxxxxxx.partial``.
+A kill or a power cut leaves the old file or the new one, never half of either; a temporary file that
+it leaves is named ``.NAME.xxxxxxxx.partial``. What has been written or renamed here stays so after a
+power cut: the file is flushed to the disk before it is renamed, and its folder after that (a rename
+is a change of the folder, which POSIX keeps in memory for a while).
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -42,6 +45,56 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+    flush_folder(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """``data`` at the end of a file, which is made where it is missing; on the disk at return.
+
+    A kill can tear what was being written, and nothing before it.
+    """
+    with path.open("ab") as file:
+        new = file.tell() == 0
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        flush_folder(path.parent)
+
+
+def rename_folder(building: Path, place: Path) -> None:
+    """A folder under its name, which no other has, once all that it holds is on the disk.
+
+    Raises:
+        OSError: the system refuses it, for example as a folder with files is there.
+    """
+    for path in building.rglob("*"):
+        if path.is_dir():
+            flush_folder(path)
+        else:
+            with path.open("r+b" if sys.platform == "win32" else "rb") as file:
+                os.fsync(file.fileno())
+    flush_folder(building)
+    os.replace(building, place)
+    flush_folder(place.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """What was made, renamed and removed in a folder is on the disk after this.
+
+    Nothing is done on Windows, where a folder cannot be opened so (NTFS keeps a journal of its
+    own), and on file systems that do not know it.
+    """
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def kept_secret(folder: Path) -> Secret:
@@ -97,13 +150,18 @@ def read_table(path: Path, remedy: str = "restore it from a copy") -> Json:
     return value
 
 
-def read_table_lines(path: Path, remedy: str) -> tuple[list[Json], bool]:
+def read_table_lines(
+    path: Path, remedy: str, fits: Callable[[Json], bool] | None = None
+) -> tuple[list[Json], bool]:
     """The tables of a file with one per line, and whether a torn last line was left out.
 
     No file at all has no lines. Only the last line can be torn: by a kill, before its line break.
 
+    Args:
+        fits: has a table what its reader needs of it? None: every table is taken.
+
     Raises:
-        UserError: unreadable, or a line that is damaged otherwise.
+        UserError: unreadable, a line that is damaged otherwise, or a table that does not fit.
     """
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -120,6 +178,9 @@ def read_table_lines(path: Path, remedy: str) -> tuple[list[Json], bool]:
         except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict):
+            if fits is not None and not fits(value):
+                what = "damaged (not what is written there)"
+                raise UserError(f"{path}, line {number}: {what}; {remedy}")
             lines.append(value)
         elif number == len(texts):
             return lines, True

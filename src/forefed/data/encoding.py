@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forefed.core.errors import UserError
+from forefed.core.files import rename_folder
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
 from forefed.data.prompts import prompt_tokens
@@ -417,11 +417,11 @@ def _save(tokenised: Tokenised, folder: Path) -> None:
         }
         (building / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         try:
-            os.replace(building, folder)
+            rename_folder(building, folder)
         except OSError:  # there is one: of another process, or damaged
             if _load(folder) is None:
                 shutil.rmtree(folder)
-                os.replace(building, folder)
+                rename_folder(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

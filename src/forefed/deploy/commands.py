@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from forefed.core.commands import AcceptChanges
 from forefed.core.terminal import console, printable
 
 site = typer.Typer(no_args_is_help=True, help="Take part in a federation with your own rows.")
@@ -156,6 +157,7 @@ def server_run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, bit for bit.")
     ] = False,
+    accept_changes: AcceptChanges = False,
 ) -> None:
     """Run a federation with the sites, and follow it. Ctrl-C leaves it running."""
     from forefed.core.boundary import UNTRAINED
@@ -166,7 +168,7 @@ def server_run(
 
     place, _ = read_server(folder)
     chosen = configure(config, sets or (), {"out": str(place.runs)})
-    number = start_run(place, chosen, resume)
+    number = start_run(place, chosen, resume, accept_changes)
     say(f"run {number}: {chosen.folder}")
     ended = follow(place, chosen, number, say)
     if ended is not None and ended["status"] != FINISHED:

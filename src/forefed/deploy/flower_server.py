@@ -41,13 +41,19 @@ def main(grid: Grid, context: Context) -> None:
     folder = Path(str(context.run_config["folder"]))
     os.chdir(str(context.run_config["here"]))  # relative paths mean what they meant to the user
     config = configure(base=read_config(folder))
-    resume = bool(context.run_config["resume"])
+    resume, accept = (bool(context.run_config[name]) for name in ("resume", "accept-changes"))
 
     def say(text: str) -> None:
         append(config.folder, NOTES, {"text": text})
 
     try:
-        run(config, resume=resume, watcher=Notes(say), connect=connect_by(GridPost(grid), say))
+        run(
+            config,
+            resume=resume,
+            watcher=Notes(say),
+            connect=connect_by(GridPost(grid), say),
+            accept_changes=accept,
+        )
     except Exception as error:  # Flower shows nothing of it where the run was started
         said = str(error) if isinstance(error, UserError) else repr(error)
         details = traceback.format_exc()

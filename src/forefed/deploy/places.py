@@ -155,7 +155,12 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def need_flower() -> None:
-    """Raises UserError where Flower is not installed."""
+    """Raises UserError where Flower is not installed, and on a system without what it needs."""
+    if sys.platform == "win32":
+        raise UserError(
+            "runs between machines need Linux or macOS (sockets of files, groups of processes); "
+            "on Windows there are rehearsals: 'forefed run'"
+        )
     if find_spec("flwr") is None:
         raise UserError("runs between machines need Flower: pip install 'forefed[flower]'")
 

@@ -22,6 +22,7 @@ from forefed.run import record
 from forefed.run.card import against
 from forefed.run.compat import check
 from forefed.run.config import Config
+from forefed.run.origin import check_accepting
 from forefed.run.run import FINISHED
 
 APP = """\
@@ -42,6 +43,7 @@ clientapp = "forefed_client:app"
 folder = ""
 here = ""
 resume = false
+accept-changes = false
 """
 PARTS = ("server", "client")
 MODULE = 'from forefed.deploy.flower_{part} import app\n\n__all__ = ["app"]\n'
@@ -52,12 +54,17 @@ SILENT = "silent"
 ASK_S = 15.0  # between two questions to Flower; each starts one of its processes
 
 
-def start_run(folder: ServerFolder, config: Config, resume: bool) -> str:
+def start_run(
+    folder: ServerFolder, config: Config, resume: bool = False, accept_changes: bool = False
+) -> str:
     """Hand a run to the server; returns Flower's number for it.
+
+    ``resume`` and ``accept_changes`` are those of ``forefed.run.run``.
 
     Raises:
         UserError: settings that cannot work, or Flower refuses it.
     """
+    check_accepting(resume, accept_changes)
     check(config, deployed=True)
     here = usable_folder(Path.cwd())
     if (config.folder / "config.json").exists() != resume:
@@ -74,7 +81,9 @@ def start_run(folder: ServerFolder, config: Config, resume: bool) -> str:
     write_atomic(app / "pyproject.toml", APP.format(version=__version__).encode())
     for part in PARTS:
         write_atomic(app / f"forefed_{part}.py", MODULE.format(part=part).encode())
-    values = f'folder="{handed}" here="{here}" resume={str(resume).lower()}'
+    flags = {"resume": resume, "accept-changes": accept_changes}
+    said = " ".join(f"{name}={str(on).lower()}" for name, on in flags.items())
+    values = f'folder="{handed}" here="{here}" {said}'
     return str(flwr(folder, "run", str(app), CONNECTION, "--run-config", values)["run-id"])
 
 

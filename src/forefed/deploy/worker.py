@@ -7,7 +7,6 @@ starts it restarts it (supervise.py); what it must remember between two starts i
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import socket
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from forefed.core.errors import ProtocolError, UserError
+from forefed.core.files import locked
 from forefed.deploy.envelope import Envelope, encode, read
 
 log = logging.getLogger("forefed.site")
@@ -76,11 +76,8 @@ def _listening(path: Path) -> Iterator[socket.socket]:
             "move the site's folder to a shorter path"
         )
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another worker of this site is running") from None
+    busy = f"{path}: another worker of this site is running"
+    with locked(path.with_suffix(".lock"), busy):
         path.unlink(missing_ok=True)  # left by a worker that was killed
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             before = os.umask(0o177)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from forefed.core.errors import UserError
-from forefed.core.files import PARTIAL
+from forefed.core.files import PARTIAL, rename_folder
 from forefed.core.types import Params
 from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
 from forefed.models.attach import ADAPTER_NAME
@@ -77,10 +77,10 @@ def save_adapter(
             replaced = folder.with_name(f".{folder.name}-replaced{PARTIAL}")
             shutil.rmtree(replaced, ignore_errors=True)
             os.replace(folder, replaced)
-            os.replace(building, folder)
+            rename_folder(building, folder)
             shutil.rmtree(replaced)
         else:
-            os.replace(building, folder)
+            rename_folder(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -7,7 +7,6 @@ folder that is no run, or a file damaged in another way, is an error.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -18,12 +17,16 @@ from pathlib import Path
 from typing import Literal
 
 from forefed.core.errors import UserError
+from forefed.core.files import read_table, read_table_lines
 from forefed.core.intervals import Ends, wilson
 from forefed.core.metrics import Measures, Metric, of_old_records
 from forefed.core.shortfalls import UNTRAINED, shortfalls
 from forefed.core.types import LOSS_REASONS, Json
 
 Cost = Literal["bytes", "forwards"]
+AGAIN = (
+    "'forefed run --resume' writes the rounds after the checkpoint again, otherwise restore the file"
+)
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def read_run(folder: Path) -> Run:
     missing = [name for name in heads if not (folder / name).is_file()]
     if missing:
         raise UserError(_not_a_run(folder, missing))
-    config, environment, partition = (_read_json(folder / name) for name in heads)
+    config, environment, partition = (read_table(folder / name) for name in heads)
     rounds, torn_rounds = _read_lines(folder / "rounds.jsonl")
     evaluations, torn_evaluations = _read_lines(folder / "evaluations.jsonl")
     summary = folder / "summary.json"
@@ -202,9 +205,9 @@ def read_run(folder: Path) -> Run:
         partition,
         rounds,
         evaluations,
-        _read_json(summary) if summary.exists() else None,
+        read_table(summary) if summary.exists() else None,
         torn_rounds + torn_evaluations,
-        _read_json(folder / "details.json") if (folder / "details.json").exists() else None,
+        read_table(folder / "details.json") if (folder / "details.json").exists() else None,
     )
 
 
@@ -241,39 +244,7 @@ def _not_a_run(folder: Path, missing: list[str]) -> str:
     return f"{message}; give the folder that 'forefed run' made, for example runs/NAME"
 
 
-def _read_json(path: Path) -> Json:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: damaged (a table was expected); run again, or restore the file")
-    return value
-
-
 def _read_lines(path: Path) -> tuple[tuple[Json, ...], int]:
     """The lines of a record file, and how many torn ones (0 or 1) were left out at its end."""
-    if not path.exists():
-        return (), 0
-    try:
-        texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    lines: list[Json] = []
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = None
-        if isinstance(value, dict) and isinstance(value.get("round"), int):
-            lines.append(value)
-        elif number == len(texts):  # no line break after it: the writer was stopped in the middle
-            return tuple(lines), 1
-        else:
-            raise UserError(
-                f"{path}, line {number}: damaged; 'forefed run --resume' writes the rounds after "
-                "the checkpoint again, otherwise restore the file"
-            )
-    return tuple(lines), 0
+    lines, torn = read_table_lines(path, AGAIN, lambda line: isinstance(line.get("round"), int))
+    return tuple(lines), int(torn)

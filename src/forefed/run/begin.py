@@ -6,20 +6,21 @@ server  asks everybody to try them        -> the one with the least held-out los
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 
 from forefed.core.errors import ProtocolError, UserError
-from forefed.core.files import write_atomic, write_json
+from forefed.core.files import read_table, write_atomic, write_json
 from forefed.core.types import Json, Params, Transport
 from forefed.models.task import Task
 from forefed.run.guarding import ask
+from forefed.run.record import AGAIN
 from forefed.start import ClosedForm
 from forefed.start.answer import about
 from forefed.start.closed_form import SCALES, Head, Solver, choose
@@ -50,15 +51,22 @@ class Begun:
 
 
 def load_begun(folder: Path) -> Begun | None:
-    """What a run began with; None: as its model came."""
+    """What a run began with; None: as its model came.
+
+    Raises:
+        UserError: a file of it is damaged or missing.
+    """
     path = folder / TENSORS
     if not path.is_file():
         return None
-    tensors = safetensors.torch.load_file(path)
-    head = {n.removeprefix("head/"): x for n, x in tensors.items() if n.startswith("head/")}
-    sums = {n.removeprefix("sums/"): x for n, x in tensors.items() if n.startswith("sums/")}
-    line = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    return Begun(head, Sums(**sums), line)
+    try:
+        tensors = safetensors.torch.load_file(path)
+        head = {n.removeprefix("head/"): x for n, x in tensors.items() if n.startswith("head/")}
+        sums = {n.removeprefix("sums/"): x for n, x in tensors.items() if n.startswith("sums/")}
+        total = Sums(**sums)
+    except (safetensors.SafetensorError, OSError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); {AGAIN}") from None
+    return Begun(head, total, read_table(folder / REPORT, AGAIN))
 
 
 def begin(start: ClosedForm, task: Task, transport: Transport, deadline_s: float | None) -> Begun:

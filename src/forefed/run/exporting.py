@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from forefed.core.errors import UserError, nearest
+from forefed.core.files import rename_folder
 from forefed.core.settings import parse
 from forefed.models.export import CONFIG, FORMS, WEIGHTS, Form, refusal, save_adapter
 from forefed.models.load import load_tokenizer
@@ -62,7 +62,7 @@ def export_adapter(
             _write(run, config, chosen, building, BEST if best else FILE)
         if folder.exists():
             folder.rmdir()
-        os.replace(building, folder)
+        rename_folder(building, folder)
     finally:
         shutil.rmtree(building.parent, ignore_errors=True)
 

@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
-from forefed.core.files import write_atomic
+from forefed.core.files import append, write_atomic
 from forefed.core.types import Json
 from forefed.run.star import RoundReport
 from forefed.run.state import RunState
@@ -93,10 +93,7 @@ class ScalarLog:
         checked = last or state.round % DIGEST_EVERY == 0
         digest = trees.digest(state.params) if checked else ""
         meta: Json = {"r": state.round, "v": report.heard, "f": report.failed, "d": digest}
-        with self.path.open("ab") as file:
-            file.write(pack("round", meta, report.record))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, pack("round", meta, report.record))
 
     def cut(self, place: int) -> None:
         """Forget what stands from this place on."""

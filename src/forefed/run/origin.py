@@ -121,6 +121,15 @@ def changes(before: Json, now: Json) -> list[Json]:
     return found
 
 
+def check_accepting(resume: bool, accept_changes: bool) -> None:
+    """Raises UserError where changes are accepted of a run that only begins."""
+    if accept_changes and not resume:
+        raise UserError(
+            "--accept-changes: goes with --resume (accept_changes=True with resume=True); a run "
+            "that begins has nothing that could have changed"
+        )
+
+
 def check_unchanged(folder: Path, found: list[Json], accepted: bool) -> None:
     """Nothing has changed since the run began, or the user knows.
 

@@ -21,6 +21,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,7 @@ def read_config(folder: Path) -> Json:
 
 def append(folder: Path, name: str, line: Json) -> None:
     """One JSON line, flushed; a kill can tear the last line only, which readers ignore."""
-    with (folder / name).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(without_nan(line), ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    files.append(folder / name, json.dumps(without_nan(line), ensure_ascii=False).encode() + b"\n")
 
 
 def read_lines(folder: Path, name: str) -> list[Json]:
@@ -87,12 +85,8 @@ def read_lines(folder: Path, name: str) -> list[Json]:
     Raises:
         UserError: a line that is damaged otherwise, or is of no round.
     """
-    path = folder / name
-    lines, _ = read_table_lines(path, AGAIN)
-    for number, line in enumerate(lines, 1):
-        if name in (ROUNDS, EVALUATIONS) and not _fits(name, line):
-            raise UserError(f"{path}, line {number}: damaged (not what a run writes); {AGAIN}")
-    return lines
+    fits = partial(_fits, name) if name in (ROUNDS, EVALUATIONS) else None
+    return read_table_lines(folder / name, AGAIN, fits)[0]
 
 
 def write_changes(folder: Path, round: int, found: list[Json], origin: Json) -> None:

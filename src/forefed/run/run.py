@@ -40,7 +40,7 @@ from forefed.run.guarding import guarded, resting
 from forefed.run.health import Ending, Health, norm_of
 from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, create_log, open_log
-from forefed.run.origin import changes, check_unchanged, origin_of
+from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
 from forefed.run.star import RunState
 from forefed.start.answer import about as about_task
@@ -94,6 +94,7 @@ def run(
     """
     told = Told([*([watcher] if watcher else []), *callbacks])
     folder = config.folder
+    check_accepting(resume, accept_changes)
     check(config, deployed=connect is not None)
     if (folder / "config.json").exists():
         finished = record.summary(folder)
@@ -256,10 +257,11 @@ def _begin(
     if federation.transport.replica is not None:
         federation.transport.replica.state = state  # what the clients kept on their own disks
     record.check_whole(folder, state.round)
+    begun = load_begun(folder)
     record.truncate(folder, state.round)
     if found:
         record.write_changes(folder, state.round, found, now)
-    return state, log, load_begun(folder)
+    return state, log, begun
 
 
 def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
