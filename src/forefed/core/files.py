@@ -1,9 +1,9 @@
 """Files that are whole at every moment, and reading them without a surprise.
 
-A kill or a power cut leaves the old file or the new one, never half of either; a temporary file that
-it leaves is named ``.NAME.xxxxxxxx.partial``. What has been written or renamed here stays so after a
-power cut: the file is flushed to the disk before it is renamed, and its folder after that (a rename
-is a change of the folder, which POSIX keeps in memory for a while).
+A kill or a power cut leaves the old file or the new one, never half of either; a temporary file
+that it leaves is named ``.NAME.xxxxxxxx.partial``. What was written or renamed here stays so after
+a power cut: the file is flushed to the disk before it is renamed, and its folder after that (a
+rename is a change of the folder, which POSIX keeps in memory for a while).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from forefed.core.types import LOSS_REASONS, Json
 
 Cost = Literal["bytes", "forwards"]
 AGAIN = (
-    "'forefed run --resume' writes the rounds after the checkpoint again, otherwise restore the file"
+    "'forefed run --resume' writes the rounds after the checkpoint again, otherwise restore it"
 )
 
 
