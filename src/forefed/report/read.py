@@ -24,9 +24,7 @@ from forefed.core.shortfalls import UNTRAINED, shortfalls
 from forefed.core.types import LOSS_REASONS, Json
 
 Cost = Literal["bytes", "forwards"]
-AGAIN = (
-    "'forefed run --resume' writes the rounds after the checkpoint again, otherwise restore it"
-)
+AGAIN = "'forefed run --resume' writes the rounds after the checkpoint again, otherwise restore it"
 
 
 @dataclass(frozen=True)
