@@ -1,0 +1,1 @@
+"""What the server sees of a contribution."""
