@@ -115,7 +115,7 @@ def test_averages_by_hand():
     a = {"body": torch.tensor([[1.0, 2.0], [4.0, 8.0]])}
     b = {"body": torch.tensor([[5.0, float("nan")], [0.0, 4.0], [3.0, 6.0]])}
     entries = [Entry(2, 3, ("w",), b), Entry(1, 1, ("w",), a), Entry(0, 5, ("v",), a)]
-    _, averaged, _ = average_slopes(
+    _, averaged, _, _ = average_slopes(
         Mean(), {}, sorted(entries, key=lambda e: e.client), ServerContext(round=1, key=Key(1))
     )
     assert [(e.client, e.n_examples, e.assigned) for e in averaged] == [

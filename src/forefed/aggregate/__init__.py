@@ -1,11 +1,52 @@
 """Rules that make one update out of many: one file each, one line here."""
 
-from forefed.aggregate.aggregator import Aggregator, PerUnit
+from forefed.aggregate.aggregator import Aggregator, PerUnit, Tolerant
+from forefed.aggregate.bulyan import Bulyan
+from forefed.aggregate.centred_clipping import CentredClipping
+from forefed.aggregate.dnc import DivideAndConquer
+from forefed.aggregate.geometric_median import GeometricMedian
+from forefed.aggregate.krum import Krum
 from forefed.aggregate.mean import Mean
 from forefed.aggregate.median import Median
+from forefed.aggregate.mud_hog import MudHog
+from forefed.aggregate.multi_krum import MultiKrum
+from forefed.aggregate.nna import NearestNeighbours
 from forefed.aggregate.norm_bound import NormBound
 from forefed.aggregate.trimmed_mean import TrimmedMean
 from forefed.core.settings import Registry
 
-AGGREGATORS: Registry[Aggregator] = Registry("aggregator", [Mean, Median, TrimmedMean, NormBound])
-__all__ = ["AGGREGATORS", "Aggregator", "Mean", "Median", "NormBound", "PerUnit", "TrimmedMean"]
+AGGREGATORS: Registry[Aggregator] = Registry(
+    "aggregator",
+    [
+        Mean,
+        Median,
+        TrimmedMean,
+        NormBound,
+        CentredClipping,
+        GeometricMedian,
+        Krum,
+        MultiKrum,
+        Bulyan,
+        DivideAndConquer,
+        NearestNeighbours,
+        MudHog,
+    ],
+)
+__all__ = [
+    "AGGREGATORS",
+    "Aggregator",
+    "Bulyan",
+    "CentredClipping",
+    "DivideAndConquer",
+    "GeometricMedian",
+    "Krum",
+    "Mean",
+    "Median",
+    "MudHog",
+    "MultiKrum",
+    "NearestNeighbours",
+    "NormBound",
+    "PerUnit",
+    "Tolerant",
+    "TrimmedMean",
+]

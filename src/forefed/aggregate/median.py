@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from forefed.aggregate.aggregator import PerUnit
+from forefed.aggregate.vectors import coordinate_median
 from forefed.core.states import State
 from forefed.core.types import ServerContext, Unit
 
@@ -25,9 +26,7 @@ class Median(PerUnit):
     def combine(
         self, x_ND: Tensor, w_N: Tensor, unit: Unit, state: State, ctx: ServerContext
     ) -> tuple[Tensor, State]:
-        sorted_ND = x_ND.sort(dim=0).values
-        n = len(x_ND)
-        return (sorted_ND[(n - 1) // 2] + sorted_ND[n // 2]) / 2, state
+        return coordinate_median(x_ND), state
 
     def least(self) -> int:
         return 3  # the median of two is their mean

@@ -2,12 +2,16 @@
 (arXiv 1911.07963), section 5.2, norm thresholding.
 
 Departure: the bound is a multiple of the round's median length (published: a constant), over the
-whole of a client's contribution, so that it needs no tuning as lengths shrink.
+whole of a client's contribution, so that it needs no tuning as lengths shrink; nobody counts for
+more examples than three times the median, as their number is a claim. Contributions that are not
+finite are dropped and counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Annotated, ClassVar, Literal
 
@@ -32,11 +36,18 @@ class NormBound(Aggregator):
     def __call__(
         self, cs: Sequence[Contribution], state: State, ctx: ServerContext
     ) -> tuple[Params, State, Metrics]:
-        lengths = [trees.norm(c.delta) for c in cs]
-        bound = self.cap * median(lengths)
+        measured = [(c, trees.norm(c.delta)) for c in cs]
+        finite = [(c, length) for c, length in measured if math.isfinite(length)]
+        if not finite:
+            return {}, state, {"not_finite": float(len(cs))}
+        bound = self.cap * median(length for _, length in finite)
+        most = 3 * median(c.weight for c, _ in finite)
         cut = [
-            c if length <= bound else c.scaled(bound / length)
-            for c, length in zip(cs, lengths, strict=True)
+            replace(c if length <= bound else c.scaled(bound / length), weight=min(c.weight, most))
+            for c, length in finite
         ]
         total, _, _ = Mean()(cut, {}, ctx)
-        return total, state, {"cut": float(sum(length > bound for length in lengths))}
+        metrics = {"cut": float(sum(length > bound for _, length in finite))}
+        if len(finite) < len(cs):
+            metrics["not_finite"] = float(len(cs) - len(finite))
+        return total, state, metrics

@@ -8,29 +8,22 @@ equally, whatever they say of their examples: weights are a claim.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import Tensor
 
-from forefed.aggregate.aggregator import PerUnit
+from forefed.aggregate.aggregator import Tolerant
 from forefed.core.states import State
 from forefed.core.types import ServerContext, Unit
 
 
-class TrimmedMean(PerUnit):
+class TrimmedMean(Tolerant):
     """Coordinate-wise mean without the f largest and the f smallest values."""
 
     kind: Literal["trimmed_mean"] = "trimmed_mean"
-    f: Annotated[int, Field(ge=1)] = 1
-    """Values left out at either end; as many clients may lie."""
-
     source: ClassVar[str] = "Yin et al., arXiv 1803.01498"
 
-    def combine(
-        self, x_ND: Tensor, w_N: Tensor, unit: Unit, state: State, ctx: ServerContext
+    def tolerate(
+        self, x_ND: Tensor, f: int, unit: Unit, state: State, ctx: ServerContext
     ) -> tuple[Tensor, State]:
-        return x_ND.sort(dim=0).values[self.f : len(x_ND) - self.f].mean(dim=0), state
-
-    def least(self) -> int:
-        return 2 * self.f + 1
+        return x_ND.sort(dim=0).values[f : len(x_ND) - f].mean(dim=0), state

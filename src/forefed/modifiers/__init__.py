@@ -5,7 +5,10 @@ from forefed.modifiers.clip import ClipNorm
 from forefed.modifiers.curvature import Curvature
 from forefed.modifiers.last_update import LastUpdate
 from forefed.modifiers.modifier import Modifier
+from forefed.modifiers.momentum import Momentum
 from forefed.modifiers.proximal import Proximal
 
-MODIFIERS: Registry[Modifier] = Registry("modifiers", [ClipNorm, Proximal, LastUpdate, Curvature])
-__all__ = ["MODIFIERS", "ClipNorm", "Curvature", "LastUpdate", "Modifier", "Proximal"]
+MODIFIERS: Registry[Modifier] = Registry(
+    "modifiers", [ClipNorm, Proximal, Momentum, LastUpdate, Curvature]
+)
+__all__ = ["MODIFIERS", "ClipNorm", "Curvature", "LastUpdate", "Modifier", "Momentum", "Proximal"]

@@ -6,6 +6,7 @@ the server's, so both hold the same bits (DeComFL, arXiv 2405.15861).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -93,10 +94,12 @@ class Server:
             record = RoundRecord(state.round + 1, tuple(entries))
             return Finished(after, record, described(contributions, total), metrics)
         ctx = self.context(state, tuple(u.client for u in heard))
-        kept, averaged, told = average_slopes(self.aggregator, state.of("aggregator"), entries, ctx)
+        kept, averaged, told, metrics = average_slopes(
+            self.aggregator, state.of("aggregator"), entries, ctx
+        )
         record = RoundRecord(state.round + 1, tuple(averaged))
         with_rule = replace(state, states=keep(state.states, "aggregator", kept))
-        return Finished(self.replay(with_rule, record), record, told)
+        return Finished(self.replay(with_rule, record), record, told, metrics)
 
     def replay(self, state: RunState, record: RoundRecord) -> RunState:
         """The state after the round that was recorded.
@@ -241,7 +244,7 @@ def described(contributions: Sequence[Contribution], total: Params | None) -> tu
 
 def average_slopes(
     aggregator: Aggregator, state: State, entries: Sequence[Entry], ctx: ServerContext
-) -> tuple[State, list[Entry], tuple[Json, ...]]:
+) -> tuple[State, list[Entry], tuple[Json, ...], Metrics]:
     """One entry out of all that walked along the same directions over the same parameters.
 
     Slopes along shared directions are those of the mean loss once they are averaged. A client with
@@ -254,15 +257,19 @@ def average_slopes(
         alike.setdefault((entry.assigned, widths), []).append(entry)
     averaged = []
     told: list[Json] = []
+    counted: Counter[str] = Counter()
+    # what was aggregated before are parameters, or slopes along other directions
+    ctx = replace(ctx, units=(), previous={})
     for some in alike.values():
         steps = max(len(x) for e in some for x in e.slopes.values())
         slopes = [Contribution(e.client, e.n_examples, _padded(e.slopes, steps)) for e in some]
-        mean, state, _ = aggregator(slopes, state, replace(ctx, units=()))
+        mean, state, numbers = aggregator(slopes, state, ctx)
+        counted.update(numbers)
         told += described(slopes, mean)
         total = sum(e.n_examples for e in some)
         rounded = {group: x.to(torch.float32) for group, x in mean.items()}
         averaged.append(Entry(some[0].client, total, some[0].assigned, rounded))
-    return state, averaged, tuple(sorted(told, key=lambda c: c["client"]))
+    return state, averaged, tuple(sorted(told, key=lambda c: c["client"])), dict(counted)
 
 
 def _padded(slopes: Mapping[str, Tensor], steps: int) -> Params:

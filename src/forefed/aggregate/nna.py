@@ -1,0 +1,51 @@
+"""Nearest-neighbour averaging (NNA): Farhadkhani et al., "Robust collaborative learning with linear
+gradient overhead" (ICML 2023, arXiv 2209.10931), Algorithm 1, as a server's rule.
+
+Published: a node averages the n - f vectors nearest to its own, which it trusts. Departure: a
+server has no vector of its own; another rule's result is the pivot.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import SerializeAsAny
+from torch import Tensor
+
+from forefed.aggregate.aggregator import PerUnit, Tolerant
+from forefed.aggregate.bulyan import Bulyan
+from forefed.aggregate.centred_clipping import CentredClipping
+from forefed.aggregate.geometric_median import GeometricMedian
+from forefed.aggregate.krum import Krum
+from forefed.aggregate.median import Median
+from forefed.aggregate.multi_krum import MultiKrum
+from forefed.aggregate.trimmed_mean import TrimmedMean
+from forefed.core.settings import Registry, Slot
+from forefed.core.states import State
+from forefed.core.types import ServerContext, Unit
+
+PIVOTS: Registry[PerUnit] = Registry(
+    "aggregator.pivot",
+    [Median, TrimmedMean, GeometricMedian, CentredClipping, Krum, MultiKrum, Bulyan],
+)
+
+
+class NearestNeighbours(Tolerant):
+    """Mean of the n - f vectors nearest to what another rule says."""
+
+    kind: Literal["nna"] = "nna"
+    pivot: Annotated[SerializeAsAny[PerUnit], Slot(PIVOTS, "around which point?")] = Median()
+
+    source: ClassVar[str] = "Farhadkhani et al., arXiv 2209.10931"
+    remembers: ClassVar[bool] = True  # a pivot may
+
+    def tolerate(
+        self, x_ND: Tensor, f: int, unit: Unit, state: State, ctx: ServerContext
+    ) -> tuple[Tensor, State]:
+        ones_N = torch.ones(len(x_ND), dtype=torch.float64)
+        done = self.pivot.attempt(x_ND, ones_N, 0, unit, state, ctx)
+        if done is None:
+            done = Median().combine(x_ND, ones_N, unit, state, ctx)
+        nearest = (x_ND - done[0]).norm(dim=1).argsort(stable=True)[: len(x_ND) - f]
+        return x_ND[nearest].mean(dim=0), done[1]
