@@ -10,6 +10,7 @@ import pytest
 from forefed.core.keys import Key
 from forefed.data import encoding
 from forefed.data.encoding import Texts, shortened, tokenise
+from forefed.data.rows import Rows
 from words import tokenizer as by_words
 
 
@@ -80,3 +81,10 @@ def test_blanks_and_long_words_are_passed_over() -> None:
     assert len(found) < len(blanks) and found.count("b") >= 32
     word = "x" * 30_000
     assert shortened([word], tok, 12) == [word]  # one token, so nothing may be cut
+
+
+def test_rows_keep_their_numbers_whatever_is_left_out() -> None:
+    rows = Rows.of({"text": [*"abcdef"]})
+    some = rows.select([1, 2, 4, 5]).with_column("more", rows.select(range(4)).array("text"))
+    assert [rows.number(i) for i in (0, 5)] == [1, 6]
+    assert [some.select([3, 0]).number(i) for i in (0, 1)] == [6, 2]

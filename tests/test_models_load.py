@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from federation import World, text_rows, write_lines
 from forefed.core import trees
@@ -23,6 +23,7 @@ from forefed.models.load import load_base, load_task, load_tokenizer, portable_n
 from forefed.models.place import few_words
 from forefed.models.settings import ModelSettings
 from forefed.run import Watcher, run
+from forefed.run.build import build
 from tiny import tiny_examples, tiny_model, tiny_task
 
 
@@ -402,3 +403,16 @@ def test_a_trained_head_is_right_from_the_start(world: World, tmp_path: Path) ->
     result = world.run(tmp_path, *sets, "partition.clients=2", "cohort=1")
     first = json.loads((result.folder / "evaluations.jsonl").read_text().splitlines()[0])
     assert (first["round"], first["accuracy"]) == (0, 1.0)
+
+
+def test_a_damaged_folder_is_refused_before_texts_are_read(world: World, tmp_path: Path) -> None:
+    folder = shutil.copytree(world.bert, tmp_path / "bert")
+    tensors = load_file(folder / "model.safetensors")
+    lost = next(name for name in sorted(tensors) if name.endswith("query.weight"))
+    del tensors[lost]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    said: list[str] = []
+    config = world.config(tmp_path / "runs", f"model.name='{folder}'")
+    with pytest.raises(UserError, match=r"have no .*query\.weight"):
+        build(config, said.append)
+    assert said == ["looking at the model's files"]

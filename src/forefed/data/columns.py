@@ -154,7 +154,7 @@ def _strings(rows: Rows, column: str) -> pyarrow.ChunkedArray:
         values = array.slice(done, CHUNK).to_pylist()
         bad = next((i for i, v in enumerate(values) if isinstance(v, list | dict | bytes)), None)
         if bad is not None:
-            place = f"row {done + bad + 1}"
+            place = f"row {rows.number(done + bad)}"
             raise UserError(f"data.task: column '{column}' holds no text ({place})")
         strings = ["" if v is None else str(v) for v in values]
         blocks.append(pyarrow.array(strings, pyarrow.large_string()))

@@ -12,8 +12,8 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -50,12 +50,13 @@ class Classes:
 @dataclass(frozen=True)
 class Labels:
     """One table's labels: ``codes`` [N] point into the different values; ``names`` are theirs, None
-    where a value is none."""
+    where a value is none. ``number``: what a message calls a row, by its position."""
 
     place: str
     codes: NDArray[np.int64]
     values: list[Any]
     names: list[str | None]
+    number: Callable[[int], int]
 
     def occurring(self) -> dict[str, int]:
         """Rows by class name."""
@@ -67,9 +68,9 @@ class Labels:
         return found
 
     def first(self, name: str | None) -> int:
-        """The number of the first row with this name, from 1."""
+        """The number of the first row with this name, in the source, from 1."""
         codes = [c for c, n in enumerate(self.names) if n == name]
-        return int(np.flatnonzero(np.isin(self.codes, codes))[0]) + 1
+        return self.number(int(np.flatnonzero(np.isin(self.codes, codes))[0]))
 
 
 def class_ids(
@@ -169,9 +170,10 @@ def read_labels(place: str, rows: Rows, column: str) -> Labels:
     codes, values = coded(rows, column, WHERE)
     typed = rows.classes.get(column)
     if typed is None:
-        return Labels(place, codes, values, [name_of(v) for v in values])
+        return Labels(place, codes, values, [name_of(v) for v in values], rows.number)
     inside = [v if isinstance(v, int) and 0 <= v < len(typed) else None for v in values]
-    return Labels(place, codes, values, [None if v is None else typed[v] for v in inside])
+    names = [None if v is None else typed[v] for v in inside]
+    return Labels(place, codes, values, names, rows.number)
 
 
 def coded(rows: Rows, column: str, where: str) -> tuple[NDArray[np.int64], list[Any]]:
@@ -277,7 +279,7 @@ def _without_minus_one(labels: Labels, found: Sequence[Labels], refuse: bool) ->
             "data.task.labels"
         )
     names = [None if name == "-1" else name for name in labels.names]
-    return Labels(labels.place, labels.codes, labels.values, names)
+    return replace(labels, names=names)
 
 
 def _refuse_missing(labels: Labels, column: str) -> None:
@@ -289,7 +291,7 @@ def _refuse_missing(labels: Labels, column: str) -> None:
     value = labels.values[labels.codes[rows[0]]]
     more = f", and {len(rows) - 1:,} more have none" if len(rows) > 1 else ""
     raise UserError(
-        f"{WHERE}: row {rows[0] + 1} of the {labels.place} rows has no class in column '{column}' "
+        f"{WHERE}: row {labels.number(int(rows[0]))} of the {labels.place} rows has no class in column '{column}' "
         f"({value!r}{more}); mend or remove the row, name another column or split, or set "
         'data.unlabelled = "drop"'
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -36,11 +36,13 @@ class Unreadable:
 @dataclass(frozen=True)
 class Rows:
     """``n`` rows. ``classes`` are the names of the classes of typed label columns (of a data set
-    with ``ClassLabel``), by column."""
+    with ``ClassLabel``), by column. ``places``: where each stood before some were left out, from 0;
+    None: all are here."""
 
     n: int
     columns: Mapping[str, pyarrow.ChunkedArray | Unreadable]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    places: Indices | None = None
 
     def __len__(self) -> int:
         return self.n
@@ -67,6 +69,10 @@ class Rows:
             {name: table.column(i) for i, name in enumerate(table.column_names)},
             class_names(table.schema.metadata),
         )
+
+    def number(self, row: int) -> int:
+        """What a message calls a row: its number in the source, from 1."""
+        return int(row if self.places is None else self.places[row]) + 1
 
     def array(self, column: str) -> pyarrow.ChunkedArray:
         """The column as pyarrow has it; raises UserError if it cannot be read."""
@@ -127,10 +133,11 @@ class Rows:
             name: x if isinstance(x, Unreadable) else x.take(pyarrow.array(index))
             for name, x in self.columns.items()
         }
-        return Rows(len(index), taken, self.classes)
+        places = index if self.places is None else self.places[index]
+        return Rows(len(index), taken, self.classes, places)
 
     def with_column(self, name: str, values: pyarrow.ChunkedArray) -> Rows:
-        return Rows(self.n, {**self.columns, name: values}, self.classes)
+        return replace(self, columns={**self.columns, name: values})
 
 
 def column_of(chunks: Iterable[Sequence[Any]], place: str, name: str) -> Any:

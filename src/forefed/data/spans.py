@@ -113,7 +113,7 @@ def read_questions(
     contexts = list(texts(rows, columns["context"]))
     answers, labels = [], []
     for i, (found, starts) in enumerate(_answers(rows, columns)):
-        where, context = f"data.task.answer: row {i + 1} of the {place} rows", contexts[i]
+        where, context = f"data.task.answer: row {rows.number(i)} of the {place} rows", contexts[i]
         if len(found) != len(starts):
             raise UserError(f"{where} has {len(found)} answers and {len(starts)} starts; mend it")
         spans = [

@@ -32,7 +32,7 @@ from forefed.deploy.ledger import Ledger, task_digest
 from forefed.deploy.settings import Refusal, SiteSettings, at_site
 from forefed.deploy.weights import model_of
 from forefed.local import Trainer
-from forefed.models.load import load_tokenizer
+from forefed.models.load import check_files
 from forefed.models.shell import check_length
 from forefed.models.task import Task
 from forefed.run.build import answers, load_model, make_server, make_trainer, measured, task_view
@@ -95,7 +95,7 @@ def prepare(config: Config) -> Prepared:
     Raises:
         UserError: what cannot be loaded, or does not fit.
     """
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = check_files(config.model, config.data.task.head)
     rows = read_rows(config, tokenizer)
     task = load_model(config, rows.label_names)
     longest = int(rows.train.lengths().max())

@@ -22,7 +22,7 @@ from forefed.models.relabel import fit_head
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
 
-__all__ = ["Base", "check_model", "load_base", "load_task", "load_tokenizer", "portable_name"]
+__all__ = ["Base", "check_files", "check_model", "load_base", "load_task", "load_tokenizer", "portable_name"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,18 @@ def check_model(
     if objective.pooled:
         choose(settings, seen.facts)
     return seen.facts, tuple(text for text in (seen.facts.note, note) if text)
+
+
+def check_files(settings: ModelSettings, head: Head) -> Any:
+    """The model's tokeniser, once its folder is known to be whole: said before texts are read and
+    tokenised, which takes minutes where there are many.
+
+    Raises:
+        UserError: what ``load_base`` would raise, but for values in the weights and for classes.
+    """
+    choose_device(settings)
+    some = None if head == "causal_lm" else ("0", "1")  # a head may have any number of classes
+    return _look_closely(settings, objective_of(some, head)).tokenizer
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from forefed.data.examples import ClientData
 from forefed.data.prepare import Prepared, prepare
 from forefed.gradients import GradientEngine
 from forefed.local import TaskView, Trainer, check_slopes, replay
-from forefed.models.load import load_task, load_tokenizer
+from forefed.models.load import check_files, load_task
 from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
@@ -121,8 +121,9 @@ def build(
     """
     check(config, deployed=connect is not None)
     key = Key(config.seed)
+    say("looking at the model's files")
+    tokenizer = check_files(config.model, config.data.task.head)
     say("reading and tokenising texts")
-    tokenizer = load_tokenizer(config.model)
     data = prepare(
         config.data, config.partition, tokenizer, key.fold("data"), config.out / ".cache"
     )

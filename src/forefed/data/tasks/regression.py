@@ -97,7 +97,7 @@ class Regression(TextTask):
             outside = np.flatnonzero((numbers < low) | (numbers > high))
             if len(outside):
                 raise UserError(
-                    f"data.task.range: row {outside[0] + 1} of the {place} rows has "
+                    f"data.task.range: row {rows.number(outside[0])} of the {place} rows has "
                     f"{numbers[outside[0]]:g} in column '{column}', outside of {low:g} to {high:g}"
                 )
             first = texts(rows, columns["text"])
@@ -126,7 +126,7 @@ def _numbers(place: str, rows: Rows, column: str) -> NDArray[np.float64]:
     if len(missing):
         more = f", and {len(missing) - 1:,} more have none" if len(missing) > 1 else ""
         raise UserError(
-            f"data.task.label: row {missing[0] + 1} of the {place} rows has no number in column "
+            f"data.task.label: row {rows.number(missing[0])} of the {place} rows has no number in column "
             f"'{column}' ({rows[column][missing[0]]!r}{more}); mend or remove the row, name "
             'another column, or set data.unlabelled = "drop"'
         )
