@@ -22,7 +22,15 @@ from forefed.models.relabel import fit_head
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
 
-__all__ = ["Base", "check_files", "check_model", "load_base", "load_task", "load_tokenizer", "portable_name"]
+__all__ = [
+    "Base",
+    "check_files",
+    "check_model",
+    "load_base",
+    "load_task",
+    "load_tokenizer",
+    "portable_name",
+]
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,8 @@ class MultiLabel(TextTask):
                 bad = next((x for x in labels if x not in place_of), None)
                 if bad is not None:
                     raise UserError(
-                        f"data.task.label: '{bad}' in row {rows.number(i)} of the {place} rows is none of "
-                        f"the labels: {nearest(bad, place_of)}"
+                        f"data.task.label: '{bad}' in row {rows.number(i)} of the {place} rows is "
+                        f"none of the labels: {nearest(bad, place_of)}"
                     )
                 marks_NC[i, [place_of[x] for x in labels]] = 1
             found.append(Texts(texts(rows, columns["text"]), None, marks_NC))
@@ -85,9 +85,9 @@ class MultiLabel(TextTask):
             parts = value.split(separator) if isinstance(value, str) else value or []
             if not isinstance(parts, list) or any(isinstance(x, dict | list) for x in parts):
                 raise UserError(
-                    f"data.task.label: row {rows.number(i)} of the {place} rows has no list of labels in "
-                    f"column '{column}' ({value!r}); give a list, or texts with '{separator}' "
-                    "between labels"
+                    f"data.task.label: row {rows.number(i)} of the {place} rows has no list of "
+                    f"labels in column '{column}' ({value!r}); give a list, or texts with "
+                    f"'{separator}' between labels"
                 )
             found.append([name for x in parts if (name := name_of(x)) is not None])
         return found

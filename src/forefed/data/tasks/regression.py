@@ -126,8 +126,8 @@ def _numbers(place: str, rows: Rows, column: str) -> NDArray[np.float64]:
     if len(missing):
         more = f", and {len(missing) - 1:,} more have none" if len(missing) > 1 else ""
         raise UserError(
-            f"data.task.label: row {rows.number(missing[0])} of the {place} rows has no number in column "
-            f"'{column}' ({rows[column][missing[0]]!r}{more}); mend or remove the row, name "
+            f"data.task.label: row {rows.number(missing[0])} of the {place} rows has no number in "
+            f"column '{column}' ({rows[column][missing[0]]!r}{more}); mend or remove the row, name "
             'another column, or set data.unlabelled = "drop"'
         )
     return found
