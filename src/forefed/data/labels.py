@@ -292,8 +292,8 @@ def _refuse_missing(labels: Labels, column: str) -> None:
     more = f", and {len(rows) - 1:,} more have none" if len(rows) > 1 else ""
     raise UserError(
         f"{WHERE}: row {labels.number(int(rows[0]))} of the {labels.place} rows has no class in "
-        f"column '{column}' ({value!r}{more}); mend or remove the row, name another column or split, or set "
-        'data.unlabelled = "drop"'
+        f"column '{column}' ({value!r}{more}); mend or remove the row, name another column or "
+        'split, or set data.unlabelled = "drop"'
     )
 
 
