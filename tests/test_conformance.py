@@ -47,6 +47,10 @@ NEEDS: dict[str, list[str]] = {
         *("engine.directions=2", "engine.candidates=3", "engine.law=gauss16")
     ],
     'modifiers=["curvature"]': ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
+    'modifiers=["dp_client"]': [
+        'modifiers=[{{kind="dp_client", noise_multiplier=0.5}}]',
+        *("assign=everything", "start=none"),
+    ],
     "strategy=spry": ["client.optimiser.lr=2e-2"],  # the digests' rate
     "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
     "assign=everything": ["strategy=fedfgd"],
@@ -194,6 +198,7 @@ def check_record(result: Result) -> None:
     units = environment["model"]["units"]
     assert environment["model"]["trainable"] == sum(size for _, _, size in units) > 0
 
+    private = any(m["kind"].startswith("dp_") for m in config["modifiers"])
     rounds = lines(folder, "rounds.jsonl")
     assert [line["round"] for line in rounds] == [*range(1, config["rounds"] + 1)]
     for line in rounds:
@@ -204,7 +209,7 @@ def check_record(result: Result) -> None:
         assert line["replies"] + sum(line["lost"].values()) == drawn
         assert line["bytes_down"] > 0 or not drawn
         assert line["seconds"]["total"] > 0 and line["memory"]["rss"] > 0
-        if line["replies"]:
+        if line["replies"] and not private:  # else clients say nothing of themselves
             assert line["bytes_up"] > 0 and line["steps"] > 0 and line["forwards"] > 0
             assert math.isfinite(line["loss"]) and line["memory"]["peak_above_weights"] > 0
     before = read(folder, "start.json") if (folder / "start.json").exists() else {}

@@ -82,7 +82,9 @@ def guard_of(config: Any) -> HeldOut | None:
     guard = config.guard
     if not isinstance(guard, HeldOut):
         return None
-    off = config.topology.kind != "star" or any(HeldOut().conflicts(config))
+    # losses of held-out rows would be releases that nobody accounts for
+    private = any(m.private for m in config.modifiers)
+    off = config.topology.kind != "star" or private or any(HeldOut().conflicts(config))
     return None if isinstance(guard, Auto) and off else guard
 
 

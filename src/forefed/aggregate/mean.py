@@ -40,7 +40,8 @@ class Mean(Aggregator):
             first = held[0].delta[name]
             x_ND = torch.stack([c.delta[name] for c in held]).reshape(len(held), -1).double()
             w_N = self.weights_of(name, held)
-            total[name] = ((w_N / w_N.sum()) @ x_ND).to(first.dtype).reshape(first.shape)
+            parts_N = w_N / (w_N.sum() if ctx.divisor is None else ctx.divisor)
+            total[name] = (parts_N @ x_ND).to(first.dtype).reshape(first.shape)
         return total, state, {}
 
     def weights_of(self, name: str, held: Sequence[Contribution]) -> Tensor:

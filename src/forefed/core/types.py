@@ -230,6 +230,19 @@ class Contribution:
         return replace(self, delta={n: x * factor for n, x in self.delta.items()})
 
 
+@dataclass(frozen=True)
+class Cohort:
+    """Who was drawn for a round, and what may be said of the draw.
+
+    ``expected``: clients on average, a constant of the run; ``probability``: the chance of each
+    member, where privacy may be amplified by it (``Selector.probability``).
+    """
+
+    clients: tuple[int, ...]
+    expected: float
+    probability: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerContext:
     """What an algorithm at the server may read of a round.
@@ -237,7 +250,9 @@ class ServerContext:
     ``cohort``: the clients that were heard; ``params``: the parameters before the step;
     ``previous``: the former aggregate, where it is kept (``Aggregator.remembers``);
     ``last_gradient``: the aggregate of the clients' last gradient estimates, where a modifier reads
-    it.
+    it; ``divisor``: what sums are divided by, where a modifier wants a constant (None: by the sum
+    of the weights); ``probability``: of a member to be drawn, where it may be claimed; ``blank``:
+    zeros in the form of an aggregate, whoever was heard, for a private modifier.
     """
 
     round: int
@@ -248,6 +263,9 @@ class ServerContext:
     cohort: tuple[int, ...] = ()
     previous: Params = field(default_factory=dict)
     last_gradient: Params = field(default_factory=dict)
+    divisor: float | None = None
+    probability: float | None = None
+    blank: Params = field(default_factory=dict)
 
     @property
     def secret(self) -> Secret:

@@ -3,12 +3,24 @@
 from forefed.core.settings import Registry
 from forefed.modifiers.clip import ClipNorm
 from forefed.modifiers.curvature import Curvature
+from forefed.modifiers.dp_client import DpClient
 from forefed.modifiers.last_update import LastUpdate
 from forefed.modifiers.modifier import Modifier
 from forefed.modifiers.momentum import Momentum
+from forefed.modifiers.private import Private
 from forefed.modifiers.proximal import Proximal
 
 MODIFIERS: Registry[Modifier] = Registry(
-    "modifiers", [ClipNorm, Proximal, Momentum, LastUpdate, Curvature]
+    "modifiers", [ClipNorm, Proximal, Momentum, LastUpdate, Curvature, DpClient]
 )
-__all__ = ["MODIFIERS", "ClipNorm", "Curvature", "LastUpdate", "Modifier", "Momentum", "Proximal"]
+__all__ = [
+    "MODIFIERS",
+    "ClipNorm",
+    "Curvature",
+    "DpClient",
+    "LastUpdate",
+    "Modifier",
+    "Momentum",
+    "Private",
+    "Proximal",
+]

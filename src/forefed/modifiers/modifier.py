@@ -15,12 +15,13 @@ Source: pfl-research's ``Postprocessor`` for the outer two, Optax for the explic
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from forefed.core.settings import Choice
 from forefed.core.states import State
 from forefed.core.types import ClientContext, Contribution, Params, ServerContext, Update
+from forefed.privacy import Release
 
 
 class Modifier(Choice):
@@ -35,6 +36,12 @@ class Modifier(Choice):
     so that the server can do a client's steps again, and a client the server's."""
     reads_last: ClassVar[bool] = False
     """Reads ``ctx.last_gradient``, which is made for it."""
+    private: ClassVar[bool] = False
+    """Single contributions, and what clients say of themselves, are nobody's to see: they stand in
+    no record, sums have a constant divisor (``ctx.divisor``), and it says what it ``releases``."""
+    on_wire: ClassVar[bool] = False
+    """Its server half works on what travels: on slopes, where those are averaged before anything
+    is rebuilt. (A client that follows by records does not do it again.)"""
 
     def on_step(
         self, grad: Params, at: Params, state: State, ctx: ClientContext, step: int
@@ -66,6 +73,19 @@ class Modifier(Choice):
     def broadcast(self, state: State) -> State:
         """What of the server's state clients are told, by parameter (``Order.remembered``)."""
         return {}
+
+    def releases(self, ctx: ServerContext) -> Sequence[Release]:
+        """What this round lets out of private data, for the accountant."""
+        return ()
+
+    def planned(self, config: Any, members: int) -> Sequence[Release]:
+        """What a whole run lets out at most, of which one unit of privacy is part."""
+        return ()
+
+    def solved(self, config: Any, members: int | None) -> Modifier:
+        """The same with every number filled in that follows from the whole run. ``members``: the
+        population (None: not known here, at a client)."""
+        return self
 
     @property
     def bends_steps(self) -> bool:

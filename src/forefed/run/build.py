@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
+import torch
+
+from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.files import kept_secret
 from forefed.core.keys import Key, Secret
@@ -24,6 +27,7 @@ from forefed.data.examples import ClientData
 from forefed.data.prepare import Prepared, prepare
 from forefed.gradients import GradientEngine
 from forefed.local import TaskView, Trainer, check_slopes, replay
+from forefed.local.groups import groups_of
 from forefed.models.load import check_files, load_task
 from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
@@ -34,8 +38,9 @@ from forefed.run.compat import check
 from forefed.run.config import Config
 from forefed.run.inprocess import ClientFn, ClientStore, InProcess
 from forefed.run.pool import PooledServer, pooled_groups, sums_of
+from forefed.run.privacy import check_units
 from forefed.run.replica import Replica
-from forefed.run.server import Server
+from forefed.run.server import Layout, Server
 from forefed.run.star import RunState, Star
 from forefed.start import ClosedForm, start_of
 from forefed.start.answer import Answers
@@ -181,15 +186,23 @@ def assemble(
         frozen: parameters that nobody trains.
 
     Raises:
-        UserError: nothing would be private in a run that is to keep something so.
+        UserError: nothing would be private in a run that is to keep something so; a delta or a
+            participation cap that the population does not allow.
     """
     if config.sharing.personal and not config.sharing.split(model.units, 1).private:
         raise UserError(
             f"sharing.kind = '{config.sharing.kind}': this model has none of the parameters that "
             "clients would keep to themselves; set sharing.kind = 'everything'"
         )
+    check_units(config, population)
     server = make_server(config, model, trainer_of)
-    server = replace(server, secret=secret.fold("server"))
+    units = [u for u in model.units if not frozen & set(u.params)]
+    server = replace(
+        server,
+        secret=secret.fold("server"),
+        modifiers=tuple(m.solved(config, population) for m in config.modifiers),
+        layout=partial(layout_of, config, trainer_of(0), units),
+    )
     if transport is None:
         transport = InProcess(
             population,
@@ -205,7 +218,7 @@ def assemble(
         )
     star = Star(
         Key(config.seed),
-        [u for u in model.units if not frozen & set(u.params)],
+        units,
         config.cohort,
         config.assign,
         transport,
@@ -221,6 +234,23 @@ def assemble(
         config.select,
     )
     return star, transport
+
+
+def layout_of(config: Config, trainer: Trainer, units: Sequence[Unit], state: RunState) -> Layout:
+    """The form of what is aggregated in the round after ``state``, where everybody trains all."""
+    number = state.round + 1
+    shared = config.sharing.split(units, number).shared
+    names = tuple(n for u in units for n in u.params if n in shared)
+    if not config.codec.sends_slopes:
+        return Layout(names, {n: torch.zeros_like(state.params[n]) for n in names})
+    steps = config.client.max_steps or 0
+    order = Order(config.seed, number, 0, names, state.params)
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
+    blank = {
+        g: torch.zeros(steps, group.directions.count(trees.pick(state.params, group.names)))
+        for g, group in groups.items()
+    }
+    return Layout(names, blank)
 
 
 def start_at(config: Config, task: Task) -> ClosedForm | None:

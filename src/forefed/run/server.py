@@ -16,10 +16,12 @@ from torch import Tensor
 from forefed.aggregate import Aggregator, Mean
 from forefed.aggregate.aggregator import Metrics
 from forefed.collect import Collect, EveryRound
+from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key, Secret
 from forefed.core.states import State, keep
 from forefed.core.types import (
+    Cohort,
     Contribution,
     Json,
     Order,
@@ -31,6 +33,7 @@ from forefed.core.types import (
 )
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
+from forefed.privacy import Release
 from forefed.run.state import RunState
 from forefed.wire.records import Entry, RoundRecord
 
@@ -40,6 +43,15 @@ Rebuild = Callable[[Order, Update], Update]
 
 def _as_it_is(order: Order, update: Update) -> Update:
     return update
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The form of an aggregate, whoever is heard: the parameters that are trained, in the order of
+    use, and zeros in the place of what travels of them."""
+
+    names: tuple[str, ...] = ()
+    blank: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,8 @@ class Finished:
     directions both are those of the slopes."""
     metrics: Metrics = field(default_factory=dict)
     """What the aggregator counted."""
+    releases: tuple[Release, ...] = ()
+    """What the round lets out of private data."""
 
 
 @dataclass(frozen=True)
@@ -78,28 +92,87 @@ class Server:
     secret: Secret | None = None
     """What the server alone draws from (a client that follows by records has none)."""
     units: Sequence[Unit] = ()
+    layout: Callable[[RunState], Layout] = lambda _: Layout()
+    """Of what is aggregated in the round after a state, for private modifiers."""
+
+    @property
+    def private(self) -> tuple[Modifier, ...]:
+        """The modifiers under which nobody's contribution may be seen."""
+        return tuple(m for m in self.modifiers if m.private)
 
     def finish(
-        self, state: RunState, orders: Mapping[int, Order], updates: Iterable[Update]
+        self,
+        state: RunState,
+        orders: Mapping[int, Order],
+        updates: Iterable[Update],
+        cohort: Cohort | None = None,
     ) -> Finished:
-        """The state after a round, and the record from which ``replay`` makes the same."""
+        """The state after a round, and the record from which ``replay`` makes the same.
+
+        Args:
+            cohort: who was drawn, and how (None: nothing is claimed of it).
+        """
         heard = sorted((u for u in updates if u.n_examples > 0), key=lambda u: u.client)
         entries = [
             Entry(u.client, u.n_examples, orders[u.client].assigned, u.slopes)
             for u in heard
             if u.slopes is not None
         ]
+        ctx = self.context(state, tuple(u.client for u in heard), cohort)
         if not self.averages_slopes:
-            after, contributions, total, metrics = self.apply(state, heard)
+            after, contributions, total, metrics, releases = self.apply(state, heard, ctx)
             record = RoundRecord(state.round + 1, tuple(entries))
-            return Finished(after, record, described(contributions, total), metrics)
-        ctx = self.context(state, tuple(u.client for u in heard))
+            told = () if self.private else described(contributions, total)
+            return Finished(after, record, told, metrics, releases)
+        if any(m.on_wire for m in self.modifiers):
+            return self.bounded(state, entries, ctx)
         kept, averaged, told, metrics = average_slopes(
             self.aggregator, state.of("aggregator"), entries, ctx
         )
         record = RoundRecord(state.round + 1, tuple(averaged))
         with_rule = replace(state, states=keep(state.states, "aggregator", kept))
         return Finished(self.replay(with_rule, record), record, told, metrics)
+
+    def bounded(self, state: RunState, entries: Sequence[Entry], ctx: ServerContext) -> Finished:
+        """``finish``, where modifiers work on slopes as they travel: everybody's have one form, and
+        the record has one entry whoever answered."""
+        states = dict(state.states)
+        fresh = [
+            Contribution(e.client, e.n_examples, fitted(e.slopes, ctx.blank))
+            for e in entries
+            if e.slopes.keys() <= ctx.blank.keys()
+        ]
+        on_wire = [m for m in reversed(self.modifiers) if m.on_wire]
+        for modifier in on_wire:
+            fresh = [receive(modifier, c, states, ctx) for c in fresh]
+        total, kept, metrics = self.aggregator(fresh, states.get("aggregator", {}), ctx)
+        states = keep(states, "aggregator", kept)
+        total, states, releases = self.let_out(total, states, ctx, on_wire)
+        names = self.layout(state).names
+        entry = Entry(0, 1, names, {g: x.float() for g, x in total.items()})
+        record = RoundRecord(ctx.round, (entry,) if total else ())
+        after = self.replay(replace(state, states=states), record)
+        return Finished(after, record, (), metrics, releases)
+
+    def let_out(
+        self,
+        total: Params,
+        states: Mapping[str, State],
+        ctx: ServerContext,
+        modifiers: Iterable[Modifier],
+    ) -> tuple[Params, dict[str, State], tuple[Release, ...]]:
+        """The aggregate after the modifiers, their states, and what that releases."""
+        releases: list[Release] = []
+        new = dict(states)
+        for modifier in modifiers:
+            made = modifier.releases(ctx)
+            if made:
+                about = ctx.secret.fold("release", modifier.kind, trees.digest(total))
+                tag = about.bytes[:8].hex()
+                releases += [replace(r, tag=tag) for r in made]
+            total, own = modifier.on_aggregate(total, new.get(modifier.owner, {}), ctx)
+            new = keep(new, modifier.owner, own)
+        return total, new, tuple(releases)
 
     def replay(self, state: RunState, record: RoundRecord) -> RunState:
         """The state after the round that was recorded.
@@ -117,7 +190,7 @@ class Server:
             )
             plain = Update(entry.client, entry.n_examples, None, entry.slopes)
             updates.append(self.rebuild(order, plain))
-        return self.apply(state, updates)[0]
+        return self.apply(state, updates, self.context(state, tuple(u.client for u in updates)))[0]
 
     def missed(self, state: RunState, client: int) -> bytes | None:
         """What brings a client up to date that keeps the parameters; None: it needs them."""
@@ -131,37 +204,45 @@ class Server:
             for name, x in m.broadcast(state.of(m.owner)).items()
         }
 
-    def context(self, state: RunState, cohort: tuple[int, ...]) -> ServerContext:
+    def context(
+        self, state: RunState, heard: tuple[int, ...], cohort: Cohort | None = None
+    ) -> ServerContext:
         """What the parts of the server may read of the round after ``state``."""
         number = state.round + 1
+        private = bool(self.private) and cohort is not None
         return ServerContext(
             round=number,
             key=self.key.fold("server", number),
             own=None if self.secret is None else self.secret.fold(number),
             units=self.units,
             params=state.params,
-            cohort=cohort,
+            cohort=heard,
             previous=state.of("previous"),
+            divisor=cohort.expected if private and cohort else None,
+            probability=cohort.probability if cohort else None,
+            blank=self.layout(state).blank if private else {},
         )
 
     def apply(
-        self, state: RunState, updates: Sequence[Update]
-    ) -> tuple[RunState, Sequence[Contribution], Params | None, Metrics]:
+        self, state: RunState, updates: Sequence[Update], ctx: ServerContext
+    ) -> tuple[RunState, Sequence[Contribution], Params | None, Metrics, tuple[Release, ...]]:
         """The server's step, once enough has been collected: nothing moves that nobody trained.
 
         Returns:
             The new state, this round's contributions as they were aggregated, the aggregate (None:
-            the server waits for more) and the aggregator's numbers.
+            the server waits for more), the aggregator's numbers, and what is released.
         """
-        ctx = self.context(state, tuple(u.client for u in updates))
+        modifiers = [
+            m for m in reversed(self.modifiers) if not (self.averages_slopes and m.on_wire)
+        ]
         states = dict(state.states)
         fresh = [contribution(u) for u in updates]
-        for modifier in reversed(self.modifiers):
+        for modifier in modifiers:
             fresh = [receive(modifier, c, states, ctx) for c in fresh]
         collected = (*state.pending, *fresh)
         if not self.collect.enough(collected):
             waiting = replace(state, round=ctx.round, states=states, pending=collected)
-            return waiting, fresh, None, {}
+            return waiting, fresh, None, {}, ()
         ordered = sorted((c for c in collected if c.weight > 0), key=lambda c: c.client)
         # slopes of one record are aggregated already; what is left are different parameters
         rule = self.aggregator if not self.averages_slopes else _over_parts(self.aggregator)
@@ -172,13 +253,11 @@ class Server:
         states = keep(states, "aggregator", kept)
         if self.aggregator.remembers:
             states = keep(states, "previous", {**state.of("previous"), **total})
-        for modifier in reversed(self.modifiers):
-            total, own = modifier.on_aggregate(total, states.get(modifier.owner, {}), ctx)
-            states = keep(states, modifier.owner, own)
+        total, states, releases = self.let_out(total, states, ctx, modifiers)
         moments, params = self.move(state, total)
         states = keep(states, "optimizer", moments)
         after = replace(state, round=ctx.round, params=params, states=states, pending=())
-        return after, fresh, total, metrics
+        return after, fresh, total, metrics, releases
 
     def move(self, state: RunState, total: Params) -> tuple[ServerState, Params]:
         """The optimiser's state and the parameters after a step along the aggregate."""
@@ -270,6 +349,18 @@ def average_slopes(
         rounded = {group: x.to(torch.float32) for group, x in mean.items()}
         averaged.append(Entry(some[0].client, total, some[0].assigned, rounded))
     return state, averaged, tuple(sorted(told, key=lambda c: c["client"])), dict(counted)
+
+
+def fitted(slopes: Mapping[str, Tensor], like: Params) -> Params:
+    """Slopes in the form of ``like``, float64: rows of 0 for steps that were not made."""
+    found: Params = {}
+    steps = max((len(x) for x in like.values()), default=0)
+    for group, zeros in like.items():
+        x = slopes.get(group)
+        fits = x is not None and x.shape[1:] == zeros.shape[1:]
+        rows = _padded({group: x[:steps]}, steps)[group] if x is not None and fits else zeros
+        found[group] = rows.double()
+    return found
 
 
 def _padded(slopes: Mapping[str, Tensor], steps: int) -> Params:

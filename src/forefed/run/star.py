@@ -17,13 +17,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import torch
+
 from forefed.assign import Assign
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
-from forefed.core.types import Json, Lost, Order, Reply, Transport, Unit, Update
+from forefed.core.states import keep
+from forefed.core.types import Cohort, Json, Lost, Order, Reply, Transport, Unit, Update
+from forefed.modifiers import Private
+from forefed.privacy import Release
 from forefed.run.server import Finished, Server
-from forefed.run.state import RunState
+from forefed.run.state import PARTICIPATION, RunState
 from forefed.run.topology import Central, Topology
 from forefed.select import Selector, Uniform
 from forefed.sharing import Everything, Sharing
@@ -55,6 +60,8 @@ class RoundReport:
     """What the aggregator counted."""
     contributions: tuple[Json, ...] = ()
     """{client, norm, cosine} of every answer that counted (run/server.py)."""
+    releases: tuple[Release, ...] = ()
+    """What the round lets out of private data."""
 
     @property
     def loss(self) -> float:
@@ -99,16 +106,24 @@ class Star:
     topology: Topology = Central()  # noqa: RUF009 (frozen)
     select: Selector = Uniform()  # noqa: RUF009 (frozen)
 
-    def plan(self, state: RunState) -> dict[int, Order]:
-        """The orders of the next round, by client."""
-        number = state.round + 1
-        key = self.key.fold("round", number)
-        members = self.transport.members()
+    def drawn(self, state: RunState) -> Cohort:
+        """Who takes part in the next round."""
+        key = self.key.fold("round", state.round + 1)
+        members = self.available(state)
         asked = math.ceil(self.cohort * (1 + self.over_select))
         ctx = replace(self.server.context(state, ()), key=key)
         cohort = self.select.select(members, asked, ctx)
         if self.over_select:  # in a rehearsal the first ones answer first
             cohort = [cohort[i] for i in key.fold("arrival").permutation(len(cohort))]
+        expected = float(max(1, min(self.cohort, len(members))))
+        chance = self.select.probability(len(members), self.cohort)
+        return Cohort(tuple(cohort), expected, chance)
+
+    def plan(self, state: RunState, drawn: Cohort | None = None) -> dict[int, Order]:
+        """The orders of the next round, by client."""
+        number = state.round + 1
+        key = self.key.fold("round", number)
+        cohort = (drawn or self.drawn(state)).clients
         names = self.assign.names(self.units, len(cohort), key.fold("assign")) if cohort else []
         split = self.sharing.split(self.units, number)
         params = {n: x for n, x in state.params.items() if n not in split.private}
@@ -141,7 +156,8 @@ class Star:
     ) -> tuple[RunState, RoundReport]:
         """A round of one server and its clients: FedAvg, with every part a slot."""
         clock = [time.perf_counter()]
-        orders = self.plan(state)
+        drawn = self.drawn(state)
+        orders = self.plan(state, drawn)
         clock.append(time.perf_counter())
         updates: list[Update] = []
         lost: list[Lost] = []
@@ -168,8 +184,9 @@ class Star:
         abandoned = 0
         if len(updates) < self.cohort_min:
             abandoned, updates = len(updates), []
-        done = self.server.finish(state, orders, updates)
+        done = self.server.finish(state, orders, updates, drawn)
         new_state, record = done.state, self.encoded(done, state)
+        new_state = self.counted(new_state, orders)
         clock.append(time.perf_counter())
         plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
         report = RoundReport(
@@ -185,8 +202,37 @@ class Star:
             record,
             done.metrics,
             done.contributions,
+            done.releases,
         )
         return self.remember(state, new_state, record, report.heard, report.failed), report
+
+    @property
+    def cap(self) -> int | None:
+        """Rounds that one client takes part in at most."""
+        caps = [m.participation for m in self.server.modifiers if isinstance(m, Private)]
+        return min((c for c in caps if c is not None), default=None)
+
+    def available(self, state: RunState) -> Sequence[int]:
+        """The members that may still be drawn."""
+        members = self.transport.members()
+        if self.cap is None:
+            return members
+        done = state.of(PARTICIPATION)
+        spent = done["client"][done["rounds"] >= self.cap].tolist() if done else []
+        return [m for m in members if m not in {*spent}]
+
+    def counted(self, state: RunState, asked: Iterable[int]) -> RunState:
+        """``state`` with the rounds that each client was asked in, where they are limited."""
+        if self.cap is None:
+            return state
+        done = state.of(PARTICIPATION)
+        rounds: Counter[int] = Counter([*asked])
+        if done:
+            rounds.update(dict(zip(done["client"].tolist(), done["rounds"].tolist(), strict=True)))
+        clients = sorted(rounds)
+        columns = {"client": clients, "rounds": [rounds[c] for c in clients]}
+        kept = {name: torch.tensor(x, dtype=torch.int64) for name, x in columns.items()}
+        return replace(state, states=keep(state.states, PARTICIPATION, kept if clients else {}))
 
     def encoded(self, done: Finished, state: RunState) -> bytes:
         """The round's record, where there is a log or clients follow by records."""

@@ -15,7 +15,9 @@ from forefed.core.states import State, States, below, flat, of_flat
 from forefed.core.types import Contribution, Params
 from forefed.wire.records import RecordLog
 
-__all__ = ["RunState", "below"]
+__all__ = ["PARTICIPATION", "RunState", "below"]
+PARTICIPATION = "participation"
+"""Owner of the rounds in which each client was asked, where those are limited."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class RunState:
 
     def carried(self) -> Params:
         """What a client needs beside the parameters to follow by records."""
-        return {n: x for n, x in self.flat().items() if not n.startswith("params/")}
+        own = ("params/", f"{PARTICIPATION}/")
+        return {n: x for n, x in self.flat().items() if not n.startswith(own)}
 
     @staticmethod
     def of_flat(round: int, tensors: Params) -> RunState:

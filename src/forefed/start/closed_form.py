@@ -97,6 +97,8 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
         return None
     if config.topology.kind != "star":
         return None
+    if any(m.private for m in config.modifiers) and not start.private:
+        return None  # sums without noise would be a release that nobody accounts for
     alone = config.adapter.kind == "head"
     return start.model_copy(update={"then": "trained"}) if alone else start
 
