@@ -56,9 +56,19 @@ def measure(words: int, partition: str, n: int) -> dict[str, float]:
         config = configure(sets=[*sets, *more])
         tok = tokenizer()
         tok(["w1 w2"])
+        libraries()
         before, start = peak(), time.process_time()
         prepare(config.data, config.partition, tok, Key(0), None)
         return {"seconds": time.process_time() - start, "megabytes": peak() - before}
+
+
+def libraries() -> None:
+    """What reading imports, loaded: pyarrow looks for pandas at its first array (30 MB of it, where
+    another package has brought it; this one does not need it)."""
+    import pyarrow
+    import pyarrow.compute
+
+    pyarrow.array(["x"]).cast(pyarrow.large_string())
 
 
 def peak() -> float:

@@ -10,7 +10,8 @@ import pytest
 from forefed.core.keys import Key
 from forefed.data import encoding
 from forefed.data.encoding import Texts, shortened, tokenise
-from forefed.data.rows import Rows
+from forefed.data.labels import coded
+from forefed.data.rows import Rows, Strings
 from words import tokenizer as by_words
 
 
@@ -88,3 +89,33 @@ def test_rows_keep_their_numbers_whatever_is_left_out() -> None:
     some = rows.select([1, 2, 4, 5]).with_column("more", rows.select(range(4)).array("text"))
     assert [rows.number(i) for i in (0, 5)] == [1, 6]
     assert [some.select([3, 0]).number(i) for i in (0, 1)] == [6, 2]
+
+
+def test_a_part_of_texts_is_a_view_of_all() -> None:
+    import pyarrow
+
+    array = pyarrow.chunked_array([["a", "b"], [], ["c", "d", "e"]], pyarrow.large_string())
+    whole = Strings(array)
+    part = whole.take([4, 0, 3, 1]).take([0, 1, 3])
+    assert part.array is array
+    assert [*part] == part[:] == ["e", "a", "b"] and [part[i] for i in range(3)] == [*part]
+    assert part[1:] == ["a", "b"] and part[::2] == ["e", "b"] and part[3:] == []
+    assert Texts(whole, None, np.zeros(5)).select(np.array([1])).first.array is array
+
+
+def test_an_array_that_grows_is_the_joined_one() -> None:
+    parts = [np.arange(6, dtype=np.int64).reshape(3, 2), np.zeros((0, 2), np.int64)]
+    grown = encoding.Flat(parts[0])
+    for part in (*parts, parts[0].T.copy().T):
+        grown.add(part)
+    assert np.array_equal(grown.array(), np.concatenate([*parts, parts[0]]))
+    assert grown.array().dtype == np.int64
+
+
+def test_codes_of_a_column_in_many_pieces() -> None:
+    import pyarrow
+
+    pieces = pyarrow.chunked_array([["a", None], ["b", "a"], [], ["c"]])
+    codes, values = coded(Rows(5, {"x": pieces}), "x", "here")
+    assert [values[c] for c in codes] == ["a", None, "b", "a", "c"] and len(values) == 4
+    assert coded(Rows(0, {"x": pyarrow.chunked_array([], pyarrow.string())}), "x", "here")[1] == []

@@ -165,14 +165,14 @@ def encode_texts(
 def _tokenise(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> Tokenised:
     causal = texts.labels is None
     counts: Counter[str] = Counter()
-    blocks: dict[str, list[NDArray[Any]]] = {}
+    flat: dict[str, Flat] = {}
     for block in texts.blocks(tokenizer, max_length, testing):
         counts.update(block.counts)
         for name, array in block.arrays.items():
-            blocks.setdefault(name, []).append(array)
+            flat.setdefault(name, Flat(array)).add(array)
     columns = [c for c in (None if causal else texts.first, texts.second) if c is not None]
     empty = sum(any(not t.strip() for t in row) for row in zip(*columns, strict=True))
-    arrays = {name: np.concatenate(parts) for name, parts in blocks.items()}
+    arrays = {name: each.array() for name, each in flat.items()}
     lengths, kept = arrays.pop("lengths"), arrays.pop("kept")
     optional: dict[str, Any] = {"types": arrays.pop("types", None)}
     examples = Examples(
@@ -183,6 +183,20 @@ def _tokenise(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> T
     )
     said = {"empty": empty, **counts}
     return Tokenised(examples, kept, said, _digest_arrays(examples))
+
+
+class Flat:
+    """An array that grows at its end where it stands: joining its parts at last would take twice
+    its memory."""
+
+    def __init__(self, like: NDArray[Any]):
+        self.dtype, self.shape, self.data = like.dtype, like.shape[1:], bytearray()
+
+    def add(self, part: NDArray[Any]) -> None:
+        self.data += np.ascontiguousarray(part, self.dtype).view(np.uint8).data
+
+    def array(self) -> NDArray[Any]:
+        return np.frombuffer(self.data, self.dtype).reshape(-1, *self.shape)
 
 
 def blocks_of_rows(

@@ -178,7 +178,6 @@ def read_labels(place: str, rows: Rows, column: str) -> Labels:
 
 def coded(rows: Rows, column: str, where: str) -> tuple[NDArray[np.int64], list[Any]]:
     """The different values of a column, and which of them each row has, [N]."""
-    import pyarrow
     import pyarrow.types as types
 
     array = rows.array(column)
@@ -190,11 +189,11 @@ def coded(rows: Rows, column: str, where: str) -> tuple[NDArray[np.int64], list[
         )
     if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
         raise UserError(f"{where}: column '{column}' holds {kind}, which are no classes")
-    whole = array.cast(kind).combine_chunks()
-    whole = pyarrow.concat_arrays(whole.chunks) if hasattr(whole, "chunks") else whole
-    found = whole.dictionary_encode(null_encoding="encode")
-    codes = found.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, found.dictionary.to_pylist()
+    found = array.cast(kind).dictionary_encode(null_encoding="encode").chunks
+    parts = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in found]
+    codes = np.concatenate([np.zeros(0, np.int64), *parts])
+    # pyarrow gives every chunk the values of all
+    return codes, found[-1].dictionary.to_pylist() if found else []
 
 
 def name_of(value: Any) -> str | None:

@@ -197,7 +197,8 @@ class Natural(Partition):
             raise UserError(
                 "partition.column: this source names no owners; name the column that does"
             )
-        owned = np.array([i for i, owner in enumerate(natural_ids) if owner is not None])
+        number = {name: i for i, name in enumerate(sorted({x for x in natural_ids if x is not None}))}
+        owned = np.flatnonzero(np.fromiter((x is not None for x in natural_ids), dtype=bool))
         missing = len(labels) - len(owned)
         if missing and (self.unowned == "refuse" or not len(owned)):
             column = f"column '{self.column}'" if self.column else "the source's own column"
@@ -205,7 +206,8 @@ class Natural(Partition):
                 f"partition.column: {missing:,} of {len(labels):,} training rows have no owner in "
                 f'{column}; mend or remove them, or set partition.unowned = "drop"'
             )
-        _, owner_of = np.unique([str(natural_ids[i]) for i in owned], return_inverse=True)
+        owners = (number[x] for x in natural_ids if x is not None)
+        owner_of = np.fromiter(owners, np.int64, len(owned))
         order = np.argsort(owner_of, kind="stable")
         found = np.split(owned[order], np.flatnonzero(np.diff(owner_of[order])) + 1)
         large = [rows for rows in found if len(rows) >= self.min_size]

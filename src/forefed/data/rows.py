@@ -226,13 +226,18 @@ def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, 
 
 
 class Strings(Sequence[str]):
-    """Texts in one pyarrow array: a tenth of what as many Python strings take."""
+    """Texts in one pyarrow array: a tenth of what as many Python strings take.
 
-    def __init__(self, array: pyarrow.ChunkedArray):
-        self.array = array
+    Args:
+        rows: the positions in the array that are meant, in their order; None: all. A part of the
+            texts is a view, so that no text is in memory twice.
+    """
+
+    def __init__(self, array: pyarrow.ChunkedArray, rows: Indices | None = None):
+        self.array, self.rows = array, rows
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self.array if self.rows is None else self.rows)
 
     @overload
     def __getitem__(self, i: int) -> str: ...
@@ -241,17 +246,27 @@ class Strings(Sequence[str]):
     def __getitem__(self, i: int | slice) -> str | list[str]:
         if isinstance(i, slice):
             start, stop, step = i.indices(len(self))
-            return self.array.slice(start, max(0, stop - start)).to_pylist()[::step]
-        return str(self.array[i].as_py())
+            if self.rows is None:
+                return self.array.slice(start, max(0, stop - start)).to_pylist()[::step]
+            return self._at(self.rows[start:stop:step])
+        return str(self.array[i if self.rows is None else int(self.rows[i])].as_py())
+
+    def _at(self, rows: Indices) -> list[str]:
+        import pyarrow
+
+        if not len(rows):
+            return []
+        first, last = int(rows.min()), int(rows.max())  # what is taken from is copied whole
+        near = self.array.slice(first, last - first + 1)
+        return near.take(pyarrow.array(rows - first)).to_pylist()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), CHUNK):
             yield from self[start : start + CHUNK]
 
     def take(self, rows: Indices) -> Strings:
-        import pyarrow
-
-        return Strings(self.array.take(pyarrow.array(np.asarray(rows, dtype=np.int64))))
+        index = np.asarray(rows, dtype=np.int64)
+        return Strings(self.array, index if self.rows is None else self.rows[index])
 
 
 def printable(name: str) -> str:

@@ -40,7 +40,12 @@ class Builder:
         self.add(names, [[row.get(name) for row in rows] for name in names], len(rows))
 
     def rows(self) -> Rows:
-        columns = {name: merged(parts, str(self.path), name) for name, parts in self.blocks.items()}
+        import pyarrow
+
+        columns = {}
+        for name in list(self.blocks):  # a column's parts go as it is merged
+            columns[name] = merged(self.blocks.pop(name), str(self.path), name)
+        pyarrow.default_memory_pool().release_unused()
         return Rows(self.n, columns)
 
     def _check(self, name: str, more: int = 1) -> None:

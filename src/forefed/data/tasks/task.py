@@ -206,8 +206,8 @@ class TextTask(Choice):
 def _owners(rows: Rows, column: str) -> list[str | None]:
     """The owner of every row, by the same rules as a class's name."""
     codes, values = coded(rows, named(rows, column, "partition.column"), "partition.column")
-    names = [name_of(value) for value in values]
-    return [names[code] for code in codes.tolist()]
+    names = np.array([name_of(value) for value in values], dtype=object)
+    return list(names[codes])
 
 
 def _class_notes(names: tuple[str, ...], train: Tokenised, test: Tokenised) -> list[str]:
