@@ -197,7 +197,9 @@ class Natural(Partition):
             raise UserError(
                 "partition.column: this source names no owners; name the column that does"
             )
-        number = {name: i for i, name in enumerate(sorted({x for x in natural_ids if x is not None}))}
+        number = {
+            name: i for i, name in enumerate(sorted({x for x in natural_ids if x is not None}))
+        }
         owned = np.flatnonzero(np.fromiter((x is not None for x in natural_ids), dtype=bool))
         missing = len(labels) - len(owned)
         if missing and (self.unowned == "refuse" or not len(owned)):
