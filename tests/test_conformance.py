@@ -229,7 +229,8 @@ def check_record(result: Result) -> None:
 
 
 def check_adapter(world: World, result: Result) -> None:
-    """Plain PEFT, on the same base, gives the run's logits (bit for bit in float32)."""
+    """Plain PEFT, on the same base, gives the run's logits (in float32 to the rounding of one
+    product: a single column is summed by where it lies in memory on some processors)."""
     config = parse(Config, read(result.folder, "config.json"))
     task, state = trained(result.folder, config)
     params = state.params
@@ -240,7 +241,7 @@ def check_adapter(world: World, result: Result) -> None:
         ours = task.logits(params, batch)
         theirs = task.objective.logits(loaded(**batch.inputs))
         if config.model.dtype == "float32":
-            assert torch.equal(ours, theirs)
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
         else:  # PEFT computes the adapter and the head in other dtypes than we do
             torch.testing.assert_close(ours.float(), theirs.float(), rtol=0.02, atol=0.02)
         assert not torch.equal(ours, task.logits(task.params, batch))  # it learned something
