@@ -16,7 +16,7 @@ import torch
 from forefed.core.errors import ProtocolError
 from forefed.core.types import ClientContext, Order, Update
 from forefed.deploy.envelope import Envelope, encode, read
-from forefed.wire import Dense, Quantised
+from forefed.wire import Dense, FeedSign, OneByte, Quantised
 from forefed.wire.message import pack, unpack
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
 from forefed.wire.records import Entry, RoundRecord, decode_record, encode_record
@@ -27,6 +27,9 @@ ORDER = Order(1, 3, 2, ("a.weight", "head.bias"), PARAMS, {"m": torch.ones(2)})
 GRAD = {name: PARAMS[name] for name in ORDER.assigned}
 METRICS = {"loss": 0.5, "steps": 2.0}
 SLOPES = {"body": torch.ones(2, 4), "head": torch.ones(2, 3)}
+RESTING = {**SLOPES, "body": torch.tensor([[1.0, -1.0], [float("nan"), 0.0]])}
+CODED = ("one_byte", "feedsign")
+"""Whose bodies are no tensors."""
 RECORD = RoundRecord(3, (Entry(2, 7, ORDER.assigned, SLOPES),))
 
 Decoder = Callable[[bytes], object]
@@ -42,6 +45,14 @@ MESSAGES: dict[str, tuple[bytes, Decoder]] = {
     "scalars": (
         Scalars().encode(Update(2, 7, None, SLOPES, METRICS), ClientContext(order=ORDER)),
         lambda data: Scalars().decode(data, ORDER),
+    ),
+    "one_byte": (
+        OneByte().encode(Update(2, 7, None, SLOPES, METRICS), ClientContext(order=ORDER)),
+        lambda data: OneByte().decode(data, ORDER),
+    ),
+    "feedsign": (
+        FeedSign().encode(Update(2, 7, None, RESTING, METRICS), ClientContext(order=ORDER)),
+        lambda data: FeedSign().decode(data, ORDER),
     ),
     "state": (encode_broadcast(ORDER), decode_broadcast),
     "order": (encode_order(ORDER), lambda data: decode_order(data, PARAMS, {})),
@@ -84,7 +95,8 @@ def mutated(kind: str, data: bytes, draw: random.Random) -> bytes:
     if chance < 0.6:
         meta = nasty(meta, draw)
     elif raw:
-        raw = scrambled(raw, draw) if chance < 0.75 else with_tensor_header(raw, draw)
+        plain = chance < 0.75 or kind in CODED
+        raw = scrambled(raw, draw) if plain else with_tensor_header(raw, draw)
     return pack(kind, meta, raw)
 
 

@@ -38,7 +38,9 @@ NEEDS: dict[str, list[str]] = {
     "engine=exact_head": ["adapter=head"],
     "engine=finite_difference": ["engine.directions=2"],
     "adapter=lora": ["adapter.r=2", "engine.directions=2"],
-    "codec=scalars": ["codec.head_directions=8"],
+    **{
+        f"codec={kind}": ["codec.head_directions=8"] for kind in ("scalars", "one_byte", "feedsign")
+    },
     "download=scalars": ["codec=scalars", "codec.head_directions=8"],
     "download=pool": ["strategy=fedkseed", "client.max_steps=2", "engine.pool=64"],
     "strategy=fedkseed": ["engine.pool=64"],
@@ -74,7 +76,12 @@ ENTRIES = [
     # "hub" is the network
     if kind not in ("auto", "sites", "hub")
 ]
+SLOPES = [kind for kind in CODECS.kinds() if CODECS[kind].payload == "projections"]
+EIGHT = ["codec.head_directions=8"]
 METHODS = [(n, c) for n, s in STRATEGIES.items() for c in s.fixed.get("codec", CODECS.kinds())]
+WITH_ALL = ("dense", "quantised", "scalars")
+"""Codecs that are run with every strategy; the others with these, and with all by ``-m full``."""
+WITH_THESE = ("spry", "fedavg", "feedsign")
 ADAPTED = list(product(STRATEGIES, ADAPTERS.kinds()))
 
 
@@ -95,11 +102,17 @@ def test_every_entry_runs_and_repeats(entry: str, world: World, tmp_path: Path) 
     run_twice(world, tmp_path, ["data.source=files", *source, entry, *needs])
 
 
-@pytest.mark.parametrize(("method", "codec"), METHODS)
+@pytest.mark.parametrize(
+    ("method", "codec"),
+    [
+        p if p[1] in WITH_ALL or p[0] in WITH_THESE else pytest.param(*p, marks=pytest.mark.full)
+        for p in METHODS
+    ],
+)
 def test_every_strategy_with_every_codec(
     method: str, codec: str, world: World, tmp_path: Path
 ) -> None:
-    fewer = ["codec.head_directions=8"] if codec == "scalars" else []
+    fewer = EIGHT if codec in SLOPES else []
     needs = NEEDS.get(f"strategy={method}", [])
     result = run_twice(world, tmp_path, [f"strategy={method}", f"codec={codec}", *fewer, *needs])
     check_digest(f"{method}/{codec}", result)
@@ -116,8 +129,7 @@ def test_the_default_pairs_cover_every_method_and_every_adapter() -> None:
 def test_every_strategy_with_every_adapter(
     method: str, adapter: str, world: World, tmp_path: Path
 ) -> None:
-    scalars = STRATEGIES[method].sections.get("codec", {}).get("kind") == "scalars"
-    fewer = ["codec.head_directions=8"] if scalars else []
+    fewer = EIGHT if STRATEGIES[method].sections.get("codec", {}).get("kind") in SLOPES else []
     needs = NEEDS.get(f"strategy={method}", [])
     sets = [f"strategy={method}", f"adapter.kind={adapter}", *fewer, *needs, "name=once"]
     result = world.run(tmp_path, *few(world, tmp_path, sets))
@@ -183,9 +195,9 @@ def check_record(result: Result) -> None:
         *("evaluations.jsonl", "checkpoint.safetensors", "adapter", "summary.json"),
         *(("details.json",) if task_has_details(config) else ()),
         *(("start.json", "start.safetensors") if config["start"]["kind"] == "closed_form" else ()),
-        *(("scalars.log",) if config["codec"]["kind"] == "scalars" else ()),
+        *(("scalars.log",) if config["codec"]["kind"] in SLOPES else ()),
     }
-    if config["codec"]["kind"] == "scalars":  # the log alone says what the run ended with
+    if config["codec"]["kind"] in SLOPES:  # the log alone says what the run ended with
         assert replay_log(folder).digest == read(folder, "summary.json")["digest"]
     summary = read(folder, "summary.json")
     assert summary == result.summary and summary["status"] == "finished"

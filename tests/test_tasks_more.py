@@ -25,6 +25,7 @@ from forefed.models.objectives import MultiLabel, Regression
 from forefed.run import configure, run
 from forefed.run.compat import check
 from forefed.strategies import STRATEGIES
+from forefed.wire import CODECS
 from test_metrics import examples_of, sums_of
 
 LABELS = MultiLabel(("a", "b", "c"))
@@ -116,8 +117,8 @@ PAIRS += [(method, task) for task in TASKS for method in ("spry", "fedmezo")]
 
 @pytest.mark.parametrize(("method", "task"), sorted(set(PAIRS)))
 def test_every_strategy_learns_them(method: str, task: str, world: World, tmp_path: Path) -> None:
-    scalars = STRATEGIES[method].sections.get("codec", {}).get("kind") == "scalars"
-    fewer = ["codec.head_directions=8"] if scalars else []
+    codec = STRATEGIES[method].sections.get("codec", {}).get("kind", "dense")
+    fewer = ["codec.head_directions=8"] if CODECS[codec].payload == "projections" else []
     own = ["adapter.u=6"] if method == "spry" else []
     sets = [f"strategy={method}", "rounds=1", *fewer, *own]
     result = world.run(tmp_path, *sets, *task_sets(world, task), *NEEDS.get(method, []))

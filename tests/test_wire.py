@@ -54,6 +54,36 @@ def test_updates_come_back(kind):
     assert (update.grad is None) == codec.sends_slopes
 
 
+def payload_of(codec, seed=1):
+    """An update of many sizes of numbers, over one tensor or two steps of two groups."""
+    if not codec.sends_slopes:
+        return Update(5, 4, {"b": Key(seed).normal((2, 2)) * 0.01}, None, {})
+    sizes = torch.tensor([1e-5, 0.37, 1.0, 3e-4, 5e3])
+    slopes = {g: Key(seed).fold(g).normal((2, 5)) * sizes for g in ("head", "body")}
+    return Update(5, 4, None, slopes, {})
+
+
+@pytest.mark.parametrize("kind", CODECS.kinds())
+def test_what_a_client_counts_on_is_what_arrives(kind):
+    codec, context = CODECS[kind](), ClientContext(order=ORDER)
+    for seed in range(20):
+        sent = payload_of(codec, seed)
+        came = codec.decode(codec.encode(sent, context), ORDER)
+        if not codec.sends_slopes:
+            expected = codec.lossy(sent.grad, context)
+            assert trees.digest(came.grad) == trees.digest(expected)
+            assert codec.loses != (trees.digest(came.grad) == trees.digest(sent.grad))
+            continue
+        steps = [{g: x[t] for g, x in sent.slopes.items()} for t in range(2)]
+        believed = [codec.lossy(slopes, context, t) for t, slopes in enumerate(steps)]
+        expected = {g: torch.stack([b[g] for b in believed]) for g in sent.slopes}
+        assert trees.digest(came.slopes) == trees.digest(expected)
+        assert codec.loses != (trees.digest(came.slopes) == trees.digest(sent.slopes))
+        # what a client has stepped along is sent as it is
+        again = codec.encode(replace(sent, slopes=expected), context)
+        assert trees.digest(codec.decode(again, ORDER).slopes) == trees.digest(expected)
+
+
 @pytest.mark.parametrize("kind", CODECS.kinds())
 def test_every_single_flipped_byte_is_refused(kind):
     codec = CODECS[kind]()

@@ -67,8 +67,8 @@ class GradientEngine(Choice):
         bent = any(m.bends_steps for m in config.modifiers)
         if self.shared and config.codec.sends_slopes and (bent or not config.client.linear):
             yield (
-                "engine.shared with codec.kind = 'scalars' averages slopes before anything is "
-                "rebuilt, which is exact for plain gradient steps only; set client.optimiser.kind "
+                f"engine.shared with codec.kind = '{config.codec.kind}' averages slopes before "
+                "anything is rebuilt, which is exact for plain gradient steps only; set client.optimiser.kind "
                 "= 'sgd' without momentum and weight decay, without the modifier 'proximal', or "
                 "codec.kind = 'dense'"
             )

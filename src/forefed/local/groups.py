@@ -16,12 +16,12 @@ from forefed.core import trees
 from forefed.core.types import Estimate, Order, Params
 from forefed.gradients import GradientEngine
 from forefed.gradients.directions import BasisDirections, Directions
-from forefed.wire import Codec, Scalars
+from forefed.wire import Codec, Projections
 
 Slopes = dict[str, Tensor]
 """Group -> slopes [K] of one local step."""
 
-PROJECTIONS = 16  # directions for an exact engine's adapters under the scalars codec
+PROJECTIONS = 16  # directions for an exact engine's adapters under a codec of slopes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def groups_of(
     directions = engine.directions_for(order, body)
     if body and directions is not None:
         groups["body"] = Group(tuple(body), directions)
-    if isinstance(codec, Scalars):
+    if isinstance(codec, Projections):
         for name, members, count in (
             ("body", [n for n in exact if n not in head], codec.directions or PROJECTIONS),
             ("head", [n for n in exact if n in head], codec.head_directions),
@@ -59,7 +59,7 @@ def groups_of(
 
 
 def project(estimate: Estimate, groups: dict[str, Group], params: Params, step: int) -> Slopes:
-    """What the scalar channel sends of one step, rounded to float32 as it travels."""
+    """The slopes of one step, float32 as they travel."""
     slopes: Slopes = {}
     for name, group in groups.items():
         if name == "body" and estimate.slopes_K is not None:

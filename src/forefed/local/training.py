@@ -169,7 +169,7 @@ class Trainer:
         for step, indices in enumerate(self.batches(order, data)):
             batch = data.examples.batch(indices, dropout=order.key.fold("dropout", step))
             estimate = clamp(self.estimate(loss, params, batch, groups, step, log))
-            slopes, exact = self.split(estimate, groups, params, step)
+            slopes, exact = self.split(estimate, groups, params, step, ctx)
             grad = {**exact, **rebuild(slopes, groups, params, step)}
             log.add(estimate, slopes, batch.size, len(grad) == len(params), grad)
             params, states = advance(self, ctx, params, states, grad, step)
@@ -237,11 +237,17 @@ class Trainer:
         return plan[: self.settings.max_steps]
 
     def split(
-        self, estimate: Estimate, groups: dict[str, Group], params: Params, step: int
+        self,
+        estimate: Estimate,
+        groups: dict[str, Group],
+        params: Params,
+        step: int,
+        ctx: ClientContext,
     ) -> tuple[Slopes, Params]:
         """What decides the step: slopes by group, and exact gradients of the other parameters."""
         if self.codec.sends_slopes:
-            return project(estimate, groups, params, step), {}
+            found = project(estimate, groups, params, step)
+            return self.codec.lossy(found, ctx, step), {}
         slopes = {} if estimate.slopes_K is None else {"body": estimate.slopes_K}
         return slopes, estimate.grad
 

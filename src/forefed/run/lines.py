@@ -62,6 +62,7 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
         "steps": int(total("steps")),
         "skipped": int(total("skipped")),
         "clamped": int(total("clamped")),
+        **({"saturated": int(total("saturated"))} if total("saturated") else {}),
         "metrics": dict(report.metrics),
         "contributions": [dict(c) for c in report.contributions],
         "pending": report.pending,

@@ -56,9 +56,9 @@ class Sharing(Choice):
             return
         if config.codec.sends_slopes:
             yield (
-                f"sharing.kind = '{self.kind}': private parameters never leave a client, and "
-                "codec.kind = 'scalars' replays all of its steps at the server; use codec.kind = "
-                "'dense' or 'quantised'"
+                f"sharing.kind = '{self.kind}': private parameters never leave a client, and from "
+                f"what codec.kind = '{config.codec.kind}' sends the server does all of its steps "
+                "again; use codec.kind = 'dense' or 'quantised'"
             )
         if config.start.kind not in ("none", "auto"):
             yield (

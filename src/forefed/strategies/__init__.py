@@ -16,6 +16,7 @@ from forefed.strategies.fedprox import FEDPROX
 from forefed.strategies.fedsgd import FEDSGD
 from forefed.strategies.fedyogi import FEDYOGI
 from forefed.strategies.fedyogi_split import FEDYOGI_SPLIT
+from forefed.strategies.feedsign import FEEDSIGN
 from forefed.strategies.fwdllm import FWDLLM
 from forefed.strategies.hiso import HISO
 from forefed.strategies.spry import SPRY
@@ -39,6 +40,7 @@ _ALL = (
     DECOMFL,
     HISO,
     FEDKSEED,
+    FEEDSIGN,
 )
 
 

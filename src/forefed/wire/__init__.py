@@ -3,10 +3,13 @@
 from forefed.wire.codec import Codec, Codecs
 from forefed.wire.dense import Dense
 from forefed.wire.download import DOWNLOADS, DenseDownload, Download
+from forefed.wire.feedsign import FeedSign
+from forefed.wire.one_byte import OneByte
+from forefed.wire.projections import Projections
 from forefed.wire.quantised import Quantised
 from forefed.wire.scalars import Scalars
 
-CODECS = Codecs("codec", [Dense, Quantised, Scalars])
+CODECS = Codecs("codec", [Dense, Quantised, Scalars, OneByte, FeedSign])
 __all__ = [
     "CODECS",
     "DOWNLOADS",
@@ -14,6 +17,9 @@ __all__ = [
     "Dense",
     "DenseDownload",
     "Download",
+    "FeedSign",
+    "OneByte",
+    "Projections",
     "Quantised",
     "Scalars",
 ]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.settings import Choice, Registry
-from forefed.core.types import ClientContext, Order, Update
+from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.wire.message import KINDS, MESSAGES, OURS, short
 
 
@@ -20,9 +20,25 @@ class Codec(Choice):
     payload: ClassVar[Literal["delta", "projections"]] = "delta"
     """What an update holds: its change by parameter, or slopes of its steps."""
 
+    loses: ClassVar[bool] = False
+    """Does something else arrive than was sent (``lossy``)?"""
+
     @property
     def sends_slopes(self) -> bool:
         return self.payload == "projections"
+
+    def lossy(self, payload: Params, ctx: ClientContext, step: int = 0) -> Params:
+        """What arrives of what is sent: ``decode`` gives it, bit for bit, for what ``encode`` took.
+
+        A client that computes on what the server will hold calls it: every local step along slopes
+        does.
+
+        Args:
+            payload: a change by parameter; or the slopes [K] of one local step by group.
+            ctx: the round's. What ``lossy`` draws, ``encode`` draws again.
+            step: number of the local step, where slopes are sent.
+        """
+        return payload
 
     @abstractmethod
     def encode(self, update: Update, ctx: ClientContext) -> bytes:
@@ -35,6 +51,10 @@ class Codec(Choice):
         Raises:
             ProtocolError: damaged, of another round or client, or of the wrong names or shapes.
         """
+
+    def counts(self, update: Update) -> dict[str, float]:
+        """What the server can say of the form in which this came, beside the client's metrics."""
+        return {}
 
 
 class Codecs(Registry[Codec]):

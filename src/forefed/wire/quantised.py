@@ -35,23 +35,37 @@ class Quantised(Codec):
 
     source: ClassVar[str] = "arXiv 1610.02132"
     wire_id: ClassVar[int] = 8
+    loses: ClassVar[bool] = True
 
     @property
     def m(self) -> int:
         """Levels on either side of 0."""
         return int(2 ** (self.bits - 1)) - 1
 
+    def lossy(self, payload: Params, ctx: ClientContext, step: int = 0) -> Params:
+        scales, levels_D = self._rounded(payload, ctx)
+        like = {name: payload[name] for name in sorted(payload)}
+        values_D = levels_D * self._steps(scales, like)
+        arriving = {n: x.to(like[n].dtype) for n, x in trees.unflatten(values_D, like).items()}
+        return trees.pick(arriving, payload)
+
     def encode(self, update: Update, ctx: ClientContext) -> bytes:
         assert update.grad is not None
-        grad = {name: update.grad[name].float() for name in sorted(update.grad)}
+        scales, levels_D = self._rounded(update.grad, ctx)
+        body = {"scales": scales, "levels": self._packed(levels_D)}
+        return pack("quantised", update_meta(update, ctx.round), pack_tensors(body))
+
+    def _rounded(self, delta: Params, ctx: ClientContext) -> tuple[Tensor, Tensor]:
+        """The scale of every tensor, in sorted order of the names, and the level of every element:
+        [tensors], [D]."""
+        grad = {name: delta[name].float() for name in sorted(delta)}
         scales = torch.tensor([float(x.abs().max()) if x.numel() else 0.0 for x in grad.values()])
         flat_D = trees.flatten(grad)
         step_D = self._steps(scales, grad).clamp_min(torch.finfo(torch.float32).tiny)
         u_D = ctx.key.fold("quantised").uniform(flat_D.shape)
         # what is not finite makes the scale so, which the receiver refuses
         levels_D = torch.floor(flat_D / step_D + u_D).clamp(-self.m, self.m).nan_to_num()
-        body = {"scales": scales, "levels": self._packed(levels_D)}
-        return pack("quantised", update_meta(update, ctx.round), pack_tensors(body))
+        return scales, levels_D
 
     def decode(self, data: bytes, order: Order) -> Update:
         meta, body = unpack(data, "quantised")

@@ -1,56 +1,28 @@
-"""The scalar channel: K slopes of every local step instead of tensors.
+"""The scalar channel: K slopes of every local step instead of tensors, float32 each.
 
-Source: Just One Byte (arXiv 2306.10015), BAFFLE (arXiv 2301.12195), SPRY's per-iteration mode
-(arXiv 2405.15551). Whoever holds the keys rebuilds the directions, so the slopes say all about a
-client's local training; the server replays the client's own optimiser (forefed.local.replay).
-
-The classification head, whose gradient is exact, is projected on directions of its own: no forward
-pass is spent on them, and its slopes are never mixed with the adapters'. An exact engine's gradient
-is projected in the same way, so the channel is open to every engine.
-Seeds and scalars are compression, not privacy: whoever knows the directions learns K linear
-measurements of the gradient.
+Source: Just One Byte (arXiv 2306.10015), BAFFLE (arXiv 2301.12195); see wire/projections.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 
 from forefed.core.errors import ProtocolError
-from forefed.core.keys import Law
 from forefed.core.types import ClientContext, Order, Update
-from forefed.wire.codec import Codec, read_meta, update_meta
+from forefed.wire.codec import read_meta, update_meta
 from forefed.wire.message import pack, pack_tensors, unpack, unpack_tensors
-
-Count = Annotated[int, Field(ge=1)] | Literal["all"]
-MAX_STEPS = 1_000_000
+from forefed.wire.projections import MAX_STEPS, Projections
 
 
-class Scalars(Codec):
+class Scalars(Projections):
     """K slopes of every local step; the server replays the client's optimiser."""
 
     kind: Literal["scalars"] = "scalars"
-    head_directions: Count = 64
-    """Directions on which the head's exact gradient is projected; "all": its elements, exact."""
-    directions: Count | None = None
-    """For exact engines: directions on which the adapters' gradient is projected (estimating
-    engines bring their own). None: 16."""
-    law: Law = "rademacher"
-    """Law of the directions of projected gradients."""
 
     source: ClassVar[str] = "arXiv 2306.10015, arXiv 2405.15551"
-    payload: ClassVar[Literal["delta", "projections"]] = "projections"
     wire_id: ClassVar[int] = 3
-
-    def conflicts(self, config: Any) -> Iterator[str]:
-        if config.engine.estimates and self.directions is not None:
-            yield (
-                "codec.directions is for exact engines; an estimating engine sends the slopes of "
-                "its own engine.directions"
-            )
 
     def encode(self, update: Update, ctx: ClientContext) -> bytes:
         assert update.slopes is not None
