@@ -273,7 +273,8 @@ def replay(
 ) -> None:
     """Rebuild a run's parameters from its first values and its scalar log, and verify them.
 
-    For runs whose clients send slopes (codec.kind = 'scalars', 'one_byte'). Nobody is asked, and no text is read.
+    For runs whose clients send slopes (codec.kind = 'scalars', 'one_byte'). Nobody is asked, and no
+    text is read.
     """
     from forefed.run.rebuild import export_rebuilt, replay_log
 

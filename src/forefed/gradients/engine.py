@@ -68,9 +68,9 @@ class GradientEngine(Choice):
         if self.shared and config.codec.sends_slopes and (bent or not config.client.linear):
             yield (
                 f"engine.shared with codec.kind = '{config.codec.kind}' averages slopes before "
-                "anything is rebuilt, which is exact for plain gradient steps only; set client.optimiser.kind "
-                "= 'sgd' without momentum and weight decay, without the modifier 'proximal', or "
-                "codec.kind = 'dense'"
+                "anything is rebuilt, which is exact for plain gradient steps only; set "
+                "client.optimiser.kind = 'sgd' without momentum and weight decay, without the "
+                "modifier 'proximal', or codec.kind = 'dense'"
             )
         if self.pool is not None and not slopes:
             yield f"engine.pool: an exact engine has no directions to draw {projects}"
