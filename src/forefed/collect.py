@@ -20,6 +20,9 @@ from forefed.core.types import Contribution
 class Collect(Choice):
     """Base of the criteria."""
 
+    individual: ClassVar[bool] = False
+    """Reads single contributions (a sum that hides them is not enough)."""
+
     @abstractmethod
     def enough(self, cs: Sequence[Contribution]) -> bool:
         """May the server move on these contributions, all of them since it moved last?"""
@@ -44,6 +47,7 @@ class UntilQuiet(Collect):
     """Answers after which the server moves in any case."""
 
     source: ClassVar[str] = "FwdLLM, arXiv 2308.13894"
+    individual: ClassVar[bool] = True
 
     def enough(self, cs: Sequence[Contribution]) -> bool:
         if len(cs) >= self.at_most:

@@ -88,9 +88,14 @@ class FixedPoint:
         """Does no sum of so many vectors overflow?"""
         return clients * self.largest * self.clip * 2.0**self.fraction < 2.0 ** (self.bits - 1)
 
-    def encode(self, x: NDArray[np.floating[Any]], weight: int) -> tuple[Unsigned, bool]:
+    def encode(
+        self, x: NDArray[np.floating[Any]], weight: int, inward: bool = False
+    ) -> tuple[Unsigned, bool]:
         """``weight`` times ``x``, scaled down to the clip where it is larger, as words; and whether
         it was.
+
+        Args:
+            inward: round towards zero, which makes no vector longer (not to the nearest).
 
         Raises:
             ProtocolError: a number that is not finite, or a weight beyond the largest.
@@ -102,7 +107,8 @@ class FixedPoint:
             raise ProtocolError("a contribution that is not finite cannot be summed")
         clipped = peak > self.clip
         scale = weight * 2.0**self.fraction * (self.clip / peak if clipped else 1.0)
-        whole = np.rint(x.astype(np.float64) * scale).astype(np.int64)
+        rounding = np.trunc if inward else np.rint
+        whole = rounding(x.astype(np.float64) * scale).astype(np.int64)
         return whole.astype(np.uint32 if self.bits == 32 else np.uint64), clipped
 
     def decode(self, total: Unsigned) -> NDArray[np.float64]:

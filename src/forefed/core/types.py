@@ -136,6 +136,8 @@ class Order:
     carried: Params = field(default_factory=dict)
     missed: bytes | None = None
     digest: str = ""
+    channel: bytes = b""
+    """What the channel says beside it (a secure sum's phase "train")."""
 
     @property
     def key(self) -> Key:
@@ -208,6 +210,8 @@ class Update:
     metrics: dict[str, float] = field(default_factory=dict)
     variance: Mapping[str, float] = field(default_factory=dict)
     last: Params = field(default_factory=dict)
+    clients: int = 1
+    """Of how many clients it is the weighted mean, where the server sees sums only."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,8 @@ class Contribution:
     delta: Params
     noise: Mapping[str, float] = field(default_factory=dict)
     last_gradient: Params = field(default_factory=dict)
+    clients: int = 1
+    """Of how many clients it is the weighted mean, where the server sees sums only."""
 
     def scaled(self, factor: float) -> Contribution:
         """The same with ``delta`` times ``factor``."""
@@ -319,6 +325,12 @@ class Transport(Protocol):
         self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
         """One question (wire/questions.py) to many clients; exactly one outcome for each."""
+
+    def tell(
+        self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """To each client its own message: a phase of the channel (channel/messages.py), a question,
+        or a question with what the channel says beside it. Exactly one outcome for each."""
 
 
 ClientState = dict[str, Tensor]

@@ -182,8 +182,16 @@ class RemoteClients:
         self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
         """As ``Transport.ask``."""
-        blobs = {"question": question}
-        letters = [Envelope("ask", self.run, round, c, self.settings, blobs) for c in clients]
+        yield from self.tell({client: question for client in clients}, round, deadline_s)
+
+    def tell(
+        self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """As ``Transport.tell``."""
+        letters = [
+            Envelope("ask", self.run, round, c, self.settings, {"question": message})
+            for c, message in messages.items()
+        ]
         judges = {id(e): partial(self.answer, e) for e in letters}
         yield from self.carry(letters, deadline_s, lambda: False, judges)
 

@@ -26,6 +26,7 @@ from forefed.run.begin import begin
 from forefed.run.build import build
 from forefed.run.config import Config
 from forefed.run.evaluate import evaluate_global
+from forefed.run.summed import Hidden
 from forefed.start import Auto
 from forefed.start.features import features
 
@@ -91,7 +92,8 @@ def baselines(config: Config, say: Callable[[str], None] = lambda _: None) -> li
         elif len(y):
             scores.append(float((truth == y[0]).mean()))
     found("local", float(np.mean(scores)), f"the probe at {len(scores)} clients alone, their mean")
-    begun = begin(Auto(batch_size=32), task, federation.transport, config.deadline_s)
+    hidden = Hidden.of(federation.star)
+    begun = begin(Auto(batch_size=32), task, federation.transport, config.deadline_s, hidden)
     params = {**task.params, **begun.head}
     line, _ = evaluate_global(task, params, test, config.evaluate.batch_size)
     found("closed form", line["accuracy"], "the head from the clients' sums, federated")

@@ -15,12 +15,13 @@ import safetensors
 import safetensors.torch
 import torch
 
-from forefed.core.errors import ProtocolError, UserError
+from forefed.core.errors import UserError
 from forefed.core.files import read_table, write_atomic, write_json
 from forefed.core.types import Json, Params, Transport
 from forefed.models.task import Task
-from forefed.run.guarding import ask
+from forefed.run.guarding import Heard, ask, ask_total
 from forefed.run.record import AGAIN
+from forefed.run.summed import Hidden, SummedAnswer, ask_sum
 from forefed.start import ClosedForm
 from forefed.start.answer import about
 from forefed.start.closed_form import SCALES, Head, Solver, choose
@@ -69,8 +70,17 @@ def load_begun(folder: Path) -> Begun | None:
     return Begun(head, total, read_table(folder / REPORT, AGAIN))
 
 
-def begin(start: ClosedForm, task: Task, transport: Transport, deadline_s: float | None) -> Begun:
+def begin(
+    start: ClosedForm,
+    task: Task,
+    transport: Transport,
+    deadline_s: float | None,
+    hidden: Hidden | None = None,
+) -> Begun:
     """Ask, solve, try, choose.
+
+    Args:
+        hidden: for sums of which the server sees the total only.
 
     Raises:
         UserError: rows from which no head can be made, or nobody answers.
@@ -84,13 +94,23 @@ def begin(start: ClosedForm, task: Task, transport: Transport, deadline_s: float
         total = total.plus(Sums.unpacked(answer, classes, width))
 
     members = transport.members()
-    heard = ask(transport, "sums", about(task), {}, 0, members, deadline_s, take)
+    heard: Heard | SummedAnswer
+    if hidden is None:
+        heard = ask(transport, "sums", about(task), {}, 0, members, deadline_s, take)
+    else:
+        shapes = {n: tuple(x.shape) for n, x in vars(total).items()}
+        heard = ask_sum(hidden, transport, "sums", about(task), {}, 0, members, deadline_s, shapes)
+        if heard.total:
+            total = Sums(**heard.total)
+            total.check()
+        elif heard.reason:
+            raise UserError(f"start: {heard.reason}; see to that, or set start.kind = 'none'")
     if not heard.clients:
         raise UserError(
             f"start: no client answered with sums ({_reasons(heard.lost)}); see to that, or set "
             "start.kind = 'none'"
         )
-    chosen = solve(start, task, total, transport, heard.clients, deadline_s)
+    chosen = solve(start, task, total, transport, heard.clients, deadline_s, hidden)
     line: Json = {
         **chosen.line,
         "clients": len(heard.clients),
@@ -111,6 +131,7 @@ def solve(
     transport: Transport,
     clients: Sequence[int],
     deadline_s: float | None,
+    hidden: Hidden | None = None,
 ) -> Begun:
     """The head of these sums; held-out rows of the clients choose among candidates."""
     solver = Solver.of(total, task.label_names)
@@ -121,24 +142,16 @@ def solve(
         "bias": torch.stack([h.bias_C for h in heads]).float(),
     }
 
-    answers: dict[int, Params] = {}
-
-    def take(client: int, answer: Params) -> None:
-        each = (len(heads), len(SCALES))
-        shapes = {"loss": each, "flat": each, "correct": (len(heads),), "n": ()}
-        if {n: tuple(x.shape) for n, x in answer.items()} != shapes:
-            raise ProtocolError("other losses than were asked for")
-        answers[client] = answer
-
-    heard = ask(transport, "heads", about(task), stacked, 0, clients, deadline_s, take)
-    tried = {
-        name: torch.stack([answers[c][name].double() for c in heard.clients]).sum(0)
-        for name in (("loss", "flat", "correct", "n") if answers else ())
-    }
+    each = (len(heads), len(SCALES))
+    shapes = {"loss": each, "flat": each, "correct": (len(heads),), "n": ()}
+    heard, tried = ask_total(
+        transport, "heads", about(task), stacked, 0, clients, deadline_s, shapes, hidden
+    )
+    answered = bool(tried)
     tried["classes"] = torch.tensor(float(len(task.label_names)))
     notes = list(solver.notes)
     position, scale, table = _middle(candidates), 1.0, list[Json]()
-    if answers and float(tried["n"]):
+    if answered and float(tried["n"]):
         position, scale, table = choose(tried, candidates)
     elif len(candidates) > 1:
         notes.append("no client holds rows out, so the head's regularisation was not chosen")
@@ -148,7 +161,7 @@ def solve(
         "solver": kind,
         "regularisation": share,
         "scale": scale,
-        "held_out": int(tried["n"]) if answers else 0,
+        "held_out": int(tried["n"]) if answered else 0,
         "tried": table,
         "bytes_up": heard.bytes_up,
         "bytes_down": heard.bytes_down,

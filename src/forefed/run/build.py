@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from forefed.channel import SecureSum
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.files import kept_secret
@@ -28,6 +29,7 @@ from forefed.data.prepare import Prepared, prepare
 from forefed.gradients import GradientEngine
 from forefed.local import TaskView, Trainer, check_slopes, replay
 from forefed.local.groups import groups_of
+from forefed.local.summed import Numbers, Summing, shapes_of
 from forefed.models.load import check_files, load_task
 from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
@@ -42,6 +44,7 @@ from forefed.run.privacy import check_units
 from forefed.run.replica import Replica
 from forefed.run.server import Layout, Server
 from forefed.run.star import RunState, Star
+from forefed.run.summed import check_groups
 from forefed.start import ClosedForm, start_of
 from forefed.start.answer import Answers
 
@@ -151,6 +154,7 @@ def build(
     transport = connect(config, task) if connect is not None else None
     secret = Secret.rehearsed(config.seed) if connect is None else kept_secret(config.folder)
     prefix = _prefix(config, task, None)
+    answering = answers(config, task, prefix)
     star, transport = assemble(
         config,
         task,
@@ -159,7 +163,8 @@ def build(
         population.client,
         secret,
         transport,
-        answer=answers(config, task, prefix),
+        answer=answering,
+        whole=answering.whole,
         frozen=frozen_head(config, task),
     )
     return Federation(config, task, data, star, trainer, transport, engines, prefix)
@@ -176,6 +181,7 @@ def assemble(
     measure: bool = True,
     answer: Callable[[bytes, ClientData], bytes] | None = None,
     frozen: frozenset[str] = frozenset(),
+    whole: Callable[[bytes, ClientData], Numbers] | None = None,
 ) -> tuple[Star, Carrier]:
     """The loop over a model and its clients; without a transport they are all in this process.
 
@@ -184,10 +190,12 @@ def assemble(
         measure: record the peak memory of a step, which costs a tenth of a second a round.
         answer: how clients answer questions beside training (start/answer.py).
         frozen: parameters that nobody trains.
+        whole: how clients answer the same questions where the answers are summed.
 
     Raises:
         UserError: nothing would be private in a run that is to keep something so; a delta or a
-            participation cap that the population does not allow.
+            participation cap that the population does not allow; groups that are too small for a
+            secure sum.
     """
     if config.sharing.personal and not config.sharing.split(model.units, 1).private:
         raise UserError(
@@ -203,6 +211,11 @@ def assemble(
         modifiers=tuple(m.solved(config, population) for m in config.modifiers),
         layout=partial(layout_of, config, trainer_of(0), units),
     )
+    channel, summing = config.channel, None
+    if isinstance(channel, SecureSum):
+        cohort = min(config.cohort, population)
+        check_groups(channel, config.assign.names(units, cohort, Key(config.seed)))
+        summing = Summing(channel, trainer_of, whole)
     if transport is None:
         transport = InProcess(
             population,
@@ -215,6 +228,7 @@ def assemble(
             secret.fold("clients"),
             answer,
             config.seed,
+            summing,
         )
     star = Star(
         Key(config.seed),
@@ -232,6 +246,8 @@ def assemble(
         config.sharing,
         config.topology,
         config.select,
+        channel,
+        lambda order: shapes_of(trainer_of(order.client), order),
     )
     return star, transport
 

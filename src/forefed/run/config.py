@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from forefed.aggregate import AGGREGATORS, Aggregator, Mean
 from forefed.assign import ASSIGNS, Assign, Contiguous
+from forefed.channel import CHANNELS, Channel, Plain
 from forefed.collect import COLLECTS, Collect, EveryRound
 from forefed.core.errors import UserError, nearest
 from forefed.core.names import Name
@@ -136,6 +137,9 @@ class Config(Settings):
         Slot(MODIFIERS, "what happens to steps, updates and the aggregate?", many=True),
     ] = ()
     codec: Annotated[SerializeAsAny[Codec], Slot(CODECS, "what bytes travel up?")] = Dense()
+    channel: Annotated[
+        SerializeAsAny[Channel], Slot(CHANNELS, "what does the server see of a contribution?")
+    ] = Plain()
     download: Annotated[SerializeAsAny[Download], Slot(DOWNLOADS, "what bytes travel down?")] = (
         DenseDownload()
     )

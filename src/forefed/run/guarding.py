@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,9 @@ from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Json, Lost, Params, Transport
 from forefed.guard import HeldOut, vouched
+from forefed.local.summed import Shapes
 from forefed.run.state import RunState
+from forefed.run.summed import Hidden, ask_sum, real
 from forefed.wire.questions import decode_answer, encode_question
 
 
@@ -59,6 +61,42 @@ def ask(
     return Heard(tuple(sorted(heard)), lost, up, down)
 
 
+def ask_total(
+    transport: Transport,
+    kind: str,
+    about: str,
+    tensors: Params,
+    round: int,
+    clients: Sequence[int],
+    deadline_s: float | None,
+    shapes: Shapes,
+    hidden: Hidden | None = None,
+) -> tuple[Heard, Params]:
+    """Put a question to clients whose answers matter as their sum only.
+
+    Args:
+        shapes: of the answer's tensors; one that has others is a loss.
+        hidden: the server sees nothing but the sum (None: every answer).
+
+    Returns:
+        Who answered, and the sum, float64; no tensors where nobody did.
+    """
+    if hidden is not None:
+        came = ask_sum(hidden, transport, kind, about, tensors, round, clients, deadline_s, shapes)
+        return Heard(came.clients, came.lost, came.bytes_up, came.bytes_down), real(came.total)
+    answers: dict[int, Params] = {}
+
+    def take(client: int, answer: Params) -> None:
+        if {n: tuple(x.shape) for n, x in answer.items()} != shapes:
+            raise ProtocolError("other losses than were asked for")
+        answers[client] = answer
+
+    heard = ask(transport, kind, about, tensors, round, clients, deadline_s, take)
+    names = shapes if answers else ()
+    total = {n: torch.stack([answers[c][n].double() for c in heard.clients]).sum(0) for n in names}
+    return heard, total
+
+
 def guarded(
     guard: HeldOut,
     transport: Transport,
@@ -68,6 +106,7 @@ def guarded(
     after: RunState,
     deadline_s: float | None,
     classes: bool,
+    hidden: Hidden | None = None,
 ) -> tuple[RunState, Json]:
     """The state after the part of the step that the held-out rows like best, and the record of it.
 
@@ -76,6 +115,7 @@ def guarded(
     Args:
         classes: the loss is one of classes, so there is a least one that rows vouch for
             (``vouched``).
+        hidden: for losses that the server sees as their sum only.
     """
     members = transport.members()
     chosen = key.fold("guard", after.round).choice(len(members), min(guard.clients, len(members)))
@@ -84,14 +124,7 @@ def guarded(
     tensors = {f"0/{n}": x for n, x in before.params.items()}
     tensors |= {f"{i}/{n}": sets[i][n] for i in range(1, len(sets)) for n in moved}
 
-    answers: dict[int, Params] = {}
-
-    def take(client: int, answer: Params) -> None:
-        if answer.keys() != {"loss", "n"} or answer["loss"].shape != (len(sets),):
-            raise ProtocolError("other losses than were asked for")
-        answers[client] = answer
-
-    heard = ask(
+    heard, total = ask_total(
         transport,
         "loss",
         about,
@@ -99,14 +132,14 @@ def guarded(
         after.round,
         [members[i] for i in sorted(chosen)] if moved else [],
         deadline_s,
-        take,
+        {"loss": (len(sets),), "n": ()},
+        hidden,
     )
-    n = sum(float(a["n"]) for a in answers.values())
+    n = float(total["n"]) if total else 0.0
     line: Json = {"step": 1.0 if moved else 0.0, "rows": int(n), "lost": heard.lost}
     line |= {"bytes_up": heard.bytes_up, "bytes_down": heard.bytes_down}
     if n:
-        total = torch.stack([answers[c]["loss"].double() for c in heard.clients]).sum(0)
-        losses = (total / n).nan_to_num(torch.inf, torch.inf)
+        losses = (total["loss"] / n).nan_to_num(torch.inf, torch.inf)
         best = min(range(len(sets)), key=lambda i: (float(losses[i]), i == 0))
         if classes and float(losses[0]) <= vouched(int(n)):
             best = 0

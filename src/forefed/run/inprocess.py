@@ -9,7 +9,7 @@ costs a real client is its time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from forefed.core.errors import ProtocolError
@@ -27,8 +27,10 @@ from forefed.core.types import (
     Update,
 )
 from forefed.data.examples import ClientData
+from forefed.local.summed import Summing
 from forefed.local.training import PRIVATE
 from forefed.run.replica import Replica
+from forefed.wire.message import kind_of
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
 
 SURPLUS = "the round had all the answers it wanted"
@@ -42,6 +44,9 @@ class ClientStore:
     the one thing of a rehearsal that changes in place; a checkpoint saves it."""
 
     states: dict[int, ClientState] = field(default_factory=dict)
+    sums: dict[int, bytes] = field(default_factory=dict)
+    """What a client keeps between the phases of a secure sum; no checkpoint has it, as a round that
+    is done again has another sum."""
 
     def private(self, client: int) -> Params:
         """The parameters that a client keeps to itself (none before its first round)."""
@@ -73,6 +78,8 @@ class InProcess:
     """Answers a question about a client's own rows (start/answer.py)."""
     seed: int = 0
     """Draws the losses of questions."""
+    summing: Summing | None = None
+    """The clients' half of a channel that hides single contributions."""
 
     def members(self) -> Sequence[int]:
         return range(self.population_size)
@@ -114,7 +121,11 @@ class InProcess:
             update, state = self.client(came, self.lookup(order.client), kept_here, secret)
             if state:
                 self.store.states[order.client] = state
-            payload = self.encode(update, ClientContext(order=came, own=secret))
+            try:
+                payload = self.encoded(update, ClientContext(order=came, own=secret))
+            except ProtocolError as error:
+                yield Lost(order.round, order.client, "error", str(error), bytes_down)
+                continue
             seconds = time.perf_counter() - started
             if deadline_s is not None and seconds > deadline_s:
                 late = f"answered after {seconds:.1f} s"
@@ -126,19 +137,55 @@ class InProcess:
         self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
         """As ``Transport.ask``; losses strike as they strike orders."""
-        assert self.answer is not None, "this federation has nobody who answers questions"
-        for client in clients:
+        yield from self.tell({client: question for client in clients}, round, deadline_s)
+
+    def tell(
+        self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """As ``Transport.tell``; losses strike questions, and of the channel's phases the first one
+        where a client is offline."""
+        for client, message in messages.items():
+            question = kind_of(message) == "question"
             reason = self.fault(Order(self.seed, round, client, (), {}))
-            if reason is not None:
-                sent = 0 if reason == "offline" else len(question)
+            if reason is not None and (question or reason == "offline"):
+                sent = 0 if reason == "offline" else len(message)
                 yield Lost(round, client, reason, "simulated", sent)
                 continue
             try:
-                payload = self.answer(question, self.lookup(client))
+                payload = self.answered(message, client, round)
             except ProtocolError as error:
-                yield Lost(round, client, "error", str(error), len(question))
+                yield Lost(round, client, "error", str(error), len(message))
                 continue
-            yield Reply(round, client, payload, len(question))
+            yield Reply(round, client, payload, len(message))
+
+    def encoded(self, update: Update, ctx: ClientContext) -> bytes:
+        """A client's update as it travels.
+
+        Raises:
+            ProtocolError: it cannot be summed.
+        """
+        if not ctx.order.channel:
+            return self.encode(update, ctx)
+        assert self.summing is not None, "the server has a channel that the clients lack"
+        kept = self.store.sums.get(ctx.client)
+        payload, self.store.sums[ctx.client] = self.summing.update(update, ctx.order, kept)
+        return payload
+
+    def answered(self, message: bytes, client: int, round: int) -> bytes:
+        """A client's answer to one message.
+
+        Raises:
+            ProtocolError: it gives none.
+        """
+        data = self.lookup(client)
+        if self.summing is None:
+            assert self.answer is not None, "this federation has nobody who answers questions"
+            return self.answer(message, data)
+        assert self.secret is not None, "masks are drawn from a secret"
+        own = self.secret.fold(client, round, "secure sum")
+        kept = self.store.sums.get(client)
+        payload, self.store.sums[client] = self.summing.tell(message, client, data, kept, own)
+        return payload
 
     def kept(self, orders: Sequence[Order]) -> tuple[Params, Params] | None:
         """Parameters and broadcast that clients hold once they have followed their records."""

@@ -55,7 +55,7 @@ def round_line(report: RoundReport, seconds: dict[str, float]) -> Json:
             "rss": resident_bytes(),
         },
         "cohort": list(report.cohort),
-        "replies": len(report.updates),
+        "replies": len(report.heard),
         "examples": sum(u.n_examples for u in report.updates),
         "lost": losses_by_reason(report),
         "why": {x.reason: x.detail[:200] for x in reversed(report.lost) if x.detail},

@@ -43,6 +43,7 @@ from forefed.run.log import LOG, ScalarLog, create_log, open_log
 from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
 from forefed.run.star import RunState
+from forefed.run.summed import Hidden
 from forefed.start.answer import about as about_task
 
 FINISHED, ADAPTER = "finished", "adapter"
@@ -271,7 +272,8 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     if start is None:
         return None
     told("loading", "solving the head from all clients' sums")
-    begun = begin(start, federation.task, federation.transport, config.deadline_s)
+    hidden = Hidden.of(federation.star)
+    begun = begin(start, federation.task, federation.transport, config.deadline_s, hidden)
     begun.save(folder)
     return begun
 
@@ -288,7 +290,10 @@ def _guarded(
     config = federation.config
     about, key = about_task(federation.task), Key(config.seed)
     classes, deadline_s = config.data.task.kind == "classification", config.deadline_s
-    return guarded(guard, federation.transport, about, key, before, after, deadline_s, classes)
+    hidden = Hidden.of(federation.star)
+    return guarded(
+        guard, federation.transport, about, key, before, after, deadline_s, classes, hidden
+    )
 
 
 def _over(config: Config, state: RunState, rests: int) -> bool:

@@ -30,6 +30,7 @@ from forefed.core.types import (
     ServerState,
     Unit,
     Update,
+    drawn_from,
 )
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
@@ -114,7 +115,7 @@ class Server:
         """
         heard = sorted((u for u in updates if u.n_examples > 0), key=lambda u: u.client)
         entries = [
-            Entry(u.client, u.n_examples, orders[u.client].assigned, u.slopes)
+            Entry(u.client, u.n_examples, orders[u.client].assigned, u.slopes, u.clients)
             for u in heard
             if u.slopes is not None
         ]
@@ -138,7 +139,7 @@ class Server:
         the record has one entry whoever answered."""
         states = dict(state.states)
         fresh = [
-            Contribution(e.client, e.n_examples, fitted(e.slopes, ctx.blank))
+            Contribution(e.client, e.n_examples, fitted(e.slopes, ctx.blank), clients=e.clients)
             for e in entries
             if e.slopes.keys() <= ctx.blank.keys()
         ]
@@ -223,6 +224,10 @@ class Server:
             blank=self.layout(state).blank if private else {},
         )
 
+    def round_secret(self, round: int) -> Secret:
+        """What the server alone draws from in this round, for a sum that hides contributions."""
+        return drawn_from(self.secret).fold("sum", round)
+
     def apply(
         self, state: RunState, updates: Sequence[Update], ctx: ServerContext
     ) -> tuple[RunState, Sequence[Contribution], Params | None, Metrics, tuple[Release, ...]]:
@@ -268,7 +273,9 @@ class Server:
 def contribution(update: Update) -> Contribution:
     """An update, rebuilt where it came as slopes, as it is aggregated."""
     assert update.grad is not None, "updates are rebuilt before they are aggregated"
-    return Contribution(update.client, update.n_examples, update.grad, update.variance, update.last)
+    return Contribution(
+        update.client, update.n_examples, update.grad, update.variance, update.last, update.clients
+    )
 
 
 def receive(

@@ -20,15 +20,18 @@ from itertools import pairwise
 import torch
 
 from forefed.assign import Assign
+from forefed.channel import Channel, Plain, SecureSum
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.states import keep
 from forefed.core.types import Cohort, Json, Lost, Order, Reply, Transport, Unit, Update
+from forefed.local.summed import Shapes
 from forefed.modifiers import Private
 from forefed.privacy import Release
 from forefed.run.server import Finished, Server
 from forefed.run.state import PARTICIPATION, RunState
+from forefed.run.summed import Came, hear_sums
 from forefed.run.topology import Central, Topology
 from forefed.select import Selector, Uniform
 from forefed.sharing import Everything, Sharing
@@ -62,6 +65,9 @@ class RoundReport:
     """{client, norm, cosine} of every answer that counted (run/server.py)."""
     releases: tuple[Release, ...] = ()
     """What the round lets out of private data."""
+    summed: tuple[int, ...] | None = None
+    """Clients whose contributions came as sums, of which ``updates`` has one a group (None: every
+    contribution came by itself)."""
 
     @property
     def loss(self) -> float:
@@ -73,7 +79,7 @@ class RoundReport:
 
     @property
     def heard(self) -> tuple[int, ...]:
-        return tuple(u.client for u in self.updates)
+        return tuple(u.client for u in self.updates) if self.summed is None else self.summed
 
     @property
     def failed(self) -> tuple[int, ...]:
@@ -105,6 +111,9 @@ class Star:
     sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
     topology: Topology = Central()  # noqa: RUF009 (frozen)
     select: Selector = Uniform()  # noqa: RUF009 (frozen)
+    channel: Channel = Plain()  # noqa: RUF009 (frozen)
+    shapes: Callable[[Order], Shapes] | None = None
+    """Of an answer to an order, where sums of answers come."""
 
     def drawn(self, state: RunState) -> Cohort:
         """Who takes part in the next round."""
@@ -159,6 +168,45 @@ class Star:
         drawn = self.drawn(state)
         orders = self.plan(state, drawn)
         clock.append(time.perf_counter())
+        if isinstance(self.channel, SecureSum):
+            assert self.shapes is not None, "of what is summed"
+            came = hear_sums(self, self.channel, orders, self.shapes, on_outcome)
+        else:
+            came = self.hear(orders, on_outcome)
+        clock.append(time.perf_counter())
+        updates, clients, abandoned = came.updates, came.clients, came.abandoned
+        answers = len(updates) if clients is None else len(clients)
+        if answers < self.cohort_min:
+            updates, abandoned = [], abandoned + answers
+            clients = None if clients is None else ()
+        done = self.server.finish(state, orders, updates, drawn)
+        new_state, record = done.state, self.encoded(done, state)
+        new_state = self.counted(new_state, orders)
+        clock.append(time.perf_counter())
+        plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
+        receiving = came.receiving_s
+        report = RoundReport(
+            new_state.round,
+            tuple(orders),
+            tuple(sorted(updates, key=lambda u: u.client)),  # sums do not tell who came first
+            tuple(came.lost),
+            came.bytes_up,
+            came.bytes_down,
+            {"plan": plan_s, "clients": clients_s - receiving, "aggregate": apply_s + receiving},
+            len(new_state.pending),
+            abandoned,
+            record,
+            {**done.metrics, **came.counted},
+            done.contributions if clients is None else (),
+            done.releases,
+            clients,
+        )
+        return self.remember(state, new_state, record, report.heard, report.failed), report
+
+    def hear(
+        self, orders: Mapping[int, Order], on_outcome: Callable[[Reply | Lost], None] | None
+    ) -> Came:
+        """The answers to a round's orders, each by itself."""
         updates: list[Update] = []
         lost: list[Lost] = []
         bytes_up = bytes_down = 0
@@ -180,31 +228,7 @@ class Star:
                 lost.append(outcome)
             if on_outcome:
                 on_outcome(outcome)
-        clock.append(time.perf_counter())
-        abandoned = 0
-        if len(updates) < self.cohort_min:
-            abandoned, updates = len(updates), []
-        done = self.server.finish(state, orders, updates, drawn)
-        new_state, record = done.state, self.encoded(done, state)
-        new_state = self.counted(new_state, orders)
-        clock.append(time.perf_counter())
-        plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
-        report = RoundReport(
-            new_state.round,
-            tuple(orders),
-            tuple(sorted(updates, key=lambda u: u.client)),  # sums do not tell who came first
-            tuple(lost),
-            bytes_up,
-            bytes_down,
-            {"plan": plan_s, "clients": clients_s - receiving, "aggregate": apply_s + receiving},
-            len(new_state.pending),
-            abandoned,
-            record,
-            done.metrics,
-            done.contributions,
-            done.releases,
-        )
-        return self.remember(state, new_state, record, report.heard, report.failed), report
+        return Came(updates, lost, bytes_up, bytes_down, receiving_s=receiving)
 
     @property
     def cap(self) -> int | None:

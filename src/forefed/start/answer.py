@@ -20,6 +20,7 @@ from torch.nn.functional import nll_loss
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
 from forefed.data.examples import ClientData, Indices
+from forefed.local.summed import Numbers, whole
 from forefed.models.task import Around, Task
 from forefed.start.closed_form import SCALES
 from forefed.start.features import features, names_of_head
@@ -51,14 +52,32 @@ class Answers:
 
     def __call__(self, question: bytes, data: ClientData) -> bytes:
         """Raises ProtocolError: a question about another model, or features that are no numbers."""
-        kind, asked, tensors = decode_question(question)
-        mine = about(self.task)
-        if asked != mine:
-            raise ProtocolError("the question is about another model, or another pooling of it")
+        kind, tensors = self.asked(question)
         known = {"sums": self.sums, "heads": self.heads, "loss": self.losses}
-        if kind not in known:
+        return encode_answer(kind, about(self.task), known[kind](tensors, data))
+
+    def whole(self, question: bytes, data: ClientData) -> Numbers:
+        """The same as whole numbers that can be summed, in the order of the tensors' names: sums in
+        their own units, losses in units of ``local.summed.UNIT``."""
+        kind, tensors = self.asked(question)
+        if kind == "sums":
+            sums = vars(self.sums_of(tensors, data))
+            return np.concatenate([sums[n].numpy().ravel() for n in sorted(sums)])
+        answer = (self.heads if kind == "heads" else self.losses)(tensors, data)
+        return whole(np.concatenate([answer[n].numpy().ravel() for n in sorted(answer)]))
+
+    def asked(self, question: bytes) -> tuple[str, Params]:
+        """Kind and tensors of a question about this task.
+
+        Raises:
+            ProtocolError: about another one, or of a kind that nobody answers.
+        """
+        kind, asked, tensors = decode_question(question)
+        if asked != about(self.task):
+            raise ProtocolError("the question is about another model, or another pooling of it")
+        if kind not in ("sums", "heads", "loss"):
             raise ProtocolError(f"a client is not asked '{kind}'")
-        return encode_answer(kind, mine, known[kind](tensors, data))
+        return kind, tensors
 
     def sums(self, tensors: Params, data: ClientData) -> Params:
         return self.sums_of(tensors, data).packed()

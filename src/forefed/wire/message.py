@@ -38,6 +38,8 @@ MESSAGES = {
     "round": 7,
     "question": 9,
     "answer": 10,
+    "channel": 11,
+    "masked": 12,
 }
 """The kinds that are no codec's, with their numbers on the wire."""
 
@@ -131,6 +133,14 @@ def unpack(
 
 
 HEAD_BYTES = _HEAD.size
+
+
+def kind_of(data: bytes | memoryview) -> str:
+    """The kind that a message says it is ("": none that is known)."""
+    if len(data) < HEAD_BYTES:
+        return ""
+    number = _HEAD.unpack_from(data)[2]
+    return next((kind for kind, n in KINDS.items() if n == number), "")
 
 
 def frame_bytes(head: bytes) -> int:

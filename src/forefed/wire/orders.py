@@ -48,7 +48,7 @@ def encode_order(order: Order) -> bytes:
         "a": [position[name] for name in order.assigned],
         **({"d": order.digest} if order.digest else {}),
     }
-    return pack("order", meta)
+    return pack("order", meta, order.channel)
 
 
 def decode_order(data: bytes, params: Params, told: Params) -> Order:
@@ -57,7 +57,7 @@ def decode_order(data: bytes, params: Params, told: Params) -> Order:
     Raises:
         ProtocolError: damaged, or of a form that no server of this version sends.
     """
-    meta, _ = unpack(data, "order")
+    meta, beside = unpack(data, "order")
     names = sorted(params)
     try:
         run, round_, client = int(meta["run"]), int(meta["r"]), int(meta["c"])
@@ -65,4 +65,4 @@ def decode_order(data: bytes, params: Params, told: Params) -> Order:
         digest = str(meta.get("d", ""))
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise ProtocolError(f"the order cannot be read: {error!r}") from None
-    return Order(run, round_, client, assigned, params, told, digest=digest)
+    return Order(run, round_, client, assigned, params, told, digest=digest, channel=bytes(beside))

@@ -47,6 +47,8 @@ class Entry:
     n_examples: int
     assigned: tuple[str, ...]
     slopes: dict[str, Tensor]
+    clients: int = 1
+    """Of how many clients they are the mean before the server has them; no record says it."""
 
 
 @dataclass(frozen=True)

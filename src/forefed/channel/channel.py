@@ -1,0 +1,22 @@
+"""The slot ``channel``: what does the server see of a contribution?"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from forefed.core.settings import Choice
+
+
+class Channel(Choice):
+    """Base of the channels."""
+
+    phases: ClassVar[tuple[str, ...]] = ("train",)
+    """What passes between server and clients in a round, in order."""
+    sums: ClassVar[bool] = False
+    """The server sees sums over groups of clients, and no single contribution."""
+
+
+class Plain(Channel):
+    """Every client's contribution by itself."""
+
+    kind: Literal["plain"] = "plain"

@@ -1,0 +1,102 @@
+"""What a channel's phases say, as bytes: one message each way, for one client and one session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from forefed.core.errors import ProtocolError
+from forefed.wire.message import pack, unpack
+
+SESSION_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Message:
+    """``phase`` of a session; ``group`` counts the clients that are in it now, ``clients`` are the
+    neighbours that the message is about, in ascending order, and ``body`` holds the same number of
+    bytes for each."""
+
+    phase: str
+    session: bytes
+    group: int = 0
+    clients: tuple[int, ...] = ()
+    body: bytes = b""
+
+    @staticmethod
+    def of(phase: str, session: bytes, group: int, parts: Mapping[int, bytes]) -> Message:
+        """With one part for each of these clients."""
+        ordered = tuple(sorted(parts))
+        return Message(phase, session, group, ordered, b"".join(parts[c] for c in ordered))
+
+    def parts(self, size: int) -> dict[int, bytes]:
+        """The parts again.
+
+        Raises:
+            ProtocolError: another number of bytes.
+        """
+        if len(self.body) != size * len(self.clients):
+            raise ProtocolError(
+                f"phase '{self.phase}': {len(self.body)} bytes for {len(self.clients)} clients"
+            )
+        cut = (self.body[i : i + size] for i in range(0, len(self.body), size))
+        return dict(zip(self.clients, cut, strict=True))
+
+    def encode(self) -> bytes:
+        about = {"p": self.phase, "s": self.session.hex()}
+        if self.group:
+            about |= {"n": self.group, "c": list(self.clients)}  # type: ignore[dict-item]
+        return pack("channel", about, self.body)
+
+    @staticmethod
+    def decode(data: bytes) -> Message:
+        """The inverse, for whatever came.
+
+        Raises:
+            ProtocolError: damaged, or of a form that nobody of this version sends.
+        """
+        meta, body = unpack(data, "channel")
+        try:
+            session = bytes.fromhex(meta["s"])
+            clients = tuple(_number(c) for c in meta.get("c", ()))
+            group = _number(meta.get("n", 0))
+            phase = str(meta["p"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"a channel's message cannot be read: {error!r}") from None
+        if len(session) != SESSION_BYTES or list(clients) != sorted(set(clients)):
+            raise ProtocolError("a channel's message names clients twice, or no session")
+        return Message(phase, session, group, clients, bytes(body))
+
+
+def encode_masked(session: bytes, words: bytes) -> bytes:
+    """A client's words with its masks, as they travel."""
+    return pack("masked", {"s": session.hex()}, words)
+
+
+def decode_masked(data: bytes, session: bytes) -> memoryview:
+    """The words of this session.
+
+    Raises:
+        ProtocolError: damaged, or of another session (one that was sent before, for example).
+    """
+    meta, body = unpack(data, "masked")
+    if meta.get("s") != session.hex():
+        raise ProtocolError("masked words of another sum")
+    return body
+
+
+def heard(replies: Mapping[int, bytes], phase: str, session: bytes) -> Iterator[tuple[int, bytes]]:
+    """The bodies of answers to a phase; one that does not fit is none."""
+    for client, data in replies.items():
+        try:
+            message = Message.decode(data)
+        except ProtocolError:
+            continue
+        if (message.phase, message.session) == (phase, session):
+            yield client, message.body
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} is no number of a client")
+    return value
