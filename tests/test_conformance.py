@@ -95,7 +95,18 @@ def covering(pairs: list[tuple[str, str]]) -> list[Any]:
     return [p if p in chosen else pytest.param(*p, marks=pytest.mark.full) for p in pairs]
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+DEFAULT_ATTACKS = ("none", "label_flip", "min_max")
+"""The others are met over small vectors in test_attacks.py; here they bear the marker ``full``."""
+
+
+def attack_beyond(entry: str) -> bool:
+    return entry.startswith("attack=") and entry.removeprefix("attack=") not in DEFAULT_ATTACKS
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [pytest.param(e, marks=pytest.mark.full) if attack_beyond(e) else e for e in ENTRIES],
+)
 def test_every_entry_runs_and_repeats(entry: str, world: World, tmp_path: Path) -> None:
     clients = ["partition.clients=6"] if entry.startswith("partition=") else []
     needs = [text.format(world=world) for text in NEEDS.get(entry, clients)]

@@ -117,6 +117,11 @@ class PerUnit(Aggregator):
         return total, {**state, **new}, metrics
 
 
+def share_of(hostile: int | float, n: int) -> int:
+    """A number of clients, or a share of n."""
+    return hostile if isinstance(hostile, int) else math.floor(hostile * n + 1e-9)
+
+
 Hostile = Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=0.5)]
 
 
@@ -142,8 +147,7 @@ class Tolerant(PerUnit):
         """f among n holders."""
         if isinstance(self.f, int):
             return self.f
-        bearable = (n - self.beside) // self.per_hostile
-        return max(1, min(math.floor(self.f * n + 1e-9), bearable))
+        return max(1, min(share_of(self.f, n), (n - self.beside) // self.per_hostile))
 
     def least(self) -> int:
         f = self.f if isinstance(self.f, int) else 1

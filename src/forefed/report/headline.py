@@ -32,6 +32,12 @@ def _one(run: Run) -> str:
 
 
 def _state(run: Run) -> str:
+    attack = run.environment.get("attack")
+    under = f"Under an attack ({attack['told']}): " if isinstance(attack, dict) else ""
+    return under + _ended(run)
+
+
+def _ended(run: Run) -> str:
     status, reason = (str((run.summary or {}).get(key, "")) for key in ("status", "reason"))
     if run.finished and reason:
         return f"Ended as '{status}' after {words.plural(run.done, 'round')} ({reason})"

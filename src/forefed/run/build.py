@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from forefed.attacks import Hostile
 from forefed.channel import SecureSum
 from forefed.core import trees
 from forefed.core.errors import UserError
@@ -35,6 +36,7 @@ from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
+from forefed.run.adversary import Adversary
 from forefed.run.budgets import Engines, Planner, measure_now, resolve, variance_of
 from forefed.run.compat import check
 from forefed.run.config import Config
@@ -217,9 +219,12 @@ def assemble(
         check_groups(channel, config.assign.names(units, cohort, Key(config.seed)))
         summing = Summing(channel, trainer_of, whole)
     if transport is None:
-        transport = InProcess(
+        attack, who = config.attack, frozenset[int]()
+        if isinstance(attack, Hostile):
+            who = hostile_among(attack, population, config.seed)
+        inside = InProcess(
             population,
-            lookup,
+            lambda c: attack.poison(lookup(c)) if c in who else lookup(c),
             measured(trainer_of) if measure else unmeasured(trainer_of),
             config.codec.encode,
             ClientStore(),
@@ -230,6 +235,18 @@ def assemble(
             config.seed,
             summing,
         )
+        transport = inside
+        if isinstance(attack, Hostile):
+            transport = Adversary(
+                inside,
+                attack,
+                who,
+                config.codec,
+                config.aggregator,
+                model.units,
+                model.params,
+                config.seed,
+            )
     star = Star(
         Key(config.seed),
         units,
@@ -267,6 +284,21 @@ def layout_of(config: Config, trainer: Trainer, units: Sequence[Unit], state: Ru
         for g, group in groups.items()
     }
     return Layout(names, blank)
+
+
+def hostile_among(attack: Hostile, population: int, seed: int) -> frozenset[int]:
+    """Who is hostile in a simulation.
+
+    Raises:
+        UserError: nobody, or everybody.
+    """
+    who = attack.who(population, Key(seed))
+    if not 0 < len(who) < population:
+        raise UserError(
+            f"attack.hostile = {attack.hostile} is {len(who) or 'none'} of {population} clients; "
+            "give a number or a share that leaves some on either side"
+        )
+    return who
 
 
 def start_at(config: Config, task: Task) -> ClosedForm | None:

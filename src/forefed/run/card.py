@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from forefed.attacks import Hostile
 from forefed.core.metrics import Measures
 from forefed.core.types import Json
 from forefed.data.prepare import Prepared
@@ -59,8 +60,8 @@ def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft"
         f"`{base}`",
         "model": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights",
     }[form]
-    told = config.sharing.told()
-    caution = f"**Mind**: {told}.\n\n" if told else ""
+    attack = config.attack.told() if isinstance(config.attack, Hostile) else ""
+    caution = "".join(f"**Mind**: {t}.\n\n" for t in (attack, config.sharing.told()) if t)
     return f"""---
 library_name: {"transformers" if form == "model" else "peft"}
 tags: [forefed, federated-learning]

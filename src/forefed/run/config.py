@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from forefed.aggregate import AGGREGATORS, Aggregator, Mean
 from forefed.assign import ASSIGNS, Assign, Contiguous
+from forefed.attacks import ATTACKS, Attack, NoAttack
 from forefed.channel import CHANNELS, Channel, Plain
 from forefed.collect import COLLECTS, Collect, EveryRound
 from forefed.core.errors import UserError, nearest
@@ -161,6 +162,10 @@ class Config(Settings):
     topology: Annotated[SerializeAsAny[Topology], Slot(TOPOLOGIES, "who talks to whom?")] = (
         Central()
     )
+    attack: Annotated[
+        SerializeAsAny[Attack], Slot(ATTACKS, "what do hostile clients send?"), SERVER_ONLY
+    ] = NoAttack()
+    """Simulated, to measure what the aggregator makes of it."""
     server_schedule: Literal["constant", "linear"] = "constant"
     """"linear": the server's learning rates fall from their values in round 1 towards 0 at the end
     (averages out the noise of the last cohorts)."""

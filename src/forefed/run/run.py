@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from forefed.attacks import Hostile
 from forefed.core import trees
 from forefed.core.boundary import UNTRAINED
 from forefed.core.errors import UserError, of_system
@@ -21,6 +22,7 @@ from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.run import record
+from forefed.run.adversary import Adversary
 from forefed.run.begin import Begun, begin, load_begun
 from forefed.run.build import Connect, Federation, build, start_at
 from forefed.run.callback import Callback, Told
@@ -138,6 +140,11 @@ def _run(
     for text in (*federation.data.notes, *federation.task.notes, *solved):
         told("note", text)
     first = _begun_with(federation, begun)
+    transport, attack = federation.transport, config.attack
+    if isinstance(transport, Adversary):
+        transport.first = first.params
+    if isinstance(attack, Hostile):
+        told("note", attack.told())
     if state.round == 0:
         _evaluate(federation, folder, state, told)
         if config.rounds == 0:
@@ -180,6 +187,8 @@ def _run(
         seconds["total"] = time.perf_counter() - started + checkpoint_s
         line = round_line(report, seconds)
         line["norm"] = norm_of(state.params)
+        if isinstance(transport, Adversary):
+            line["hostile"] = sorted(transport.who & {*report.cohort})
         if judged:
             line["guard"] = judged
             line["bytes_up"] += judged["bytes_up"]
@@ -352,13 +361,20 @@ def _write_head(
     majority = federation.majority()
     data: Json = {**federation.data.provenance, "counts": federation.data.counts}
     measures = task.objective.measures.to_json()
-    about = {
+    about: Json = {
         "measures": measures,
         "majority": majority,
         "data": data,
         "model": model,
         "origin": origin,
     }
+    attack, transport = federation.config.attack, federation.transport
+    if isinstance(attack, Hostile) and isinstance(transport, Adversary):
+        about["attack"] = {
+            "kind": attack.kind,
+            "clients": sorted(transport.who),
+            "told": attack.told(),
+        }
     write_json(
         folder / "environment.json",
         {
@@ -419,6 +435,9 @@ def _finish(
     spent = [*rounds, extra]
     decides = federation.task.objective.measures.decides
     about = {} if ending is None else {"reason": ending.reason}
+    attack = federation.config.attack
+    if isinstance(attack, Hostile):
+        about["attack"] = attack.told()
     changed = record.read_json(folder / "environment.json").get("changes")
     summary: Json = {
         "status": FINISHED if ending is None else ending.status,

@@ -27,6 +27,7 @@ from forefed.core.keys import Key, Secret
 from forefed.core.types import Batch, LossFn, Lost, Params, Reply, Unit
 from forefed.data.examples import ClientData, Examples, Indices
 from forefed.local import TaskView
+from forefed.run.adversary import Adversary
 from forefed.run.build import assemble, make_trainer
 from forefed.run.compat import check
 from forefed.run.config import Config, configure
@@ -61,7 +62,7 @@ class Simulation:
     def own(self, client: int) -> Params:
         """The model of one client: the global one, with what it keeps to itself."""
         transport = self.star.transport
-        assert isinstance(transport, InProcess), "all clients are in this process"
+        assert isinstance(transport, InProcess | Adversary), "all clients are in this process"
         return {**self.params, **transport.store.private(client)}
 
     @property

@@ -1,0 +1,115 @@
+"""The transport of a simulated attack, around that of the clients in this process.
+
+All clients answer honestly first. Then what the hostile ones send is replaced: decoded, crafted
+(``attacks/``) from what the adversary knows, encoded again, so that bytes, checks and losses are
+those of any answer. It keeps nothing between rounds: who is hostile and what is drawn follow from
+the run's key, what it knows of the model from the first values and the orders. Questions (the
+start's sums, held-out losses) are answered honestly; poisoned data are in them, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from forefed.aggregate import Aggregator
+from forefed.attacks import AttackContext, Hostile
+from forefed.core.errors import ProtocolError
+from forefed.core.keys import Key
+from forefed.core.types import ClientContext, Lost, Order, Params, Reply, Unit, Update
+from forefed.run.inprocess import SURPLUS, ClientStore, InProcess
+from forefed.run.replica import Replica
+from forefed.wire import Codec
+
+
+@dataclass
+class Adversary:
+    """A ``Transport`` in which the clients ``who`` send what the attack makes of their answers.
+
+    ``first``: the global parameters of round 1, which every client was sent.
+    """
+
+    inner: InProcess
+    attack: Hostile
+    who: frozenset[int]
+    codec: Codec
+    aggregator: Aggregator
+    units: Sequence[Unit]
+    first: Params
+    seed: int
+
+    @property
+    def store(self) -> ClientStore:
+        return self.inner.store
+
+    @property
+    def replica(self) -> Replica | None:
+        return self.inner.replica
+
+    def members(self) -> Sequence[int]:
+        return self.inner.members()
+
+    def ask(
+        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """As ``Transport.ask``, answered honestly."""
+        return self.inner.ask(question, round, clients, deadline_s)
+
+    def tell(
+        self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        """As ``Transport.tell``, answered honestly."""
+        return self.inner.tell(messages, round, deadline_s)
+
+    def exchange(
+        self,
+        orders: Iterable[Order],
+        deadline_s: float | None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Reply | Lost]:
+        """As ``Transport.exchange``; all have answered before the first outcome comes."""
+        asked = {order.client: order for order in orders}
+        outcomes = list(self.inner.exchange(asked.values(), deadline_s))
+        sent = self.crafted(asked, outcomes)
+        for outcome in outcomes:
+            if isinstance(outcome, Reply):
+                payload = sent.get(outcome.client, outcome.payload)
+                outcome = Reply(outcome.round, outcome.client, payload, outcome.bytes_down)
+                if enough():
+                    at = outcome.round, outcome.client
+                    yield Lost(*at, "deadline", SURPLUS, outcome.bytes_down)
+                    continue
+            yield outcome
+
+    def crafted(
+        self, asked: dict[int, Order], outcomes: Sequence[Reply | Lost]
+    ) -> dict[int, bytes]:
+        """What the hostile clients send, by client."""
+        updates: dict[int, Update] = {}
+        for outcome in outcomes:
+            if isinstance(outcome, Reply):
+                try:
+                    order = asked[outcome.client]
+                    updates[outcome.client] = self.codec.decode(outcome.payload, order)
+                except ProtocolError:
+                    continue  # the server will refuse it, too; nothing to learn from it
+        present = [updates[c] for c in sorted(updates)]
+        # who has no example has nothing to hide behind, and the server does not count it
+        own = [u for u in present if u.client in self.who and u.n_examples > 0]
+        honest = [u for u in present if u.client not in self.who and u.n_examples > 0]
+        if not own:
+            return {}
+        order = asked[own[0].client]
+        ctx = AttackContext(
+            round=order.round,
+            key=Key(self.seed),
+            aggregator=self.aggregator,
+            units=self.units,
+            params=order.params,
+            first=self.first,
+            assigned={c: o.assigned for c, o in asked.items()},
+        )
+        return {
+            u.client: self.codec.encode(u, ClientContext(order=asked[u.client]))
+            for u in self.attack.craft(honest, own, ctx)
+        }
