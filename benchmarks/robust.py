@@ -143,9 +143,7 @@ def cell(
         nonlocal before
         honest = [u for u in report.updates if u.client not in who]
         weight = sum(u.n_examples for u in honest)
-        mean = {
-            n: sum(u.n_examples * (u.grad or {})[n] for u in honest) / weight for n in before
-        }
+        mean = {n: sum(u.n_examples * (u.grad or {})[n] for u in honest) / weight for n in before}
         moved = trees.subtract(before, state.params)
         length = trees.norm(moved) * trees.norm(mean)
         cosines.append(trees.dot(moved, mean) / length if length else 0.0)
@@ -201,7 +199,9 @@ def tables() -> Iterator[tuple[str, str]]:
                 for rule in RULES:
                     at = 0.0 if attack == "none" else share
                     found = [kept(rule, attack, at, s)[what] for s in range(SEEDS)]
-                    line.append(f"{np.mean(found):.3f}"[1:] if what == "test" else f"{np.mean(found):.2f}")
+                    line.append(
+                        f"{np.mean(found):.3f}"[1:] if what == "test" else f"{np.mean(found):.2f}"
+                    )
                 body.append(line)
             if what == "test":
                 worst: list[object] = ["worst loss"]
