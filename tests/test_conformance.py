@@ -50,8 +50,7 @@ NEEDS: dict[str, list[str]] = {
     ],
     'modifiers=["curvature"]': ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
     'modifiers=["dp_client"]': [
-        'modifiers=[{{kind="dp_client", noise_multiplier=0.5}}]',
-        *("assign=everything", "start=none"),
+        *("strategy=fedavg", 'modifiers=[{{kind="dp_client", noise_multiplier=0.5}}]')
     ],
     "strategy=spry": ["client.optimiser.lr=2e-2"],  # the digests' rate
     "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
@@ -201,6 +200,7 @@ def task_has_details(config: dict[str, Any]) -> bool:
 def check_record(result: Result) -> None:
     """The files of a finished run agree with one another and with what it was asked."""
     folder, config = result.folder, read(result.folder, "config.json")
+    private = any(m["kind"].startswith("dp_") for m in config["modifiers"])
     kept = {p.name for p in folder.iterdir() if not p.name.startswith(".")}
     assert kept - {BEST} == {
         *("config.json", "environment.json", "partition.json", "rounds.jsonl"),
@@ -208,6 +208,7 @@ def check_record(result: Result) -> None:
         *(("details.json",) if task_has_details(config) else ()),
         *(("start.json", "start.safetensors") if config["start"]["kind"] == "closed_form" else ()),
         *(("scalars.log",) if config["codec"]["kind"] in SLOPES else ()),
+        *(("privacy.jsonl",) if private else ()),
     }
     if config["codec"]["kind"] in SLOPES:  # the log alone says what the run ended with
         assert replay_log(folder).digest == read(folder, "summary.json")["digest"]
@@ -222,7 +223,6 @@ def check_record(result: Result) -> None:
     units = environment["model"]["units"]
     assert environment["model"]["trainable"] == sum(size for _, _, size in units) > 0
 
-    private = any(m["kind"].startswith("dp_") for m in config["modifiers"])
     rounds = lines(folder, "rounds.jsonl")
     assert [line["round"] for line in rounds] == [*range(1, config["rounds"] + 1)]
     for line in rounds:

@@ -28,7 +28,7 @@ def _one(run: Run) -> str:
         return f"{start}, and there is no evaluation yet."
     if value is None:
         return f"{start}. The last evaluation is not a number: training diverged."
-    return f"{start}. {_reached(run, final, value)}{_since_best(run, value)}"
+    return f"{start}. {_reached(run, final, value)}{_since_best(run, value)}{_private(run)}"
 
 
 def _state(run: Run) -> str:
@@ -79,6 +79,14 @@ def _reached(run: Run, final: Json, value: float) -> str:
         side = "above" if metric.higher_is_better else "below"
         return f"{text}. That is {words.difference(metric, gap)} {side} {always}."
     return f"{text}. That is no better than {always}."
+
+
+def _private(run: Run) -> str:
+    """What the run let out of its clients' data, where it accounts for that."""
+    last = run.rounds[-1] if run.rounds else {}
+    told = (run.summary or last).get("privacy") or []
+    texts = [str(s.get("text")) for s in told if isinstance(s, dict)]
+    return "".join(f" Let out: {text}." for text in texts)
 
 
 def _half(ends: Ends | None) -> float:

@@ -102,10 +102,14 @@ class Federation:
         return self.trainer.engine.stands_for is not self.trainer.engine
 
     @property
+    def in_rehearsal(self) -> bool:
+        """Do all parties live in this process, so that their secrets follow from the seed?"""
+        return self.config.partition.kind != "sites"
+
+    @property
     def secrecy(self) -> str:
         """Where the secrets of this run come from, as the record says it."""
-        deployed = self.config.partition.kind == "sites"
-        return "system" if deployed else "derived from the seed (rehearsal)"
+        return "derived from the seed (rehearsal)" if self.in_rehearsal else "system"
 
     def majority(self) -> float | None:
         """Quality of always answering what the training rows say most often, or nothing."""

@@ -162,8 +162,20 @@ def _outcome(config: Config, run: Trained, objective: Objective) -> str:
     return f"""{"" if ended == "finished" else warning}Result: {tested}.
 One seed ({config.seed}); {ends}.
 
-Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down in all,
-{totals["forwards"]:,.0f} forward-equivalents (forward passes over one example)."""
+{_privacy(summary)}Cost: {totals["bytes_up"]:,} bytes up and {totals["bytes_down"]:,} bytes down
+in all, {totals["forwards"]:,.0f} forward-equivalents (forward passes over one example)."""
+
+
+def _privacy(summary: Json) -> str:
+    """What was promised of the clients' data; nothing where nothing was."""
+    texts = [str(s["text"]) for s in summary.get("privacy", [])]
+    if not texts:
+        return ""
+    lines = "\n".join(f"- {text}." for text in texts)
+    return (
+        f"Privacy, of the training rows alone (test rows and the clip bound are not covered):\n"
+        f"\n{lines}\n\n"
+    )
 
 
 def against(measures: Measures, baseline: Mapping[str, float | None]) -> str:

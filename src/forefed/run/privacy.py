@@ -57,21 +57,20 @@ def statements(releases: Iterable[Release], delta: float, rehearsal: bool) -> li
         if not some:
             continue
         caps = [r.cap for r in some if r.cap is not None]
-        found.append(
-            {
-                "mechanism": " and ".join(dict.fromkeys(r.mechanism for r in some)),
-                "unit": unit,
-                "epsilon": float(f"{epsilon(capped(some), delta):.4g}"),
-                "delta": delta,
-                "adversary": "; ".join(dict.fromkeys(r.adversary for r in some)),
-                "cap": min(caps) if len(caps) == len(some) else None,
-                "rounds": len({r.round for r in some}),
-                "releases": sum(r.count for r in some),
-                "noise_multiplier": sorted({float(f"{r.sigma:.6g}") for r in some}),
-                "q": sorted({float(f"{r.q:.6g}") for r in some}),
-                "rehearsal": rehearsal,
-            }
-        )
+        statement: Json = {
+            "mechanism": " and ".join(dict.fromkeys(r.mechanism for r in some)),
+            "unit": unit,
+            "epsilon": float(f"{epsilon(capped(some), delta):.4g}"),
+            "delta": delta,
+            "adversary": "; ".join(dict.fromkeys(r.adversary for r in some)),
+            "cap": min(caps) if len(caps) == len(some) else None,
+            "rounds": len({r.round for r in some}),
+            "releases": sum(r.count for r in some),
+            "noise_multiplier": sorted({float(f"{r.sigma:.6g}") for r in some}),
+            "q": sorted({float(f"{r.q:.6g}") for r in some}),
+            "rehearsal": rehearsal,
+        }
+        found.append({**statement, "text": sentence(statement)})
     return found
 
 
@@ -108,7 +107,7 @@ def notes(config: Config, members: int, rehearsal: bool) -> Sequence[str]:
         return ()
     texts = []
     for statement in statements(planned(config, members), delta_of(config), rehearsal):
-        texts.append(f"the whole run will cost {sentence(statement)}")
+        texts.append(f"the whole run will cost {statement['text']}")
     unprotected = [m.kind for m in mine if m.noise_multiplier == 0]
     if unprotected:
         texts.append(f"modifiers: '{unprotected[0]}' without noise bounds and hides nothing")

@@ -158,6 +158,8 @@ class Progress(Callback):
         self.say(against(self.measures, baseline))
         for text in shortfalls(self.measures, final, summary.get("best"), baseline):
             self.say(styled((printable(text), "yellow")))
+        for statement in summary.get("privacy", []):
+            self.say(styled((printable(f"spent: {statement['text']}"), "cyan")))
         if summary["status"] == FINISHED:
             end = f"adapter: {result.folder / 'adapter'}   record: {result.folder}"
         else:

@@ -5,6 +5,7 @@ environment.json   versions, processor, data provenance, model, and what is meas
 partition.json     who holds what
 rounds.jsonl       one line per round
 evaluations.jsonl  one line per evaluation (round 0: the untrained model)
+privacy.jsonl      of a private run every release, entered before it is made; it only grows
 details.json       of the last one on the test set what is no single number (confusion, classes)
 checkpoint.safetensors          where the run goes on
 checkpoint-best.safetensors     the parameters of the best evaluation so far

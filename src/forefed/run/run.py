@@ -21,6 +21,7 @@ from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
+from forefed.privacy import Ledger
 from forefed.run import record
 from forefed.run.adversary import Adversary
 from forefed.run.begin import Begun, begin, load_begun
@@ -43,6 +44,8 @@ from forefed.run.health import Ending, Health, norm_of
 from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, create_log, open_log
 from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
+from forefed.run.privacy import delta_of, statements
+from forefed.run.privacy import notes as privacy_notes
 from forefed.run.rebuild import go_on
 from forefed.run.star import RunState
 from forefed.run.summed import Hidden
@@ -137,7 +140,8 @@ def _run(
     state, log, begun = _begin(federation, folder, told, resume, accept_changes)
     told("built", federation, state.round)
     solved = () if begun is None else begun.notes
-    for text in (*federation.data.notes, *federation.task.notes, *solved):
+    promised = privacy_notes(config, federation.data.population.size, federation.in_rehearsal)
+    for text in (*federation.data.notes, *federation.task.notes, *solved, *promised):
         told("note", text)
     first = _begun_with(federation, begun)
     transport, attack = federation.transport, config.attack
@@ -155,6 +159,7 @@ def _run(
     for line in sorted([*record.read_lines(folder, record.ROUNDS), *tests], key=_in_time):
         health = health.tested(line) if "split" in line else health.after(line)
     best = _best(tests, decides)
+    ledger = Ledger.of(folder)
     checkpoint_s, said = 0.0, set[str]()
     ending = health.diverged() if state.round else None
     rests = resting(record.read_lines(folder, record.ROUNDS))
@@ -167,6 +172,7 @@ def _run(
         started = time.perf_counter()
         before = state
         state, report = federation.star.round(state, partial(told, "outcome"))
+        ledger.enter(report.releases)  # before anybody sees what they let out
         seconds = dict(report.seconds)
         judged: Json = {}
         if guard is not None:
@@ -189,6 +195,8 @@ def _run(
         line["norm"] = norm_of(state.params)
         if isinstance(transport, Adversary):
             line["hostile"] = sorted(transport.who & {*report.cohort})
+        if ledger.made:
+            line["privacy"] = _spent(federation, ledger, state.round)
         if judged:
             line["guard"] = judged
             line["bytes_up"] += judged["bytes_up"]
@@ -226,7 +234,7 @@ def _run(
     if ending is None and (begun is None or state.round):
         moved = trees.digest(state.params) != trees.digest(federation.task.params)
         ending = health.at_the_end(moved)
-    result = _finish(federation, folder, state, ending, begun)
+    result = _finish(federation, folder, state, ending, begun, ledger)
     told("ended", result.summary)
     return result
 
@@ -285,6 +293,12 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     begun = begin(start, federation.task, federation.transport, config.deadline_s, hidden)
     begun.save(folder)
     return begun
+
+
+def _spent(federation: Federation, ledger: Ledger, round: int | None) -> list[Json]:
+    """What the run has let out up to a round, or in all (None), as statements."""
+    made = [r for r in ledger.made if round is None or r.round <= round]
+    return statements(made, delta_of(federation.config), federation.in_rehearsal)
 
 
 def _begun_with(federation: Federation, begun: Begun | None) -> RunState:
@@ -424,6 +438,7 @@ def _finish(
     state: RunState,
     ending: Ending | None,
     begun: Begun | None,
+    ledger: Ledger,
 ) -> Result:
     """Adapter, model card and summary; the summary comes last and marks the run as ended.
 
@@ -456,6 +471,7 @@ def _finish(
             "seconds": sum(r["seconds"]["total"] for r in rounds) + extra["seconds"],
             "forwards": sum(r["forwards"] for r in rounds),
         },
+        **({"privacy": _spent(federation, ledger, None)} if ledger.made else {}),
         **({"changes": changed} if changed else {}),
     }
     if ending is None:
