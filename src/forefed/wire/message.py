@@ -38,8 +38,8 @@ MESSAGES = {
     "round": 7,
     "question": 9,
     "answer": 10,
-    "channel": 11,
-    "masked": 12,
+    "channel": 21,
+    "masked": 22,
 }
 """The kinds that are no codec's, with their numbers on the wire."""
 
