@@ -16,7 +16,7 @@ import torch
 from forefed.core.errors import ProtocolError
 from forefed.core.types import ClientContext, Order, Update
 from forefed.deploy.envelope import Envelope, encode, read
-from forefed.wire import Dense, FeedSign, OneByte, Quantised
+from forefed.wire import Dense, FeedSign, OneByte, Quantised, Sparse
 from forefed.wire.message import pack, unpack
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
 from forefed.wire.records import Entry, RoundRecord, decode_record, encode_record
@@ -28,7 +28,7 @@ GRAD = {name: PARAMS[name] for name in ORDER.assigned}
 METRICS = {"loss": 0.5, "steps": 2.0}
 SLOPES = {"body": torch.ones(2, 4), "head": torch.ones(2, 3)}
 RESTING = {**SLOPES, "body": torch.tensor([[1.0, -1.0], [float("nan"), 0.0]])}
-CODED = ("one_byte", "feedsign")
+CODED = ("one_byte", "feedsign", "sparse")
 """Whose bodies are no tensors."""
 RECORD = RoundRecord(3, (Entry(2, 7, ORDER.assigned, SLOPES),))
 
@@ -53,6 +53,10 @@ MESSAGES: dict[str, tuple[bytes, Decoder]] = {
     "feedsign": (
         FeedSign().encode(Update(2, 7, None, RESTING, METRICS), ClientContext(order=ORDER)),
         lambda data: FeedSign().decode(data, ORDER),
+    ),
+    "sparse": (
+        Sparse(ratio=0.3).encode(Update(2, 7, GRAD, None, METRICS), ClientContext(order=ORDER)),
+        lambda data: Sparse(ratio=0.3).decode(data, ORDER),
     ),
     "state": (encode_broadcast(ORDER), decode_broadcast),
     "order": (encode_order(ORDER), lambda data: decode_order(data, PARAMS, {})),

@@ -16,6 +16,6 @@ def test_every_method_with_every_codec_has_a_recorded_digest() -> None:
     kinds = recorded().values()
     assert any(runs.keys() == methods for runs in kinds)
     for runs in kinds:
-        digests = [run["digest"] for run in runs.values()]
         # fedavg_checkpointed computes what fedavg does; other equal digests would be a broken test
-        assert len(set(digests)) >= len(digests) - 6
+        digests = [x["digest"] for n, x in runs.items() if not n.startswith("fedavg_checkpointed")]
+        assert len(set(digests)) >= len(digests) - 3

@@ -39,6 +39,8 @@ class Aggregator(Choice):
     """Reads single contributions (a sum that hides them is not enough)."""
     replayable: ClassVar[bool] = True
     """A function of what travels: whoever follows by records can do it again."""
+    coordinatewise: ClassVar[bool] = False
+    """Asks element by element what most say: of elements that most leave out, nothing is left."""
     remembers: ClassVar[bool] = False
     """Reads ``ctx.previous``, which is kept for it."""
 

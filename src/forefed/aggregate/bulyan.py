@@ -25,6 +25,7 @@ class Bulyan(Tolerant):
     """Krum's choice again and again, then the values around the median: n must be 4 f + 3."""
 
     kind: Literal["bulyan"] = "bulyan"
+    coordinatewise: ClassVar[bool] = True
     source: ClassVar[str] = "El Mhamdi et al., arXiv 1802.07927"
     per_hostile: ClassVar[int] = 4
     beside: ClassVar[int] = 3

@@ -21,6 +21,7 @@ class Median(PerUnit):
     """Coordinate-wise median: fewer than half of the clients cannot move it far."""
 
     kind: Literal["median"] = "median"
+    coordinatewise: ClassVar[bool] = True
     source: ClassVar[str] = "Yin et al., arXiv 1803.01498"
 
     def combine(

@@ -21,6 +21,7 @@ class TrimmedMean(Tolerant):
     """Coordinate-wise mean without the f largest and the f smallest values."""
 
     kind: Literal["trimmed_mean"] = "trimmed_mean"
+    coordinatewise: ClassVar[bool] = True
     source: ClassVar[str] = "Yin et al., arXiv 1803.01498"
 
     def tolerate(

@@ -149,6 +149,10 @@ class Order:
         return {n: told[f"{kind}/{n}"] for n in names if f"{kind}/{n}" in told}
 
 
+def _whole(change: Params) -> Params:
+    return change
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClientContext:
     """What an algorithm at a client may read of its round, beside the data.
@@ -160,6 +164,9 @@ class ClientContext:
     order: Order
     own: Secret | None = None
     head: frozenset[str] = frozenset()
+    arriving: Callable[[Params], Params] = _whole
+    """What the server will hold of a change that is sent: less than all of it, where the codec
+    rounds or leaves out (``Codec.lossy``)."""
 
     @property
     def round(self) -> int:

@@ -180,8 +180,9 @@ class Trainer:
         else:
             delta = trees.subtract(trees.pick(start, shared), params)
             update = Update(order.client, n_examples, delta, None, metrics)
+        sending = replace(ctx, arriving=lambda change: self.codec.lossy(change, ctx))
         for modifier in self.modifiers:
-            update, own = modifier.on_send(update, states.get(modifier.owner, {}), ctx)
+            update, own = modifier.on_send(update, states.get(modifier.owner, {}), sending)
             states = keep(states, modifier.owner, own)
         if private:
             states = keep(states, PRIVATE, trees.pick(params, private))

@@ -3,7 +3,9 @@
 from forefed.core.settings import Registry
 from forefed.modifiers.clip import ClipNorm
 from forefed.modifiers.curvature import Curvature
+from forefed.modifiers.dgc import Dgc
 from forefed.modifiers.dp_client import DpClient
+from forefed.modifiers.error_feedback import ErrorFeedback
 from forefed.modifiers.last_update import LastUpdate
 from forefed.modifiers.modifier import Modifier
 from forefed.modifiers.momentum import Momentum
@@ -11,13 +13,15 @@ from forefed.modifiers.private import Private
 from forefed.modifiers.proximal import Proximal
 
 MODIFIERS: Registry[Modifier] = Registry(
-    "modifiers", [ClipNorm, Proximal, Momentum, LastUpdate, Curvature, DpClient]
+    "modifiers", [ClipNorm, Proximal, Momentum, LastUpdate, Curvature, DpClient, ErrorFeedback, Dgc]
 )
 __all__ = [
     "MODIFIERS",
     "ClipNorm",
     "Curvature",
+    "Dgc",
     "DpClient",
+    "ErrorFeedback",
     "LastUpdate",
     "Modifier",
     "Momentum",

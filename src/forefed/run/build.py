@@ -403,7 +403,8 @@ def receive(trainer: Trainer, reply: Reply, order: Order, server: Server) -> Upd
         ProtocolError: damaged, or unfitting.
     """
     update = trainer.codec.decode(reply.payload, order)
-    counted = trainer.codec.counts(update)
+    silent = any(m.private for m in trainer.modifiers)  # only what is accounted for is told
+    counted = {} if silent else trainer.codec.counts(update)
     update = replace(update, metrics={**update.metrics, **counted}) if counted else update
     if not server.averages_slopes:
         return server.rebuild(order, update)

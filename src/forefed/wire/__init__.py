@@ -8,8 +8,9 @@ from forefed.wire.one_byte import OneByte
 from forefed.wire.projections import Projections
 from forefed.wire.quantised import Quantised
 from forefed.wire.scalars import Scalars
+from forefed.wire.sparse import Sparse
 
-CODECS = Codecs("codec", [Dense, Quantised, Scalars, OneByte, FeedSign])
+CODECS = Codecs("codec", [Dense, Quantised, Scalars, OneByte, FeedSign, Sparse])
 __all__ = [
     "CODECS",
     "DOWNLOADS",
@@ -22,4 +23,5 @@ __all__ = [
     "Projections",
     "Quantised",
     "Scalars",
+    "Sparse",
 ]
