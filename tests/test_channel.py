@@ -14,18 +14,24 @@ import torch
 pytest.importorskip("cryptography")
 
 import forefed
+from deployment import NAMES, FakePost, deployed, make_sites, rehearsal
 from federation import World, lines
 from forefed.channel import SecureSum
 from forefed.channel.messages import Message
 from forefed.channel.words import Words
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Params, Reply, Update
+from forefed.deploy.connect import connect_by
+from forefed.deploy.envelope import Envelope
+from forefed.deploy.remote import Failure
+from forefed.deploy.settings import for_sites
 from forefed.local.summed import ABOUT, of_words, to_words
-from forefed.run import configure
+from forefed.run import configure, run
 from forefed.run.compat import conflicts
 from forefed.run.simulate import Simulation, star_over
 from forefed.run.star import RunState
 from forefed.wire.message import kind_of
+from forefed.wire.questions import encode_question
 
 WIDTH = 6
 
@@ -189,8 +195,6 @@ def play_alone(config: Any, first: Params, shares: Any) -> list[Any]:
 
 
 def test_a_client_answers_no_question_in_plain_sight() -> None:
-    from forefed.wire.questions import encode_question
-
     config = configure(base={"strategy": "fedavg", "cohort": 7, "channel": "secure_sum"})
     star = star_over(config, loss, FIRST, clients())
     (lost,) = star.transport.tell({3: encode_question("loss", "it", {})}, 1, None)
@@ -287,3 +291,55 @@ def test_rounding_inward_makes_no_vector_longer() -> None:
     inward = point.decode(point.encode(x, 1, inward=True)[0])
     assert inward.tolist() == [15 / 16, -15 / 16, 0, 0]
     assert point.decode(point.encode(x, 1)[0]).tolist() == [1.0, -1.0, 0, 0]
+
+
+SUMS = ["strategy=fedavg", "channel={kind='secure_sum', min_group=3}"]
+POLICY = {"channels": ["secure_sum"], "min_group": 3}
+
+
+def test_sites_end_with_the_bits_of_the_rehearsal(world: World, tmp_path: Path) -> None:
+    more = [*SUMS, "rounds=2", "start=closed_form", "start.then=trained", "guard=none"]
+    alone = run(rehearsal(world, tmp_path / "a", *more))
+    post = FakePost(make_sites(world, tmp_path / "b", policy=POLICY))
+    together = run(deployed(world, tmp_path / "b", *more), connect=connect_by(post))
+    assert together.summary["digest"] == alone.summary["digest"]
+    ours, theirs = (lines(r.folder, "rounds.jsonl") for r in (together, alone))
+    assert [(r["loss"], r["replies"]) for r in ours] == [(r["loss"], r["replies"]) for r in theirs]
+    sent = [e.blobs.get("order", e.blobs.get("question")) for _, e in post.asked if e.blobs]
+    assert {kind_of(x) for x in sent if x} == {"order", "channel", "question"}
+
+
+def test_a_site_that_is_lost_in_a_sum_of_the_minimum_abandons_the_round(
+    world: World, tmp_path: Path
+) -> None:
+    post = FakePost(make_sites(world, tmp_path, policy=POLICY))
+    post.tamper = {NAMES[0]: lambda a: [Failure("crash", "") if a.round == 1 else a]}
+    more = [*SUMS, "start=none", "guard=none", "rounds=2"]
+    result = run(deployed(world, tmp_path, *more), connect=connect_by(post))
+    first, second = lines(result.folder, "rounds.jsonl")
+    assert (first["replies"], first["abandoned"], first["lost"]) == (0, 2, {"crash": 1})
+    assert (second["replies"], second["abandoned"]) == (3, 0)
+
+
+def test_a_site_takes_part_in_what_its_policy_allows(world: World, tmp_path: Path) -> None:
+    def joins(*more: str, **policy: object) -> str:
+        site = make_sites(world, tmp_path, policy=policy)[NAMES[0]]
+        told = for_sites(deployed(world, tmp_path, *more))
+        return site(Envelope("join", "1", text=told)).text
+
+    said = joins("strategy=fedavg", channels=["secure_sum"])
+    assert said == "channel 'plain' is not allowed here (policy.channels)"
+    assert joins(*SUMS) == "channel.min_group = 3, at least 5 here"
+    site = make_sites(world, tmp_path, policy=POLICY)[NAMES[0]]
+    told = for_sites(deployed(world, tmp_path, *SUMS))
+    keys = Message("keys", b"12345678").encode()
+    asked = Envelope("ask", "1", 1, 0, told, {"question": keys})
+    first, second = site(asked), site(asked)
+    assert first.kind == second.kind == "answered"
+    assert first.blobs != second.blobs  # every attempt has new keys, so no mask is used twice
+    few = {c: bytes(64) for c in (1,)}
+    shares = Message.of("shares", b"12345678", 2, few).encode()
+    refused = site(replace(asked, blobs={"question": shares}))
+    assert (refused.kind, refused.text) == ("refused", "a sum of 2 clients, at least 3 here")
+    plain = encode_question("sums", "it", {})
+    assert site(replace(asked, blobs={"question": plain})).kind == "failed"

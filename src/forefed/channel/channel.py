@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from forefed.core.errors import ProtocolError
 from forefed.core.settings import Choice
+
+
+class TooFew(ProtocolError):
+    """A client takes no part in so small a sum; made of numbers of clients only."""
 
 
 class Channel(Choice):

@@ -21,6 +21,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
+from forefed.channel.channel import TooFew
 from forefed.channel.graph import threshold_of
 from forefed.channel.masks import PUBLIC_BYTES, KeyPair, add_mask, derive, seal, unseal
 from forefed.channel.shamir import PRIME, SHARE_BYTES, split
@@ -62,11 +63,11 @@ class Member:
             group: clients in the whole sum.
 
         Raises:
-            ProtocolError: a group below the minimum, a neighbour named twice or unknown, keys
-                after others were answered.
+            TooFew: a group below the minimum.
+            ProtocolError: a neighbour named twice or unknown, other keys than before.
         """
         if min(group, len(keys) + 1) < self.min_group:
-            raise ProtocolError(
+            raise TooFew(
                 f"a sum of {min(group, len(keys) + 1)} clients, at least {self.min_group} here"
             )
         if self.keys and dict(self.keys) != dict(keys):
@@ -92,7 +93,8 @@ class Member:
             group: clients in the whole sum.
 
         Raises:
-            ProtocolError: too few, shares that were changed, or other words than before.
+            TooFew: too few are left.
+            ProtocolError: shares that were changed, or other words than before.
         """
         self._enough(group, len(shares) + 1)
         if not shares.keys() <= self.keys.keys():
@@ -126,8 +128,9 @@ class Member:
             group: clients whose words the server has.
 
         Raises:
-            ProtocolError: too few, strangers, or another set than before: both shares of a client
-                would tell its words.
+            TooFew: too few are left.
+            ProtocolError: strangers, or another set than before: both shares of a client would
+                tell its words.
         """
         alive = tuple(sorted(survivors))
         if not self.sent:
@@ -148,7 +151,7 @@ class Member:
     def _enough(self, group: int, there: int) -> None:
         least = max(self.min_group, threshold_of(len(self.keys) + 1))
         if there < least or group < there:
-            raise ProtocolError(f"{there} clients are left of a sum that needs {least}")
+            raise TooFew(f"{there} clients are left of a sum that needs {least}")
 
     def _numbers(self) -> tuple[int, int]:
         """The seeds of its own mask and of its mask key."""

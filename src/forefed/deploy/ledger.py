@@ -24,6 +24,7 @@ from forefed.run.state import RunState
 
 RUNS = 4  # whose files are kept
 FOLLOWED = "followed.safetensors"
+SUM = "sum.json"
 _ANSWER, _STATE = "answer", "state/"
 
 
@@ -81,6 +82,15 @@ class Ledger:
         tensors = {n: x.detach().cpu().contiguous().clone() for n, x in state.flat().items()}
         tensors["round"] = torch.tensor(state.round)
         write_atomic(self.folder / run / FOLLOWED, save(tensors), mode=0o600)
+
+    def sum(self, run: str) -> bytes | None:
+        """What this site keeps of the secure sum that it takes part in; None: of none."""
+        path = self.folder / run / SUM
+        return path.read_bytes() if path.exists() else None
+
+    def keep_sum(self, run: str, kept: bytes) -> None:
+        """Before the answer leaves: what was told once must not be told otherwise."""
+        write_atomic(self.folder / run / SUM, kept, mode=0o600)
 
     def rounds(self, run: str) -> list[int]:
         """Rounds of this run that were done, in ascending order."""

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
+from forefed.channel import SecureSum
 from forefed.core.errors import UserError
 from forefed.core.settings import Settings, Slot, parse, travelling
 from forefed.core.types import Json
@@ -47,6 +48,10 @@ class Policy(Settings):
     """What is answered beside training: "sums" of features by class, from which the server solves
     the head (a class with one row here sends that row's features: see start.min_count); losses of
     held-out rows under several "heads", or under several parameters ("loss")."""
+    channels: tuple[Literal["plain", "secure_sum"], ...] = ("plain", "secure_sum")
+    """What the server may see of this site: its own contribution ("plain"), or sums of a group."""
+    min_group: Annotated[int, Field(ge=3)] = 5
+    """Sites that a secure sum has at least."""
     metrics: tuple[str, ...] = METRICS
     """Numbers that an update may carry besides the count of examples; others are left out."""
 
@@ -55,6 +60,12 @@ class Policy(Settings):
         name, client = config.strategy.name, config.client
         if self.strategies and name not in self.strategies:
             raise Refusal(f"strategy '{name}' is not allowed here")
+        channel = config.channel
+        if channel.kind not in self.channels:
+            raise Refusal(f"channel '{channel.kind}' is not allowed here (policy.channels)")
+        if isinstance(channel, SecureSum) and channel.min_group < self.min_group:
+            least = self.min_group
+            raise Refusal(f"channel.min_group = {channel.min_group}, at least {least} here")
         if self.max_epochs is not None and client.epochs > self.max_epochs:
             raise Refusal(f"client.epochs = {client.epochs}, at most {self.max_epochs} here")
         if self.max_steps is not None and (client.max_steps or 2**62) > self.max_steps:

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from forefed.channel import SecureSum
+from forefed.channel.channel import TooFew
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import kept_secret
-from forefed.core.keys import Key
+from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params
 from forefed.data.examples import ClientData
 from forefed.data.population import Population
@@ -32,6 +34,7 @@ from forefed.deploy.ledger import Ledger, task_digest
 from forefed.deploy.settings import Refusal, SiteSettings, at_site
 from forefed.deploy.weights import model_of
 from forefed.local import Trainer
+from forefed.local.summed import Summing
 from forefed.models.load import check_files
 from forefed.models.shell import check_length
 from forefed.models.task import Task
@@ -42,7 +45,7 @@ from forefed.run.replica import Replica
 from forefed.run.server import Server
 from forefed.run.state import RunState
 from forefed.start.answer import Answers
-from forefed.wire.message import check_shapes
+from forefed.wire.message import check_shapes, frames, kind_of
 from forefed.wire.orders import decode_broadcast, decode_order
 from forefed.wire.questions import decode_question
 
@@ -63,6 +66,8 @@ class Prepared:
     """The server's half, which a site that follows by records does again."""
     answers: Answers
     """What it says of its rows beside training."""
+    summing: Summing | None = None
+    """Its half of a channel that hides what it contributes."""
 
     def sent(self, round: int) -> Params:
         """The parameters that come with an order: all but those that clients keep to themselves."""
@@ -103,7 +108,11 @@ def prepare(config: Config) -> Prepared:
     trainer = make_trainer(config, task_view(config, task, None), config.engine)
     server = make_server(config, task, lambda _: trainer)
     answering = answers(config, task, trainer.task.prefix)
-    return Prepared(config, task, trainer, rows, measured(lambda _: trainer), server, answering)
+    summing = None
+    if isinstance(config.channel, SecureSum):
+        summing = Summing(config.channel, lambda _: trainer, answering.whole)
+    work = measured(lambda _: trainer)
+    return Prepared(config, task, trainer, rows, work, server, answering, summing)
 
 
 def read_rows(config: Config, tokenizer: object) -> Encoded:
@@ -142,7 +151,7 @@ class Site:
                 answer = self.answer(prepared, asked)
                 return replace(answered, kind="answered", blobs={"answer": answer})
             raise ProtocolError(f"a site is not asked '{asked.kind}'")
-        except Refusal as refusal:
+        except (Refusal, TooFew) as refusal:
             log.warning("refused: %s", refusal)
             return replace(answered, kind="refused", text=str(refusal))
         except UserError as error:  # of this site's own: its settings, its rows, its model
@@ -174,13 +183,22 @@ class Site:
         if asked.blobs.keys() != {"question"} or asked.client < 0:
             raise ProtocolError(f"a question is one blob, not {sorted(asked.blobs)}")
         question = asked.blobs["question"]
-        kind, _, _ = decode_question(question)
-        if kind not in self.settings.policy.questions:
+        kind = "a sum's phase" if kind_of(question) == "channel" else first_question(question)
+        if kind_of(question) != "channel" and kind not in self.settings.policy.questions:
             raise Refusal(f"'{kind}' is not answered here (policy.questions)")
         data = prepared.data(asked.client)
         if len(data.train) < self.settings.policy.min_examples:
             raise Refusal(f"fewer than {self.settings.policy.min_examples} training examples")
-        payload = prepared.answers(question, data)
+        if prepared.summing is None:
+            payload = prepared.answers(question, data)
+        else:
+            ledger = Ledger(self.folder / "done")
+            check_word(asked.run)
+            # a new sum has new keys, whatever the server says: nothing of a former one helps
+            payload, kept = prepared.summing.tell(
+                question, asked.client, data, ledger.sum(asked.run), Secret.new()
+            )
+            ledger.keep_sum(asked.run, kept)
         log.info("answered '%s' of round %d: %d bytes", kind, asked.round, len(payload))
         return payload
 
@@ -204,8 +222,12 @@ class Site:
         update, state = prepared.work(order, data, ledger.state(asked.run, asked.round), secret)
         update = replace(update, metrics=self.settings.policy.allowed(update.metrics))
         context = ClientContext(order=order, own=secret)
-        payload = prepared.config.codec.encode(update, context)
-        check_leaving(prepared, order, payload, self.settings)
+        if prepared.summing is None:
+            payload = prepared.config.codec.encode(update, context)
+            check_leaving(prepared, order, payload, self.settings)
+        else:
+            payload, kept = prepared.summing.update(update, order, ledger.sum(asked.run))
+            ledger.keep_sum(asked.run, kept)
         back = prepared.config.checkpoint_every
         ledger.keep(asked.run, asked.round, digest, payload, state, back)
         did = (order.round, update.n_examples, len(payload), time.monotonic() - started)
@@ -225,8 +247,7 @@ def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
         raise ProtocolError(f"an order has a state and a header, not {sorted(asked.blobs)}")
     if held == {"missed"} and not by_records:
         raise ProtocolError("records came, and nobody follows by records in this run")
-    if not asked.run or not asked.run.isalnum():
-        raise ProtocolError("the run's id is no word")  # it names a folder here
+    check_word(asked.run)
     state, told = receive(prepared, asked, ledger)
     order = decode_order(asked.blobs["order"], state.params, told)
     if (order.round, order.client) != (asked.round, asked.client) or order.client < 0:
@@ -237,6 +258,17 @@ def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
     if by_records:
         ledger.keep_followed(asked.run, state)
     return order
+
+
+def check_word(run: str) -> None:
+    """Raises ProtocolError: a run's id that is no word; it names a folder here."""
+    if not run or not run.isalnum():
+        raise ProtocolError("the run's id is no word")
+
+
+def first_question(message: bytes) -> str:
+    """What is asked, where a channel's message may stand beside it."""
+    return decode_question(next(frames(message)))[0]
 
 
 def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> tuple[RunState, Params]:

@@ -47,6 +47,8 @@ minilm = "minilm"
 # max_rounds = 100
 # min_examples = 20
 # metrics = ["loss", "steps"]
+# channels = ["secure_sum"]   # the server sees sums over sites, never this site's own update
+# min_group = 5               # of sites in such a sum, at least
 """
 
 

@@ -145,6 +145,8 @@ class Summing:
         Raises:
             ProtocolError: a sum that this client will not or cannot take part in.
         """
+        if not order.channel:
+            raise ProtocolError("an order without its sum, where contributions are hidden")
         asked = Message.decode(order.channel)
         shapes = shapes_of(self.trainer_of(order.client), order)
         words = to_words(update, shapes, self.channel, asked.group)
