@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
@@ -43,6 +42,7 @@ from forefed.gradients import GradientEngine
 from forefed.gradients.engine import SlopeEngine
 from forefed.gradients.memory import measure_peak
 from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
+from forefed.local.samplers import SAMPLERS, Sampler, Shuffled
 from forefed.models.prefix import FrozenPrefix
 from forefed.modifiers import Modifier
 from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
@@ -64,6 +64,9 @@ class LocalTraining(Choice):
     """Examples per step; "all": one batch of everything the client has."""
     group_by_length: bool = True
     """Batches of texts of similar length, in random order: less padding to compute."""
+    sampler: Annotated[
+        SerializeAsAny[Sampler], Slot(SAMPLERS, "which examples make its batches?")
+    ] = Shuffled()
     optimiser: Annotated[SerializeAsAny[Optimiser], Slot(OPTIMISERS, "how does a client step?")] = (
         AdamW()
     )
@@ -166,14 +169,21 @@ class Trainer:
         loss = AssignedLoss(base, order.params)
         groups = groups_of(self.engine, self.codec, order, self.task.head)
         log, clamp = StepLog(), RunningClamp(self.engine)
-        for step, indices in enumerate(self.batches(order, data)):
-            batch = data.examples.batch(indices, dropout=order.key.fold("dropout", step))
-            estimate = clamp(self.estimate(loss, params, batch, groups, step, log))
-            slopes, exact = self.split(estimate, groups, params, step, ctx)
+        each = next((m for m in self.modifiers if m.per_example), None)
+        plan = self.batches(order, data, ctx)
+        for step, indices in enumerate(plan if each else [b for b in plan if len(b)]):
+            if each:
+                found = self.summed(each, loss, params, indices, data, groups, step, log, ctx)
+                estimate, slopes, exact = found
+            else:
+                batch = data.examples.batch(indices, dropout=order.key.fold("dropout", step))
+                estimate = clamp(self.estimate(loss, params, batch, groups, step, log))
+                slopes, exact = self.split(estimate, groups, params, step, ctx)
             grad = {**exact, **rebuild(slopes, groups, params, step)}
-            log.add(estimate, slopes, batch.size, len(grad) == len(params), grad)
+            log.add(estimate, slopes, len(indices), len(grad) == len(params), grad)
             params, states = advance(self, ctx, params, states, grad, step)
-        n_examples = min(len(data.train), log.seen)
+        # of examples drawn in secret not even their number is told
+        n_examples = len(data.train) if each else min(len(data.train), log.seen)
         metrics = {**log.metrics(), "clamped": float(clamp.count)}
         if self.codec.sends_slopes:
             update = Update(order.client, n_examples, None, log.stacked(list(groups)), metrics)
@@ -208,7 +218,7 @@ class Trainer:
         body = groups.get("body") if self.engine.estimates else None
         directions = body.directions.at(step) if body else None
         work = partial(self.engine, loss, params, batch, directions, self.task.head)
-        if not (self.measure and step == 0):
+        if not (self.measure and step == 0 and log.peak_bytes is None):
             return work()
         body_params = trees.pick(params, body.names) if body else {}
         real = self.engine.stands_for
@@ -220,22 +230,52 @@ class Trainer:
         _, log.peak_bytes = measure_peak(part, batch.labels.device)
         return work()
 
-    def batches(self, order: Order, data: ClientData) -> list[Indices]:
-        """The positions of every local step's examples: fresh batches in every epoch."""
-        rows = data.train
-        size = len(rows) if self.settings.batch_size == "all" else self.settings.batch_size
-        plan: list[Indices] = []
-        for epoch in range(self.settings.epochs if len(rows) else 0):
-            if self.settings.max_steps is not None and len(plan) >= self.settings.max_steps:
-                break  # the epochs may be any number
-            shuffled = rows[order.key.fold("data", epoch).permutation(len(rows))]
-            if self.settings.group_by_length:
-                lengths = data.examples.lengths()[shuffled]
-                shuffled = shuffled[np.argsort(lengths, kind="stable")]
-            batches = [shuffled[i : i + size] for i in range(0, len(rows), size)]
-            order_of_batches = order.key.fold("batches", epoch).permutation(len(batches))
-            plan += [batches[i] for i in order_of_batches]
-        return plan[: self.settings.max_steps]
+    def batches(
+        self, order: Order, data: ClientData, ctx: ClientContext | None = None
+    ) -> list[Indices]:
+        """The positions of every local step's examples."""
+        ctx = ctx or ClientContext(order=order, head=self.task.head)
+        return self.settings.sampler.batches(self.settings, data, ctx)
+
+    def summed(
+        self,
+        each: Modifier,
+        loss: LossFn,
+        params: Params,
+        rows: Indices,
+        data: ClientData,
+        groups: dict[str, Group],
+        step: int,
+        log: StepLog,
+        ctx: ClientContext,
+    ) -> tuple[Estimate, Slopes, Params]:
+        """What decides a step, from examples that were computed one by one: an estimate without a
+        loss, slopes by group, and exact gradients."""
+        named = {n for group in groups.values() for n in group.names}
+        like = {
+            f"slopes/{g}": torch.zeros(group.directions.count(trees.pick(params, group.names)))
+            for g, group in groups.items()
+        }
+        like |= {f"exact/{n}": torch.zeros_like(x) for n, x in params.items() if n not in named}
+        total = {n: x.double() for n, x in like.items()}
+        forwards, dropout = 0.0, ctx.key.fold("dropout", step)
+        for place, row in enumerate(rows):
+            one = replace(data.examples.batch([row], dropout=dropout), first_row=place)
+            found = self.estimate(loss, params, one, groups, step, log)
+            forwards += found.forwards
+            log.fallbacks.update(found.fallbacks)
+            slopes, exact = self.decisive(found, groups, params, step)
+            message = {f"slopes/{g}": x for g, x in slopes.items()}
+            message |= {f"exact/{n}": x for n, x in exact.items()}
+            total = {n: total[n] + x for n, x in each.on_example(message, ctx).items()}
+        expected = getattr(self.settings.sampler, "rate", 1.0) * len(data.train)
+        done = each.on_sum(total, expected, ctx, step)
+        slopes = {g: done[f"slopes/{g}"] for g in groups}
+        if self.codec.sends_slopes:
+            slopes = {g: x.to(torch.float32) for g, x in slopes.items()}
+            slopes = self.codec.lossy(slopes, ctx, step)
+        exact = {n: done[f"exact/{n}"].to(x) for n, x in params.items() if n not in named}
+        return Estimate(math.nan, exact, None, forwards), slopes, exact
 
     def split(
         self,
@@ -246,9 +286,15 @@ class Trainer:
         ctx: ClientContext,
     ) -> tuple[Slopes, Params]:
         """What decides the step: slopes by group, and exact gradients of the other parameters."""
+        slopes, exact = self.decisive(estimate, groups, params, step)
+        return (self.codec.lossy(slopes, ctx, step) if self.codec.sends_slopes else slopes), exact
+
+    def decisive(
+        self, estimate: Estimate, groups: dict[str, Group], params: Params, step: int
+    ) -> tuple[Slopes, Params]:
+        """``split``, before a codec rounds."""
         if self.codec.sends_slopes:
-            found = project(estimate, groups, params, step)
-            return self.codec.lossy(found, ctx, step), {}
+            return project(estimate, groups, params, step), {}
         slopes = {} if estimate.slopes_K is None else {"body": estimate.slopes_K}
         return slopes, estimate.grad
 

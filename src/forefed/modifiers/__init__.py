@@ -5,6 +5,7 @@ from forefed.modifiers.clip import ClipNorm
 from forefed.modifiers.curvature import Curvature
 from forefed.modifiers.dgc import Dgc
 from forefed.modifiers.dp_client import DpClient
+from forefed.modifiers.dp_example import DpExample
 from forefed.modifiers.error_feedback import ErrorFeedback
 from forefed.modifiers.last_update import LastUpdate
 from forefed.modifiers.modifier import Modifier
@@ -13,7 +14,8 @@ from forefed.modifiers.private import Private
 from forefed.modifiers.proximal import Proximal
 
 MODIFIERS: Registry[Modifier] = Registry(
-    "modifiers", [ClipNorm, Proximal, Momentum, LastUpdate, Curvature, DpClient, ErrorFeedback, Dgc]
+    "modifiers",
+    [ClipNorm, Proximal, Momentum, LastUpdate, Curvature, DpClient, DpExample, ErrorFeedback, Dgc],
 )
 __all__ = [
     "MODIFIERS",
@@ -21,6 +23,7 @@ __all__ = [
     "Curvature",
     "Dgc",
     "DpClient",
+    "DpExample",
     "ErrorFeedback",
     "LastUpdate",
     "Modifier",

@@ -62,7 +62,9 @@ class DpClient(Private):
     ) -> tuple[Contribution, State]:
         if c.clients > 1:  # a sum that hides them: its members have bounded themselves
             return replace(c, noise={}), state
-        return replace(c, weight=1.0, delta=bounded(c.delta, self.bound), noise={}), state
+        # a mean of several that were clipped at the clients is no longer than one of them
+        delta = bounded(c.delta, self.bound)
+        return replace(c, weight=float(c.clients), delta=delta, noise={}), state
 
     def on_aggregate(self, total: Params, state: State, ctx: ServerContext) -> tuple[Params, State]:
         if not self.noise_multiplier:
@@ -111,6 +113,16 @@ class DpClient(Private):
         yield from super().troubles(config)
         if self.clip == "none" and (self.target_epsilon is not None or self.noise_multiplier):
             yield "without a clip no noise is enough; set clip, for example 1.0"
+        if config.modifiers[-1].kind != self.kind:
+            yield "bounds what travels, so nothing may change it afterwards; put it last"
+        reading = [m.kind for m in config.modifiers if m.individual and m.kind != self.kind]
+        if reading:
+            yield f"bounds single contributions, and '{reading[0]}' changes them; drop one"
+        if config.channel.sums and config.select.kind == "poisson":
+            yield (
+                "channel.kind = 'secure_sum' gives up groups that are too small, which tells how "
+                "many were drawn; set select.kind = 'uniform'"
+            )
         if config.aggregator.individual:
             yield (
                 f"needs a sum with a constant divisor, and aggregator.kind = "

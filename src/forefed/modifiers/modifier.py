@@ -36,6 +36,9 @@ class Modifier(Choice):
     so that the server can do a client's steps again, and a client the server's."""
     reads_last: ClassVar[bool] = False
     """Reads ``ctx.last_gradient``, which is made for it."""
+    per_example: ClassVar[bool] = False
+    """Examples are computed one by one, each through ``on_example``, their sum through
+    ``on_sum``."""
     private: ClassVar[bool] = False
     """Single contributions, and what clients say of themselves, are nobody's to see: they stand in
     no record, sums have a constant divisor (``ctx.divisor``), and it says what it ``releases``."""
@@ -73,6 +76,18 @@ class Modifier(Choice):
     def broadcast(self, state: State) -> State:
         """What of the server's state clients are told, by parameter (``Order.remembered``)."""
         return {}
+
+    def on_example(self, message: Params, ctx: ClientContext) -> Params:
+        """What one example may add to a step (``per_example``).
+
+        Args:
+            message: what decides the step: "slopes/<group>" [K] and "exact/<parameter>".
+        """
+        return message
+
+    def on_sum(self, total: Params, expected: float, ctx: ClientContext, step: int) -> Params:
+        """What decides the step, from the sum over its examples, of which so many are expected."""
+        return {n: x / expected for n, x in total.items()}
 
     def releases(self, ctx: ServerContext) -> Sequence[Release]:
         """What this round lets out of private data, for the accountant."""

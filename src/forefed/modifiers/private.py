@@ -37,11 +37,6 @@ class Private(Modifier):
             yield "needs either noise_multiplier (for example 1.0) or target_epsilon"
         if config.codec.payload not in self.accepts:
             yield f"does not know what codec.kind = '{config.codec.kind}' sends; use 'dense'"
-        if config.modifiers and config.modifiers[-1].kind != self.kind:
-            yield "bounds what travels, so nothing may change it afterwards; put it last"
-        reading = [m.kind for m in config.modifiers if m.individual and m.kind != self.kind]
-        if reading:
-            yield f"bounds single contributions, and '{reading[0]}' changes them; drop one"
         if config.topology.kind != "star":
             yield "has a server that adds up; set topology.kind = 'star'"
         if config.sharing.personal:

@@ -335,7 +335,12 @@ def task_view(config: Config, task: Task, spare: int | None) -> TaskView:
 def make_trainer(config: Config, view: TaskView, engine: GradientEngine) -> Trainer:
     """A client's half of the run."""
     return Trainer(
-        config.client, engine, config.codec, view, tuple(config.modifiers), config.sharing
+        config.client,
+        engine,
+        config.codec,
+        view,
+        tuple(m.solved(config, None) for m in config.modifiers),
+        config.sharing,
     )
 
 

@@ -132,7 +132,10 @@ class Server:
         )
         record = RoundRecord(state.round + 1, tuple(averaged))
         with_rule = replace(state, states=keep(state.states, "aggregator", kept))
-        return Finished(self.replay(with_rule, record), record, told, metrics)
+        sums = {f"{i}/{g}": x for i, e in enumerate(averaged) for g, x in e.slopes.items()}
+        releases = tuple(r for m in self.private for r in tagged(m, sums, ctx))
+        told = () if self.private else told
+        return Finished(self.replay(with_rule, record), record, told, metrics, releases)
 
     def bounded(self, state: RunState, entries: Sequence[Entry], ctx: ServerContext) -> Finished:
         """``finish``, where modifiers work on slopes as they travel: everybody's have one form, and
@@ -166,11 +169,7 @@ class Server:
         releases: list[Release] = []
         new = dict(states)
         for modifier in modifiers:
-            made = modifier.releases(ctx)
-            if made:
-                about = ctx.secret.fold("release", modifier.kind, trees.digest(total))
-                tag = about.bytes[:8].hex()
-                releases += [replace(r, tag=tag) for r in made]
+            releases += tagged(modifier, total, ctx)
             total, own = modifier.on_aggregate(total, new.get(modifier.owner, {}), ctx)
             new = keep(new, modifier.owner, own)
         return total, new, tuple(releases)
@@ -210,7 +209,7 @@ class Server:
     ) -> ServerContext:
         """What the parts of the server may read of the round after ``state``."""
         number = state.round + 1
-        private = bool(self.private) and cohort is not None
+        private = cohort is not None and any(m.on_wire for m in self.private)
         return ServerContext(
             round=number,
             key=self.key.fold("server", number),
@@ -268,6 +267,16 @@ class Server:
         """The optimiser's state and the parameters after a step along the aggregate."""
         optimiser = self.optimiser.scaled(self.rate(state.round + 1))
         return optimiser.step(state.of("optimizer"), state.params, total, self.head)
+
+
+def tagged(modifier: Modifier, total: Params, ctx: ServerContext) -> list[Release]:
+    """What a modifier lets out by this sum. (Whoever repeats a round has no secret, and lets out
+    nothing.)"""
+    if ctx.own is None:
+        return []
+    made = modifier.releases(ctx)
+    tag = ctx.own.fold("release", modifier.kind, trees.digest(total)).bytes[:8].hex()
+    return [replace(r, tag=tag) for r in made]
 
 
 def contribution(update: Update) -> Contribution:
