@@ -123,6 +123,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "client.keep_optimiser": ["codec=scalars", "client.keep_optimiser=true"],
     "modifiers: 'clip' works on delta": ["codec=scalars", 'transforms=["clip"]'],
     "modifiers: the same one twice": ['modifiers=["clip", "clip"]'],
+    "client.sampler.kind = 'poisson'": ["client.sampler=poisson"],
     "select.kind = 'poisson'": ["select=poisson", "over_select=0.5"],
     "sharing.kind = 'personal_head': private": ["sharing=personal_head", "codec=scalars"],
     "sharing.kind = 'personal_head': start": ["sharing=personal_head", "start=closed_form"],

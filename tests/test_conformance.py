@@ -54,7 +54,7 @@ NEEDS: dict[str, list[str]] = {
     ],
     'modifiers=["dp_example"]': [
         'modifiers=[{{kind="dp_example", noise_multiplier=0.5}}]',
-        *("client.max_steps=!none", "client.sampler.kind=poisson", "client.sampler.rate=0.5"),
+        *("client.sampler.kind=poisson", "client.sampler.rate=0.5"),
     ],
     "strategy=spry": ["client.optimiser.lr=2e-2"],  # the digests' rate
     "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],

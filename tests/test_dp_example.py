@@ -13,7 +13,7 @@ from torch import Tensor
 import forefed
 from forefed.core import trees
 from forefed.core.keys import Key, Secret
-from forefed.core.types import ClientContext, Order, Params
+from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.data.examples import ClientData
 from forefed.gradients import Backprop
 from forefed.gradients.forward import Forward
@@ -36,10 +36,10 @@ def order() -> Order:
     return Order(3, 2, 1, tuple(params), params)
 
 
-def trained(modifiers: tuple[Any, ...], engine: Any, codec: Any, data: ClientData, **sampler: Any):
-    settings = LocalTraining(
-        optimiser=Sgd(lr=0.1), sampler=Poisson(**{**{"rate": 1.0, "count": 2}, **sampler})
-    )
+def trained(
+    modifiers: tuple[Any, ...], engine: Any, codec: Any, data: ClientData, steps: int = 2
+) -> Update:
+    settings = LocalTraining(optimiser=Sgd(lr=0.1), sampler=Poisson(rate=1.0), max_steps=steps)
     train = Trainer(settings, engine, codec, toy_task(), modifiers)
     return train(order(), data, {}, SECRET)[0]
 
@@ -78,14 +78,14 @@ def test_one_example_moves_a_step_by_the_clip_bound_at_most(engine: Any, codec: 
             return super().on_sum(total, expected, ctx, step)
 
     spies = (Seen(clip=clip, noise_multiplier=0),)
-    trained(spies, engine, codec, data, count=1)
+    trained(spies, engine, codec, data, steps=1)
     fewer = ClientData(data.examples, data.train[1:], data.test)
-    trained(spies, engine, codec, fewer, count=1)
+    trained(spies, engine, codec, fewer, steps=1)
     moved = trees.norm(trees.subtract(seen[0], seen[1]))
     assert 0.99 * clip < moved <= clip * (1 + 1e-12)
     # and the noise is the clip's multiple, whatever was drawn
-    noisy = trained((DpExample(clip=clip, noise_multiplier=3),), engine, codec, data, count=1)
-    quiet = trained(private, engine, codec, data, count=1)
+    noisy = trained((DpExample(clip=clip, noise_multiplier=3),), engine, codec, data, steps=1)
+    quiet = trained(private, engine, codec, data, steps=1)
     assert noisy.n_examples == quiet.n_examples == len(data.train)
     a, b = (x.grad or x.slopes for x in (noisy, quiet))
     assert trees.norm(trees.subtract(a, b)) > 0
@@ -103,7 +103,8 @@ def test_noise_has_the_stated_size_in_empty_batches_too() -> None:
         modifiers=[{"kind": "dp_example", "clip": clip, "noise_multiplier": sigma}],
         client={
             "optimiser": {"kind": "sgd", "lr": 1.0},
-            "sampler": {"kind": "poisson", "rate": rate, "count": 4},
+            "sampler": {"kind": "poisson", "rate": rate},
+            "max_steps": 4,
         },
     )
     # four steps of independent noise sigma C / (q D), one client, whatever the batches held
@@ -114,17 +115,18 @@ def test_noise_has_the_stated_size_in_empty_batches_too() -> None:
 def test_poisson_batches_are_drawn_in_secret_one_by_one() -> None:
     data = toy_clients()[1]
     ctx = ClientContext(order=order(), own=SECRET)
-    sampler = Poisson(rate=0.3, count=400)
-    plan = sampler.batches(LocalTraining(), data, ctx)
+    sampler = Poisson(rate=0.3)
+    settings = LocalTraining(max_steps=400)
+    plan = sampler.batches(settings, data, ctx)
     sizes = np.array([len(b) for b in plan])
     assert len(plan) == 400 and abs(sizes.mean() - 3.9) < 0.3 and (sizes == 0).any()
     assert abs(sizes.var() - 13 * 0.3 * 0.7) < 0.6
-    other = sampler.batches(LocalTraining(), data, ClientContext(order=order(), own=SECRET.fold(1)))
+    other = sampler.batches(settings, data, ClientContext(order=order(), own=SECRET.fold(1)))
     assert any(not np.array_equal(a, b) for a, b in zip(plan, other, strict=True))
     with pytest.raises(RuntimeError, match="no secret"):
-        sampler.batches(LocalTraining(), data, ClientContext(order=order()))
+        sampler.batches(settings, data, ClientContext(order=order()))
     none = ClientData(data.examples, data.train[:0], data.test)
-    assert sampler.batches(LocalTraining(), none, ctx) == []
+    assert sampler.batches(settings, none, ctx) == []
 
 
 def test_an_example_that_is_not_finite_counts_as_nothing() -> None:
@@ -145,7 +147,8 @@ def play(modifier: dict[str, Any], **settings: Any) -> Simulation:
         shares.append({"x": x, "y": x @ truth})
     client = {
         "optimiser": {"kind": "sgd", "lr": 0.05},
-        "sampler": {"kind": "poisson", "rate": 0.2, "count": 5},
+        "sampler": {"kind": "poisson", "rate": 0.2},
+        "max_steps": 5,
     }
     return forefed.simulate(
         loss,
@@ -181,7 +184,7 @@ def test_slopes_that_the_server_replays_are_the_noisy_ones() -> None:
 
 
 NOISY = 'modifiers=[{kind="dp_example", noise_multiplier=1.0}]'
-SAMPLED = "client.sampler=poisson"
+SAMPLED = "client={max_steps = 4, sampler = {kind = 'poisson'}}"
 
 
 @pytest.mark.parametrize(
@@ -206,4 +209,3 @@ def test_what_would_let_out_more_is_refused(sets: list[str], said: str) -> None:
     found = [c for c in conflicts(configure(sets=["strategy=fedavg", *sets]))]
     found = [c for c in found if c.startswith("modifiers: 'dp")]
     assert [said in c for c in found] == ([True] if said else [])
-

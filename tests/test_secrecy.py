@@ -16,9 +16,10 @@ from federation import World
 from forefed.core.errors import UserError
 from forefed.core.files import SECRET, kept_secret
 from forefed.core.keys import Key, Secret
-from forefed.core.types import ClientContext, Order, Update
+from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import encode
+from forefed.privacy import noise
 from forefed.run import run
 from forefed.wire import Dense, Quantised
 
@@ -120,3 +121,53 @@ def test_seeds_of_a_study_round_differently() -> None:
 
 def read(folder: Path) -> dict[str, object]:
     return dict(json.loads((folder / "environment.json").read_text()))
+
+
+@pytest.mark.parametrize("kind", ["dp_client", "dp_example"])
+def test_the_noise_of_a_deployment_cannot_be_taken_off(
+    kind: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever knows the seed, the settings and every message repeats neither server nor site."""
+    drawn_by: list[Secret] = []
+    honest = noise.noised
+
+    def spied(total: Params, deviation: float, secret: Secret) -> Params:
+        drawn_by.append(secret)
+        return honest(total, deviation, secret)
+
+    for module in ("forefed.modifiers.dp_client", "forefed.modifiers.dp_example"):
+        monkeypatch.setattr(f"{module}.noised", spied)
+    private = f'modifiers=[{{kind="{kind}", noise_multiplier=1.0, delta=1e-3}}]'
+    sampled = ["client.sampler.kind=poisson", "client.sampler.rate=0.5"]
+    sets = ["strategy=fedavg", private, "rounds=1", "seed=11"]
+    sets += sampled if kind == "dp_example" else ["select=poisson"]
+    result = run(
+        deployed(world, tmp_path, *sets),
+        connect=connect_by(FakePost(make_sites(world, tmp_path))),
+    )
+    assert drawn_by
+    (spent,) = result.summary["privacy"]
+    assert spent["rehearsal"] is False and "rehearsal" not in spent["text"]
+    zeros = {"w": torch.zeros(200)}
+    private_noise = [honest(zeros, 1.0, secret)["w"] for secret in drawn_by]
+    assert len({x.numpy().tobytes() for x in private_noise}) == len(private_noise)
+    for role in ("server", "clients"):
+        for public in (Secret(11), Secret.rehearsed(11), Secret.rehearsed(11).fold(role)):
+            for round in (0, 1):
+                for key in (public.fold(round), public.fold(0, round), public.fold("x", round)):
+                    for last in (key.fold(kind), key.fold(kind, 0), key):
+                        guess = honest(zeros, 1.0, last)["w"]
+                        along = [
+                            float(guess @ x / (guess.norm() * x.norm())) for x in private_noise
+                        ]
+                        assert max(map(abs, along)) < 5.5 / 200**0.5
+
+
+def test_a_rehearsal_repeats_its_noise_and_says_that_it_protects_nobody(
+    world: World, tmp_path: Path
+) -> None:
+    private = 'modifiers=[{kind="dp_client", noise_multiplier=1.0, delta=1e-3}]'
+    sets = ("strategy=fedavg", private, "rounds=1", "select=poisson")
+    results = [run(rehearsal(world, tmp_path, *sets, f"name={n}")) for n in ("a", "b")]
+    assert results[0].summary["digest"] == results[1].summary["digest"]
+    assert "it protects nobody" in results[0].summary["privacy"][0]["text"]

@@ -26,10 +26,6 @@ class Sampler(Choice):
     ) -> list[Indices]:
         """The positions of every local step's examples."""
 
-    def steps(self, settings: LocalTraining) -> int | None:
-        """Steps of a round, where they do not depend on the client's rows; else None."""
-        return settings.max_steps
-
 
 class Shuffled(Sampler):
     """Every example once an epoch, in batches of one size."""
@@ -58,15 +54,13 @@ class Shuffled(Sampler):
 class Poisson(Sampler):
     """Every example with one probability, in secret and anew in every step; batches may be empty.
 
-    ``client.batch_size`` and ``group_by_length`` are not read: a batch has rate x rows examples on
-    average.
+    ``client.max_steps`` says how many steps a round has; ``client.batch_size`` and
+    ``group_by_length`` are not read: a batch has rate x rows examples on average.
     """
 
     kind: Literal["poisson"] = "poisson"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     """q, the same for all clients, so that it tells nothing of their rows."""
-    count: Annotated[int, Field(ge=1)] = 4
-    """Steps of a round."""
 
     source: ClassVar[str] = "Abadi et al., arXiv 1607.00133"
 
@@ -74,25 +68,22 @@ class Poisson(Sampler):
         self, settings: LocalTraining, data: ClientData, ctx: ClientContext
     ) -> list[Indices]:
         rows = data.train
-        if not len(rows):
+        if not len(rows) or settings.max_steps is None:
             return []
         secret = ctx.secret.fold("batches")
         below = min(int(self.rate * 2**64), 2**64 - 1)
         plan = []
-        for step in range(self.count):
+        for step in range(settings.max_steps):
             words = secret.blocks(0, -(-len(rows) // 2), step).astype(np.uint64).reshape(-1, 2)
             drawn = words[: len(rows), 0] << np.uint64(32) | words[: len(rows), 1]
             plan.append(rows[(drawn < np.uint64(below)) | (self.rate == 1)])
         return plan
 
-    def steps(self, settings: LocalTraining) -> int | None:
-        return self.count
-
     def conflicts(self, config: Any) -> Iterator[str]:
-        if config.client.epochs != 1 or config.client.max_steps is not None:
+        if config.client.epochs != 1 or config.client.max_steps is None:
             yield (
-                "client.sampler.kind = 'poisson' makes client.sampler.count steps; leave "
-                "client.epochs and client.max_steps alone"
+                "client.sampler.kind = 'poisson' makes as many steps as client.max_steps says, and "
+                "knows no epochs; set client.max_steps, and leave client.epochs at 1"
             )
 
 

@@ -75,7 +75,7 @@ class DpExample(Private):
 
     def solved(self, config: Any, members: int | None) -> Modifier:
         rate = getattr(config.client.sampler, "rate", 1.0)
-        steps = config.client.sampler.steps(config.client) or 1
+        steps = config.client.max_steps or 1
         rounds = min(self.participation or 2**62, config.rounds)
         sigma = self.noise_multiplier
         if self.target_epsilon is not None and rounds:
@@ -103,7 +103,7 @@ class DpExample(Private):
         if config.client.sampler.kind != "poisson":
             yield (
                 "accounts for examples that are drawn one by one; set client.sampler = 'poisson' "
-                "with its rate and count"
+                "with its rate"
             )
         if getattr(config.engine, "independent", 1) > 1:
             yield "computes examples one by one, so engine.independent has no parts; leave it at 1"
