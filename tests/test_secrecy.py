@@ -19,7 +19,7 @@ from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import encode
-from forefed.privacy import noise
+from forefed.privacy.noise import noised
 from forefed.run import run
 from forefed.wire import Dense, Quantised
 
@@ -129,7 +129,7 @@ def test_the_noise_of_a_deployment_cannot_be_taken_off(
 ) -> None:
     """Whoever knows the seed, the settings and every message repeats neither server nor site."""
     drawn_by: list[Secret] = []
-    honest = noise.noised
+    honest = noised
 
     def spied(total: Params, deviation: float, secret: Secret) -> Params:
         drawn_by.append(secret)
