@@ -451,6 +451,7 @@ def schema(
 @app.command()
 def check(config: ConfigFile = None, sets: Sets = None) -> None:
     """Say what would run on which rows, and what cannot: no training, no network."""
+    from forefed.audit import reveals
     from forefed.run.checking import check_run, check_table
     from forefed.run.choices import plan_table
 
@@ -460,7 +461,59 @@ def check(config: ConfigFile = None, sets: Sets = None) -> None:
     out.print(check_table(checked))
     for note in checked.notes:
         out.print(printable(f"note: {note}"), style="yellow")
+    out.print(reveals(chosen), soft_wrap=True)
     out.print("These settings work together.", style="green")
+
+
+@app.command("audit")
+def audit_command(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    trials: Annotated[
+        int, typer.Option(min=1, help="Messages per attack, size of client and round.")
+    ] = 12,
+    own_rows: Annotated[
+        bool,
+        typer.Option(
+            "--own-rows", help="Messages of the configuration's own rows, not of synthetic ones."
+        ),
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write everything to this file too.")
+    ] = None,
+) -> None:
+    """Measure what a curious server learns from one message of a client.
+
+    The run's own client makes real messages of synthetic rows, and known attacks are run on them:
+    labels, gradient, tokens, rows, and whether a guessed text was there. Of a run's folder its
+    trained parameters are attacked, and audit.json is kept there.
+
+    forefed audit mine.toml
+
+    forefed audit runs/mine --trials 40
+    """
+    from forefed.audit import audit
+    from forefed.audit.show import audit_page, keep
+    from forefed.core.files import write_json
+
+    if json is not None:
+        new_place(json, "--json")
+    chosen = _configure(config, sets)
+    run = config if config is not None and config.is_dir() else None
+    with out.status(styled("auditing")) as status:
+        found = audit(
+            chosen,
+            run,
+            trials=trials,
+            own_rows=own_rows,
+            say=lambda text: status.update(styled(text)),
+        )
+    out.print(audit_page(found))
+    if json is not None:
+        write_json(json, found.to_json())
+        out.print(f"written: {json}", soft_wrap=True)
+    if run is not None:
+        out.print(f"kept: {keep(found, run)}", soft_wrap=True)
 
 
 def _deployment() -> None:

@@ -160,6 +160,7 @@ def server_run(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Run a federation with the sites, and follow it. Ctrl-C leaves it running."""
+    from forefed.audit import reveals
     from forefed.core.boundary import UNTRAINED
     from forefed.deploy.runs import follow, start_run
     from forefed.deploy.server_folder import read_server
@@ -168,6 +169,7 @@ def server_run(
 
     place, _ = read_server(folder)
     chosen = configure(config, sets or (), {"out": str(place.runs)})
+    say(reveals(chosen))
     number = start_run(place, chosen, resume, accept_changes)
     say(f"run {number}: {chosen.folder}")
     ended = follow(place, chosen, number, say)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from forefed.audit.reveals import reveals
 from forefed.channel import SecureSum
 from forefed.channel.channel import TooFew
 from forefed.core import trees
@@ -107,6 +108,7 @@ def prepare(config: Config) -> Prepared:
     check_length(task.model.config, longest, "data.max_length")
     trainer = make_trainer(config, task_view(config, task, None), config.engine)
     server = make_server(config, task, lambda _: trainer)
+    log.info("%s", reveals(config))
     answering = answers(config, task, trainer.task.prefix)
     summing = None
     if isinstance(config.channel, SecureSum):

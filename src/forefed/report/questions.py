@@ -1,6 +1,7 @@
 """What a person asks of a run, each with one picture and what stands behind it.
 
-Is it good? Where is it wrong? Does it know when it is? Who is served badly?
+Is it good? Where is it wrong? Does it know when it is? Who is served badly? What does the server
+learn?
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Question:
 
 def questions(run: Run) -> list[Question]:
     """Those that the record answers."""
-    found = [_good(run), _wrong(run), _numbers(run), _sure(run), _badly(run)]
+    found = [_good(run), _wrong(run), _numbers(run), _sure(run), _badly(run), _learnt(run)]
     return [question for question in found if question]
 
 
@@ -159,3 +160,36 @@ def _badly(run: Run) -> Question | None:
 
 def _percent(value: float | None) -> str:
     return words.ABSENT if value is None else f"{100 * value:.1f} %"
+
+
+def _learnt(run: Run) -> Question | None:
+    """Of a run that was audited: attacks on its client's messages."""
+    audited = run.audited
+    if audited is None:
+        return None
+    rows = []
+    for one in audited["findings"]:
+        client = one["client"]
+        size = words.plural(client["rows"], "row")
+        steps = words.plural(client["steps"], "step")
+        how = f"batch {client['batch']}, {steps}" if client["steps"] else "before round 1"
+        share = one["measure"] == "share"
+        value = f"{one['value']:.0%}" if share else f"cosine {one['value']:.2f}"
+        rows.append(
+            (
+                f"{one['step']} {one['attack']}",
+                f"{size}, {how}",
+                f"**{value}**" if one["leaks"] else value,
+                f"{one['chance']:.0%}" if share else f"{one['chance']:.2f}",
+                str(one["trials"]),
+            )
+        )
+    texts = [audited["reveals"], *audited["sentences"], *audited["remedy"]]
+    return Question(
+        "What does the server learn?",
+        tuple(text[0].upper() + text[1:] + "." for text in texts),
+        (),
+        ("attack", "client", "success", "a guess", "messages"),
+        tuple(rows),
+        "attacks",
+    )

@@ -41,6 +41,8 @@ class Run:
     torn: int = 0
     tested: Json | None = None
     """``details.json``: what is no single number of an evaluation on the test set."""
+    audited: Json | None = None
+    """``audit.json``: what ``forefed audit`` read from messages of this run's client."""
 
     @property
     def details(self) -> Json:
@@ -206,6 +208,7 @@ def read_run(folder: Path) -> Run:
         read_table(summary) if summary.exists() else None,
         torn_rounds + torn_evaluations,
         read_table(folder / "details.json") if (folder / "details.json").exists() else None,
+        read_table(folder / "audit.json") if (folder / "audit.json").exists() else None,
     )
 
 

@@ -1,0 +1,68 @@
+"""What one message of a configuration reveals by construction, without measuring anything.
+
+A static rule: what the server reads of a single client, what that tells of the smallest one, and
+what stands in between. It is printed where a run is checked and before a deployment's first round;
+``forefed audit`` measures the same.
+"""
+
+from __future__ import annotations
+
+from forefed.run.config import Config
+from forefed.start import ClosedForm, start_of
+
+
+def protections(config: Config) -> list[str]:
+    """What of the configuration keeps a curious server from reading a single client exactly."""
+    return []
+
+
+def solved(config: Config) -> ClosedForm | None:
+    """How the head is solved before round 1, as far as the settings tell."""
+    return start_of(config, config.model.pooling)
+
+
+def reveals(config: Config) -> str:
+    """One line for a person who is about to start the run."""
+    classes = config.data.task.head == "classification"
+    size, steps = config.client.batch_size, config.client.max_steps
+    if config.codec.sends_slopes:
+        read = "the slopes of each client, which are measurements of its gradient"
+    else:
+        read = "what each client's training changed"
+    if size == 1 and steps == 1:
+        least = "every message is one step of batch 1: it"
+    else:
+        least = "one step of batch 1 (a client with one row)"
+    tells = "tells the label and confirms a guess" if classes else "confirms a guess at its text"
+    parts = [f"the server reads {read}; {least} {tells}"]
+    start = solved(config)
+    if start is not None:
+        alone = (
+            ", and the features of a row that is alone in its class" if start.min_count == 1 else ""
+        )
+        parts.append(f"before round 1 each client sends the counts of its classes{alone}")
+    between = protections(config)
+    parts.append(
+        "in between: " + ", ".join(between)
+        if between
+        else "no noise and no secure sum stand in between"
+    )
+    return f"what one message reveals: {'; '.join(parts)} ('forefed audit' measures it)"
+
+
+def remedy_of(config: Config) -> list[str]:
+    """What would lower it, of what is in the product; the first weighs most."""
+    said = []
+    steps, size = config.client.max_steps, config.client.batch_size
+    if steps == 1 or size == 1:
+        said.append("more local steps and larger batches (client.max_steps, client.batch_size)")
+    said.append(
+        "no client of few rows: policy.min_examples at the sites, partition.min_size in a rehearsal"
+    )
+    said.append("no loss beside the update: policy.metrics without 'loss' at the sites")
+    start = solved(config)
+    if start is not None:
+        few = "start.min_count = 5, or " if start.min_count < 5 else ""
+        said.append(f"{few}start.kind = 'none', which sends no sums")
+    said.append("none of these bounds what is learnt: only noise with an account of it does")
+    return said
