@@ -308,6 +308,10 @@ def test_mistakes_are_told(forefed_command: Command, world: World, tmp_path: Pat
         (["strategy=decomfl"], ["the slopes of each client"]),
         (["client.batch_size=1", "client.max_steps=1"], ["every message is one step of batch 1"]),
         (["data.task=causal_lm", "start=none"], ["confirms a guess at its text; no noise"]),
+        (
+            ["channel=secure_sum", "codec=dense", "strategy=fedavg"],
+            ["sums over groups", "of 5 clients"],
+        ),
         (["start=closed_form"], ["the features of a row that is alone"]),
         (["start=closed_form", "start.min_count=3"], ["counts of its classes; no noise"]),
     ],

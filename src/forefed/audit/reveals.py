@@ -7,13 +7,18 @@ what stands in between. It is printed where a run is checked and before a deploy
 
 from __future__ import annotations
 
+from forefed.channel import SecureSum
 from forefed.run.config import Config
 from forefed.start import ClosedForm, start_of
 
 
 def protections(config: Config) -> list[str]:
     """What of the configuration keeps a curious server from reading a single client exactly."""
-    return []
+    found = []
+    if isinstance(config.channel, SecureSum):
+        least = config.channel.min_group
+        found.append(f"a secure sum, of {least} clients at least, which hides whose part is whose")
+    return found
 
 
 def solved(config: Config) -> ClosedForm | None:
@@ -35,15 +40,23 @@ def reveals(config: Config) -> str:
         least = "one step of batch 1 (a client with one row)"
     tells = "tells the label and confirms a guess" if classes else "confirms a guess at its text"
     parts = [f"the server reads {read}; {least} {tells}"]
+    if config.channel.sums:
+        parts = [
+            "the server reads sums over groups of clients; who knows all others of a group reads "
+            "the last one"
+        ]
     start = solved(config)
     if start is not None:
         alone = (
             ", and the features of a row that is alone in its class" if start.min_count == 1 else ""
         )
-        parts.append(f"before round 1 each client sends the counts of its classes{alone}")
+        if config.channel.sums:
+            parts.append("before round 1 such sums tell the counts of the classes")
+        else:
+            parts.append(f"before round 1 each client sends the counts of its classes{alone}")
     between = protections(config)
     parts.append(
-        "in between: " + ", ".join(between)
+        f"in between: {', '.join(between)}; no noise"
         if between
         else "no noise and no secure sum stand in between"
     )
