@@ -240,7 +240,7 @@ class Bench:
                 if n == 1:
                     guess = a0.counted([a0.label_of(bias)], classes)
                 else:
-                    guess = a0.counts_of_bias(bias, trial.update.n_examples, self.aux.chances)
+                    guess = a0.counts_of_bias(bias, len(trial.seen), self.aux.chances)
                 by_bias.append(a0.matched(guess, truth))
             by_mixture.append(a0.matched(self.mixture(trial), truth))
         if by_bias:
@@ -269,7 +269,7 @@ class Bench:
         mu_CM = torch.stack(means)
         if self.client.rows == 1:
             return a0.counted([int(scores(observed, list(mu_CM)).argmax())], len(mu_CM))
-        return a0.counts_of_gradient(mu_CM @ observed, mu_CM @ mu_CM.T, trial.update.n_examples)
+        return a0.counts_of_gradient(mu_CM @ observed, mu_CM @ mu_CM.T, len(trial.seen))
 
     # A1
 

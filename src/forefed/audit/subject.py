@@ -7,7 +7,7 @@ attacker has the same client and calls it on rows of its own choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,11 @@ class Nobody:
         self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
         raise AssertionError("an audit asks nobody")
+
+    def tell(
+        self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
+    ) -> Iterator[Reply | Lost]:
+        raise AssertionError("an audit tells nobody")
 
 
 class Silent(Secret):
