@@ -23,6 +23,7 @@ from forefed.aggregate import (
     Median,
     MudHog,
     MultiKrum,
+    NearestMixing,
     NearestNeighbours,
     NormBound,
     TrimmedMean,
@@ -73,6 +74,9 @@ def column(*values: float) -> Tensor:
         (GeometricMedian(), [0, 1, 5], 1),
         (NearestNeighbours(f=1), [1, 2, 3, 4, 90], 2.5),
         (NearestNeighbours(f=1, pivot=Krum(f=1)), [1, 2, 3, 4, 90], 2.5),
+        # f = 1, three each: 1: 1, 2, 4; 2: 1, 2, 4; 4: 2, 4, 1 (as near as 7); 9: 9, 4, 2
+        (NearestMixing(f=1, rule=Median()), [1, 2, 4, 9], 7 / 3),
+        (NearestMixing(f=1), [1, 2, 4, 9], 7 / 3),
         # all 3 of v = 5, 4, 6 centred at 5; squares along the only direction: 90 goes
         (DivideAndConquer(f=1), [4, 5, 6, 90], 5),
     ],
@@ -99,7 +103,7 @@ def test_centred_clipping_by_hand() -> None:
 
 ATTACKED = [
     *(Krum(f=3), Median(), TrimmedMean(f=3), Bulyan(f=3), DivideAndConquer(f=3)),
-    *(MultiKrum(f=3), NearestNeighbours(f=3)),
+    *(MultiKrum(f=3), NearestNeighbours(f=3), NearestMixing(f=3)),
 ]
 
 
@@ -158,7 +162,9 @@ def test_order_scale_and_shift_change_nothing_else(kind: str, settings: dict[str
         torch.testing.assert_close(shifted, plain + shift, **close)
 
 
-@pytest.mark.parametrize("rule", [TrimmedMean(f=0), DivideAndConquer(f=0), NearestNeighbours(f=0)])
+@pytest.mark.parametrize(
+    "rule", [TrimmedMean(f=0), DivideAndConquer(f=0), NearestNeighbours(f=0), NearestMixing(f=0)]
+)
 def test_without_liars_it_is_the_mean(rule: Aggregator) -> None:
     x_ND = WIDE.normal((6, 4)).double()
     torch.testing.assert_close(combined(rule, x_ND), x_ND.mean(0))

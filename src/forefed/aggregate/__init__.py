@@ -11,6 +11,7 @@ from forefed.aggregate.median import Median
 from forefed.aggregate.mud_hog import MudHog
 from forefed.aggregate.multi_krum import MultiKrum
 from forefed.aggregate.nna import NearestNeighbours
+from forefed.aggregate.nnm import NearestMixing
 from forefed.aggregate.norm_bound import NormBound
 from forefed.aggregate.trimmed_mean import TrimmedMean
 from forefed.core.settings import Registry
@@ -29,6 +30,7 @@ AGGREGATORS: Registry[Aggregator] = Registry(
         Bulyan,
         DivideAndConquer,
         NearestNeighbours,
+        NearestMixing,
         MudHog,
     ],
 )
@@ -44,6 +46,7 @@ __all__ = [
     "Median",
     "MudHog",
     "MultiKrum",
+    "NearestMixing",
     "NearestNeighbours",
     "NormBound",
     "PerUnit",

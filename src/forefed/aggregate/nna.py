@@ -36,6 +36,7 @@ class NearestNeighbours(Tolerant):
 
     kind: Literal["nna"] = "nna"
     pivot: Annotated[SerializeAsAny[PerUnit], Slot(PIVOTS, "around which point?")] = Median()
+    """Its f, where it has one, is this one's."""
 
     source: ClassVar[str] = "Farhadkhani et al., arXiv 2209.10931"
     remembers: ClassVar[bool] = True  # a pivot may
@@ -43,9 +44,17 @@ class NearestNeighbours(Tolerant):
     def tolerate(
         self, x_ND: Tensor, f: int, unit: Unit, state: State, ctx: ServerContext
     ) -> tuple[Tensor, State]:
-        ones_N = torch.ones(len(x_ND), dtype=torch.float64)
-        done = self.pivot.attempt(x_ND, ones_N, 0, unit, state, ctx)
-        if done is None:
-            done = Median().combine(x_ND, ones_N, unit, state, ctx)
-        nearest = (x_ND - done[0]).norm(dim=1).argsort(stable=True)[: len(x_ND) - f]
-        return x_ND[nearest].mean(dim=0), done[1]
+        pivot_D, kept = joined(self.pivot, x_ND, f, unit, state, ctx)
+        nearest = (x_ND - pivot_D).norm(dim=1).argsort(stable=True)[: len(x_ND) - f]
+        return x_ND[nearest].mean(dim=0), kept
+
+
+def joined(
+    rule: PerUnit, x_ND: Tensor, f: int, unit: Unit, state: State, ctx: ServerContext
+) -> tuple[Tensor, State]:
+    """Another rule over these vectors, f of them hostile; the median, where they are too few."""
+    if isinstance(rule, Tolerant):
+        rule = rule.model_copy(update={"f": f})
+    ones_N = torch.ones(len(x_ND), dtype=torch.float64)
+    done = rule.attempt(x_ND, ones_N, 0, unit, state, ctx)
+    return done or Median().combine(x_ND, ones_N, unit, state, ctx)
