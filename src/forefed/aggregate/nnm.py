@@ -1,5 +1,6 @@
-"""Nearest-neighbour mixing (NNM): Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan,
-"Fixing by mixing" (AISTATS 2023, arXiv 2302.01772), Algorithm 2: made for clients whose data differ.
+"""Nearest-neighbour mixing (NNM): Allouah et al., "Fixing by mixing: a recipe for optimal Byzantine
+ML under heterogeneity" (AISTATS 2023, arXiv 2302.01772), Algorithm 2: for clients whose data
+differ.
 
 Every vector is replaced by the mean of the n - f nearest to it, itself included; another rule makes
 one of them. A liar among honest ones is averaged away, one far off has honest neighbours, too.
