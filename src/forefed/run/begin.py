@@ -7,7 +7,7 @@ server  asks everybody to try them        -> the one with the least held-out los
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,10 @@ import torch
 
 from forefed.core.errors import UserError
 from forefed.core.files import read_table, write_atomic, write_json
-from forefed.core.types import Json, Params, Transport
+from forefed.core.keys import Secret
+from forefed.core.types import Json, Params, Transport, drawn_from
 from forefed.models.task import Task
+from forefed.privacy import Release
 from forefed.run.guarding import Heard, ask, ask_total
 from forefed.run.record import AGAIN
 from forefed.run.summed import Hidden, SummedAnswer, ask_sum
@@ -26,6 +28,7 @@ from forefed.start import ClosedForm
 from forefed.start.answer import about
 from forefed.start.closed_form import SCALES, Head, Solver, choose
 from forefed.start.features import names_of_head
+from forefed.start.private import private_sums
 from forefed.start.sums import Sums
 
 REPORT, TENSORS = "start.json", "start.safetensors"
@@ -76,11 +79,15 @@ def begin(
     transport: Transport,
     deadline_s: float | None,
     hidden: Hidden | None = None,
+    secret: Secret | None = None,
+    enter: Callable[[Sequence[Release]], None] = lambda _: None,
 ) -> Begun:
     """Ask, solve, try, choose.
 
     Args:
         hidden: for sums of which the server sees the total only.
+        secret: what the noise of a private start is drawn from.
+        enter: writes down what is released, before anything is made of it.
 
     Raises:
         UserError: rows from which no head can be made, or nobody answers.
@@ -110,6 +117,9 @@ def begin(
             f"start: no client answered with sums ({_reasons(heard.lost)}); see to that, or set "
             "start.kind = 'none'"
         )
+    if start.private:
+        total, release = private_sums(start, total, drawn_from(secret))
+        enter([release])
     chosen = solve(start, task, total, transport, heard.clients, deadline_s, hidden)
     line: Json = {
         **chosen.line,
@@ -144,8 +154,10 @@ def solve(
 
     each = (len(heads), len(SCALES))
     shapes = {"loss": each, "flat": each, "correct": (len(heads),), "n": ()}
+    asked = () if start.private else clients  # losses of held-out rows would have no noise
+    unseen = None if start.private else hidden
     heard, tried = ask_total(
-        transport, "heads", about(task), stacked, 0, clients, deadline_s, shapes, hidden
+        transport, "heads", about(task), stacked, 0, asked, deadline_s, shapes, unseen
     )
     answered = bool(tried)
     tried["classes"] = torch.tensor(float(len(task.label_names)))
@@ -166,6 +178,7 @@ def solve(
         "bytes_up": heard.bytes_up,
         "bytes_down": heard.bytes_down,
         "notes": notes,
+        **({"private": True} if start.private else {}),
     }
     return Begun(params_of(task, heads[position].times(scale)), total, line)
 

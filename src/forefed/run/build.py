@@ -322,7 +322,8 @@ def answers(config: Config, task: Task, prefix: FrozenPrefix | None) -> Answers:
     start = start_at(config, task)
     if start is None:
         return Answers(task, around=around)
-    return Answers(task, start.batch_size, start.min_count, around)
+    radius = start.radius if start.private else None
+    return Answers(task, start.batch_size, start.min_count, around, radius, start.max_rows)
 
 
 def task_view(config: Config, task: Task, spare: int | None) -> TaskView:

@@ -32,6 +32,11 @@ def forget(run: Path, client: int) -> Begun:
     begun = load_begun(run)
     if begun is None:
         raise UserError(f"{run}: its head was not solved from sums (start); none can be taken away")
+    if begun.line.get("private"):
+        raise UserError(
+            f"{run}: its sums have noise, which nothing can be subtracted from; start a run "
+            "without that client"
+        )
     gone = list(begun.line.get("forgotten", []))
     if client in gone:
         raise UserError(f"{run}: client {client} is forgotten already")

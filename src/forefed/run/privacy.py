@@ -13,11 +13,19 @@ from forefed.core.types import Json
 from forefed.modifiers import Private
 from forefed.privacy import Release, capped, epsilon
 from forefed.run.config import Config
+from forefed.start import ClosedForm
+from forefed.start.private import planned as of_start
 
 
 def private_of(config: Config) -> tuple[Private, ...]:
     """The modifiers that make a run private."""
     return tuple(m for m in config.modifiers if isinstance(m, Private))
+
+
+def private_start(config: Config) -> ClosedForm | None:
+    """The start, if its sums have noise."""
+    start = config.start
+    return start if isinstance(start, ClosedForm) and start.private else None
 
 
 def check_units(config: Config, members: int) -> None:
@@ -27,6 +35,12 @@ def check_units(config: Config, members: int) -> None:
         UserError: a delta that publishing one unit whole keeps to, or a cap that leaves nobody to
             draw.
     """
+    start = private_start(config)
+    if start and start.unit == "client" and start.delta >= 1 / members:
+        raise UserError(
+            f"start.delta = {start.delta:g} with {members} clients: whoever published all rows of "
+            f"one client would keep to it; set it below 1/{members}"
+        )
     for modifier in private_of(config):
         if modifier.unit == "client" and modifier.delta >= 1 / members:
             raise UserError(
@@ -45,7 +59,9 @@ def check_units(config: Config, members: int) -> None:
 
 def delta_of(config: Config) -> float:
     """The delta at which a run's costs are told."""
-    return min((m.delta for m in private_of(config)), default=1e-5)
+    deltas = [m.delta for m in private_of(config)]
+    start = private_start(config)
+    return min(deltas + ([start.delta] if start else []), default=1e-5)
 
 
 def statements(releases: Iterable[Release], delta: float, rehearsal: bool) -> list[Json]:
@@ -93,17 +109,21 @@ def sentence(statement: Json) -> str:
 
 def planned(config: Config, members: int) -> list[Release]:
     """What a whole run will let out at most, of which one unit is part."""
+    start = private_start(config)
     return [
-        release
-        for m in private_of(config)
-        for release in m.solved(config, members).planned(config, members)
+        *([of_start(start)] if start else []),
+        *(
+            release
+            for m in private_of(config)
+            for release in m.solved(config, members).planned(config, members)
+        ),
     ]
 
 
 def notes(config: Config, members: int, rehearsal: bool) -> Sequence[str]:
     """What a person should know before the first round."""
     mine = private_of(config)
-    if not mine:
+    if not mine and private_start(config) is None:
         return ()
     texts = []
     for statement in statements(planned(config, members), delta_of(config), rehearsal):
@@ -111,9 +131,9 @@ def notes(config: Config, members: int, rehearsal: bool) -> Sequence[str]:
     unprotected = [m.kind for m in mine if m.noise_multiplier == 0]
     if unprotected:
         texts.append(f"modifiers: '{unprotected[0]}' without noise bounds and hides nothing")
-    if config.start.kind == "auto" and not config.start.private:
+    if mine and config.start.kind == "auto" and not config.start.private:
         texts.append("start = 'auto' does not ask for sums of features, as they have no noise")
-    if config.guard.kind == "auto":
+    if mine and config.guard.kind == "auto":
         texts.append(
             "guard = 'auto' does not ask for losses of held-out rows, as they have no noise"
         )

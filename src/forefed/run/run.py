@@ -290,7 +290,16 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
         return None
     told("loading", "solving the head from all clients' sums")
     hidden = Hidden.of(federation.star)
-    begun = begin(start, federation.task, federation.transport, config.deadline_s, hidden)
+    secret, ledger = federation.star.server.secret, Ledger.of(folder)
+    begun = begin(
+        start,
+        federation.task,
+        federation.transport,
+        config.deadline_s,
+        hidden,
+        secret,
+        ledger.enter,
+    )
     begun.save(folder)
     return begun
 

@@ -24,6 +24,7 @@ from forefed.local.summed import Numbers, whole
 from forefed.models.task import Around, Task
 from forefed.start.closed_form import SCALES
 from forefed.start.features import features, names_of_head
+from forefed.start.private import within
 from forefed.start.sums import STEP, Sums
 from forefed.wire.questions import decode_question, encode_answer
 
@@ -49,6 +50,10 @@ class Answers:
     min_count: int = 1
     around: Around | None = None
     """What need not be computed again when held-out rows are tested (``Task.evaluate``)."""
+    radius: float | None = None
+    """Longer features are cut to this length before they are summed."""
+    max_rows: int | None = None
+    """So many rows are summed at most."""
 
     def __call__(self, question: bytes, data: ClientData) -> bytes:
         """Raises ProtocolError: a question about another model, or features that are no numbers."""
@@ -87,12 +92,14 @@ class Answers:
         classes = self.task.n_labels
         labels = data.examples.labels[data.train]
         counts = np.bincount(labels, minlength=classes)
-        rows = data.train[(counts >= self.min_count)[labels]]
+        rows = data.train[(counts >= self.min_count)[labels]][: self.max_rows]
         params = {**self.task.params, **tensors}
         total = Sums.zero(classes, self.task.params[names_of_head(self.task)[0]].shape[1])
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
             x_ND = features(self.task, params, data.examples, part, self.batch_size)
+            if self.radius is not None:
+                x_ND = within(x_ND, self.radius)
             labels_N = torch.from_numpy(data.examples.labels[part])
             total = total.plus(Sums.of(x_ND, labels_N, classes))
         return total

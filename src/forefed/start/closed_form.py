@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from forefed.core.errors import UserError
+from forefed.start.private import troubles
 from forefed.start.start import Start
 from forefed.start.sums import Sums
 
@@ -54,7 +55,25 @@ class ClosedForm(Start):
     min_count: Annotated[int, Field(ge=1)] = 1
     """A client leaves out its rows of a class of which it has fewer: a sum of one is the row."""
 
+    noise_multiplier: Annotated[float, Field(ge=0)] | None = None
+    """With noise on the sums (start/private.py): its standard deviation over what one unit adds."""
+    target_epsilon: Annotated[float, Field(gt=0)] | None = None
+    """In its place: what these sums may cost."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    unit: Literal["example", "client"] = "example"
+    """What the noise hides."""
+    radius: Annotated[float, Field(gt=0)] | None = None
+    """With noise: longer features are cut to this length. About their usual one on public texts."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """With noise that hides clients: of each so many rows count at most."""
+
+    @property
+    def private(self) -> bool:
+        return bool(self.noise_multiplier) or self.target_epsilon is not None
+
     def conflicts(self, config: Any) -> Iterator[str]:
+        if self.private:
+            yield from (f"start: {trouble}" for trouble in troubles(self, config))
         if config.data.task.head != "classification":
             yield (
                 "start.kind = 'closed_form': spans and next tokens have no head in closed form; "
@@ -79,7 +98,8 @@ class Auto(ClosedForm):
     kind: Literal["auto"] = "auto"  # type: ignore[assignment]
 
     def conflicts(self, config: Any) -> Iterator[str]:
-        return iter(())
+        if self.private:
+            yield from (f"start: {trouble}" for trouble in troubles(self, config))
 
 
 def start_of(config: Any, pooling: str) -> ClosedForm | None:

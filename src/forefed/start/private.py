@@ -1,0 +1,131 @@
+"""Noise on the sums that a head is solved from: one release before round 1.
+
+Source: sufficient statistics perturbation for linear models (Vu and Slavkovic 2009; Sheffet, arXiv
+1507.00056), by the Gaussian mechanism. One example adds, with |x| <= R,
+
+    (1 of its class,  x of its class / R,  x x^T / R^2),    of length sqrt(3) at most
+
+(off-diagonal products count twice in a symmetric matrix, and stand there once with sqrt(2)), so the
+noise's deviation is sigma sqrt(3) on each. Of a client at most ``max_rows`` rows count where whole
+clients are hidden.
+
+What is made of the noisy sums costs nothing: counts are at least 1, and the spread of the features
+is made positive again by adding what the noise alone would reach, sqrt(2 D) times its deviation
+(the edge of a Gaussian symmetric matrix), and cutting what is negative still.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from forefed.core import trees
+from forefed.core.keys import Secret
+from forefed.privacy import Release, noise_for, noised
+from forefed.start.sums import STEP, Sums
+
+if TYPE_CHECKING:
+    from forefed.start.closed_form import ClosedForm
+
+PARTS = 3
+"""Blocks of an example's vector, each of length 1 at most."""
+MODELS = "everyone who sees the models, the server excepted"
+
+
+def within(x_BD: Tensor, radius: float) -> Tensor:
+    """Features of length ``radius`` at most, also after they are rounded to whole steps."""
+    x_BD = x_BD.double()
+    lengths_B = torch.linalg.vector_norm(x_BD, dim=1, keepdim=True)
+    scaled = x_BD * (radius / lengths_B.clamp_min(1e-300)).clamp(max=1.0)
+    finite = torch.isfinite(x_BD).all(1, keepdim=True)
+    return (torch.where(finite, scaled, 0.0) / STEP).trunc() * STEP
+
+
+def sigma_of(start: ClosedForm) -> float:
+    """The noise multiplier of a private start."""
+    if start.target_epsilon is not None:
+        return noise_for(start.target_epsilon, start.delta, 1.0, 1)
+    return start.noise_multiplier or 0.0
+
+
+def planned(start: ClosedForm) -> Release:
+    """What a private start lets out."""
+    return Release(unit=start.unit, sigma=sigma_of(start), adversary=MODELS)
+
+
+def private_sums(start: ClosedForm, total: Sums, secret: Secret) -> tuple[Sums, Release]:
+    """Sums with noise, such as rows could have, and what their release is."""
+    assert start.radius is not None, "conflicts() asks for it"
+    radius, release = start.radius, planned(start)
+    rows = start.max_rows if start.unit == "client" else 1
+    deviation = release.sigma * math.sqrt(PARTS) * (rows or 1)
+    counts, _, xy, xx = total.real()
+    width = len(xx)
+    above = torch.triu(torch.ones_like(xx), 1).bool()
+    apart = {
+        "counts": counts,
+        "xy": xy / radius,
+        "xx": torch.cat([xx.diagonal(), math.sqrt(2) * xx[above]]) / radius**2,
+    }
+    tag = secret.fold("release", "start", trees.digest(apart)).bytes[:8].hex()
+    if deviation:
+        apart = noised(apart, deviation, secret.fold("start"))
+    counts, xy = apart["counts"].round().clamp_min(1), apart["xy"] * radius
+    xy = (xy / STEP).round() * STEP  # as it will stand there, so that products fit it
+    xx = torch.diag(apart["xx"][:width]) * radius**2
+    xx[above] = apart["xx"][width:] * radius**2 / math.sqrt(2)
+    xx = xx + xx.triu(1).T
+    x, n = xy.sum(0), float(counts.sum())
+    spread = xx - torch.outer(x, x) / n
+    edge = math.sqrt(2 * width) * deviation * radius**2
+    values, vectors = torch.linalg.eigh(spread)
+    # beyond zero by a hundred steps: sums are rounded to whole ones
+    values = (values + edge).clamp_min(100 * width * STEP**2)
+    xx = vectors @ torch.diag(values) @ vectors.T + torch.outer(x, x) / n
+    noisy = _whole(counts, xy, xx)
+    noisy.check()
+    return noisy, replace(release, tag=tag)
+
+
+def _whole(counts: Tensor, xy: Tensor, xx: Tensor) -> Sums:
+    """Sums in their own units."""
+    upper = torch.triu_indices(len(xx), len(xx))
+    whole_xy = (xy / STEP).round().to(torch.int64)
+    products = (xx[upper[0], upper[1]] / STEP**2).round().to(torch.int64)
+    return Sums(counts.to(torch.int64), whole_xy.sum(0), whole_xy, products)
+
+
+def troubles(start: ClosedForm, config: Any) -> Iterator[str]:
+    """What a private start cannot work with, each as the rest of a sentence."""
+    hidden = {m.unit for m in config.modifiers if m.private}
+    if start.noise_multiplier is not None and start.target_epsilon is not None:
+        yield "noise_multiplier and target_epsilon are two ways to say one thing; give one"
+    if start.radius is None:
+        yield "noise needs a bound on the features; set start.radius (about their usual length)"
+    if start.unit == "client" and start.max_rows is None:
+        yield "unit = 'client' needs a bound on a client's rows; set start.max_rows"
+    if start.unit == "example" and start.max_rows is not None:
+        yield "max_rows is for start.unit = 'client'; leave it out"
+    if start.solver == "auto" or start.regularisation == "held_out":
+        yield (
+            "held-out rows choose the head, and their losses are releases that nobody accounts "
+            "for; set start.solver = 'discriminant' and start.regularisation = 0.1"
+        )
+    if start.min_count > 1:
+        yield "min_count lets one row decide about others; set start.min_count = 1"
+    if hidden and hidden != {start.unit}:
+        yield f"the modifiers hide {' and '.join(sorted(hidden))}s; set start.unit to the same"
+    if config.rounds and not hidden:
+        yield (
+            "the rounds after it have no noise, so the run as a whole hides nothing; set rounds = "
+            "0, or add the modifier 'dp_example' or 'dp_client'"
+        )
+    if config.evaluate.clients:
+        yield "evaluate.clients tests on the clients' own rows; set it to 0"
+    if config.guard.kind not in ("auto", "none"):
+        yield "losses of held-out rows are releases that nobody accounts for; set guard = 'none'"
