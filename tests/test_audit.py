@@ -264,6 +264,19 @@ def test_audit_reads_slopes_and_the_sums_of_the_start(world: World, tmp_path: Pa
     assert "counts of its classes" in found.line
 
 
+def test_a_secure_sum_hides_rows_but_not_from_who_knows_all_others(
+    world: World, tmp_path: Path
+) -> None:
+    more = ("strategy=fedavg", "cohort=3", "rounds=0", "channel.kind=secure_sum")
+    config = world.config(tmp_path, *more, "channel.min_group=3", "client.epochs=1")
+    found = audit(config, trials=1)
+    one = {f.attack: f for f in found.findings if f.client.rows == 1}
+    assert one["a guessed text, recomputed to the bit"].value == 0
+    assert one["a guessed text, all other rows known"].value == 1
+    assert found.about["clients_in_a_message"] == 3
+    assert "in a sum of 3 clients" in " ".join(found.sentences())
+
+
 def test_own_rows_are_read_when_asked_for(world: World, tmp_path: Path) -> None:
     config = world.config(
         tmp_path,

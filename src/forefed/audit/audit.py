@@ -28,10 +28,10 @@ from forefed.audit.reading import Reading
 from forefed.audit.reveals import protections, remedy_of, reveals
 from forefed.audit.rowspace import ranked_right, row_space
 from forefed.audit.scalars import cosine
-from forefed.audit.subject import Subject, subject_of, sums_of
+from forefed.audit.subject import Subject, subject_of, summed, sums_of
 from forefed.audit.tokens import tokens_of
 from forefed.core import trees
-from forefed.core.keys import Key, Secret
+from forefed.core.keys import Key
 from forefed.core.types import Json, Order, Params, Update
 from forefed.data.examples import Examples
 from forefed.run.config import Config
@@ -125,6 +125,7 @@ def audit(
         "classes": subject.classes,
         "trials": trials,
         "parameters": sum(subject.task.params[n].numel() for n in subject.shared),
+        "clients_in_a_message": subject.group,
         "protections": protections(config),
     }
     return Audit(config, about, tuple(findings), reveals(config), tuple(dict.fromkeys(notes)))
@@ -141,7 +142,8 @@ class Guess:
 @dataclass(frozen=True)
 class Trial:
     """One client's message and what is to be found out: ``rows`` are all of the client's, ``seen``
-    those that the message is made of, ``target`` one of them by its place in ``rows``."""
+    those that the message is made of, ``target`` one of them by its place in ``rows``; ``others``
+    are the clients that are in one sum with it."""
 
     order: Order
     rows: Examples
@@ -150,6 +152,7 @@ class Trial:
     update: Update
     reading: Reading
     key: Key
+    others: tuple[tuple[Order, Examples], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,13 +171,7 @@ class Auxiliary:
         params = subject.state.params
         size = sum(subject.task.params[n].numel() for n in subject.shared)
         some = subject.auxiliary[: max(2, MOST_GRADIENTS // max(1, size * subject.classes))]
-        gradients = tuple(
-            tuple(
-                subject.gradient(subject.batch(subject.rows, int(i), c))[1]
-                for c in range(subject.classes)
-            )
-            for i in some
-        )
+        gradients = tuple(tuple(g for _, g in subject.by_label(subject.rows, int(i))) for i in some)
         with torch.no_grad():
             logits = subject.task.logits(
                 {**subject.task.params, **params}, subject.rows.batch(some)
@@ -198,8 +195,11 @@ class Bench:
         made = []
         for t in range(trials):
             key = Key(subject.config.seed).fold("audit trial", rows, t)
-            order = subject.order(t)
-            own = client_rows(subject, rows, key)
+            orders = subject.orders(t)
+            order, own = orders[0], client_rows(subject, rows, key)
+            others = [
+                client_rows(subject, rows, key.fold("other", i)) for i in range(1, len(orders))
+            ]
             seen = subject.seen(order, own)
             made.append(
                 Trial(
@@ -207,13 +207,18 @@ class Bench:
                     rows=own,
                     seen=synthetic.taken(own, seen),
                     target=int(seen[0]),
-                    update=subject.message(order, own, Secret.new()),
+                    update=subject.seen_by_server(orders, [own, *others]),
+                    others=tuple(zip(orders[1:], others, strict=True)),
                     reading=Reading.of(subject, order, steps),
                     key=key,
                 )
             )
         client = Client(
-            rows=rows, batch=subject.batch_size(rows), steps=steps, round=subject.state.round + 1
+            rows=rows,
+            batch=subject.batch_size(rows),
+            steps=steps,
+            round=subject.state.round + 1,
+            clients=subject.group,
         )
         return Bench(subject, client, tuple(made), aux)
 
@@ -277,19 +282,12 @@ class Bench:
         values = []
         for trial in self.trials:
             found = trial.reading.gradient(trial.update)
-            truth = self.true_gradient(trial)
+            truth = self.subject.mean_gradient(trial.seen)
             names = [n for n in trial.order.assigned if n in found]
             flat = [trees.flatten(trees.pick(x, names)) for x in (found, truth)]
             values.append(cosine(*flat))
         note = "of the mean gradient at the parameters that were sent"
         yield finding("A1", "gradient", self.client, values, 0.0, "cosine", note)
-
-    def true_gradient(self, trial: Trial) -> Params:
-        total: Params = {}
-        for i in range(len(trial.seen)):
-            _, g = self.subject.gradient(self.subject.batch(trial.seen, i))
-            total = {n: x / len(trial.seen) + total.get(n, 0.0) for n, x in g.items()}
-        return total
 
     # A2 and A3
 
@@ -379,7 +377,7 @@ class Bench:
                     again = subject.guessed(trial.order, row)
                     hits.append(distance(trial.update, again) < SAME)
                 exact.append(float(hits[0] and not any(hits[1:])))
-            if n > 1:
+            if n > 1 or trial.others:
                 known.append(self.with_others_known(trial, candidates, likely))
         chance, client = 1 / GUESSES, self.client
         yield finding("membership", "a guessed text, by its gradient", client, by_cosine, chance)
@@ -394,14 +392,8 @@ class Bench:
 
     def expected_of(self, trial: Trial, row: Examples) -> tuple[list[Tensor], list[float]]:
         """Of one candidate under every label: the message and the loss that it would give."""
-        subject = self.subject
-        every: Sequence[int | None] = range(subject.classes) if subject.classes else (None,)
-        each, losses = [], []
-        for label in every:
-            loss, g = subject.gradient(subject.batch(row, 0, label))
-            each.append(trial.reading.expected(g))
-            losses.append(loss)
-        return each, losses
+        found = self.subject.by_label(row, 0)
+        return [trial.reading.expected(g) for _, g in found], [loss for loss, _ in found]
 
     def labelled(self, row: Examples, label: int) -> Examples:
         return synthetic.relabelled(row, [label]) if self.subject.classes else row
@@ -414,6 +406,7 @@ class Bench:
         Args:
             labels: of every candidate those that its gradient made likely.
         """
+        others = [self.subject.guessed(order, rows) for order, rows in trial.others]
         few = [0, 1, *range(len(candidates) - KNOWN + 2, len(candidates))]
         before = list(range(trial.target))
         after = list(range(trial.target + 1, self.client.rows))
@@ -426,7 +419,8 @@ class Bench:
                     self.labelled(candidates[at].row, label),
                     *([synthetic.taken(trial.rows, after)] if after else []),
                 )
-                each.append(distance(trial.update, self.subject.guessed(trial.order, rows)))
+                again = summed([self.subject.guessed(trial.order, rows), *others])
+                each.append(distance(trial.update, again))
             gaps.append(min(each))
         return first_alone([-g for g in gaps])
 
@@ -490,28 +484,29 @@ def of_start(subject: Subject, trials: int) -> Iterator[Finding]:
         return
     params = subject.task.params
     for n in subject.sizes:
-        client = Client(rows=n, batch=n, steps=0, round=0)
+        client = Client(rows=n, batch=n, steps=0, round=0, clients=subject.group)
         counts, alone, span = [], [], []
         blind = []
         for t in range(trials):
             key = Key(subject.config.seed).fold("audit start", n, t)
             rows = client_rows(subject, n, key)
-            sums = sums_of(subject, rows)
+            also = [client_rows(subject, n, key.fold("other", i)) for i in range(1, subject.group)]
+            sums = sums_of(subject, [rows, *also])
             truth = a0.counted(rows.labels.tolist(), subject.classes)
             read = sums.counts.numpy()
-            counts.append(a0.matched(read, truth))
+            counts.append(a0.matched(a0.rounded(read.astype(float), n), truth))
             blind.append(a0.matched(a0.even(n, subject.classes), truth))
             guesses = guesses_at(subject, rows, 0, key)
             x_ND = torch.cat(
                 [features(subject.task, params, g.row, np.arange(1), 1) for g in guesses]
             ).double()
             lonely = np.flatnonzero(read == 1)
-            if len(lonely):
-                at = int(np.flatnonzero(rows.labels == lonely[0])[0])
-                others = x_ND[1:]
+            of_own = [c for c in lonely if c in rows.labels]
+            if of_own:
+                at = int(np.flatnonzero(rows.labels == of_own[0])[0])
                 own = features(subject.task, params, rows, np.array([at]), 1).double()
-                told = sums.real()[2][lonely[0]]
-                tried_ND = (torch.cat([own, others]) / STEP).round() * STEP
+                told = sums.real()[2][of_own[0]]
+                tried_ND = (torch.cat([own, x_ND[1:]]) / STEP).round() * STEP
                 gaps = (tried_ND - told).norm(dim=1)
                 alone.append(first_alone((-gaps).tolist()))
             rounded_ND = (x_ND / STEP).round() * STEP
@@ -520,7 +515,8 @@ def of_start(subject: Subject, trials: int) -> Iterator[Finding]:
         yield finding("start", "labels, from the counts", client, counts, chance)
         if alone:
             name = "a guessed text alone in its class, by its features"
-            yield finding("start", name, client, alone, 1 / GUESSES)
+            note = f"some row is alone in {len(alone)} of {trials} clients"
+            yield finding("start", name, client, alone, 1 / GUESSES, note=note)
         name = "a guessed text, by the span of the features"
         yield finding("start", name, client, span, 1 / GUESSES)
 
@@ -539,8 +535,8 @@ def sender(one: Finding) -> str:
     """Whose message a finding is of."""
     if one.step == "start":
         rows = f"{one.client.rows:,} row{'' if one.client.rows == 1 else 's'}"
-        return f"the sums that a client with {rows} sends before round 1 tell"
-    return f"one message of a client with {one.client} tells"
+        return f"of a client with {rows}, what is sent before round 1 tells"
+    return f"of a client with {one.client}, one message tells"
 
 
 def said(one: Finding) -> str:

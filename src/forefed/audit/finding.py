@@ -22,11 +22,17 @@ class Client:
     steps: int
     round: int
 
+    clients: int = 1
+    """In one message: more than one where the server sees their sum only."""
+
     def __str__(self) -> str:
         def many(n: int, word: str) -> str:
             return f"{n:,} {word}{'' if n == 1 else 's'}"
 
-        return f"{many(self.rows, 'row')}, batch {self.batch}, {many(self.steps, 'step')}"
+        group = f", in a sum of {self.clients:,} clients" if self.clients > 1 else ""
+        steps = many(self.steps, "step") if self.steps else "before round 1"
+        batch = f", batch {self.batch}" if self.steps else ""
+        return f"{many(self.rows, 'row')}{batch}, {steps}{group}"
 
 
 @dataclass(frozen=True, kw_only=True)

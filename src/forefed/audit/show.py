@@ -50,9 +50,7 @@ def audit_page(found: Audit) -> Group:
 
 def cells(one: Finding) -> tuple[str, ...]:
     """A row of the table."""
-    where = f"{one.client}, round {one.client.round}" if one.client.steps else str(one.client.rows)
-    if not one.client.steps:
-        where = f"{one.client.rows:,} row{'' if one.client.rows == 1 else 's'}, before round 1"
+    where = f"{one.client}, round {one.client.round}" if one.client.steps else str(one.client)
     if one.measure == "cosine":
         return (
             *(one.step, one.attack, where, f"cosine {one.value:.2f}"),

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from forefed.audit import synthetic
+from forefed.channel import SecureSum
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key, Secret
@@ -50,14 +51,17 @@ from forefed.run.inprocess import ClientStore
 from forefed.run.replica import Replica
 from forefed.run.star import Star
 from forefed.run.state import RunState
+from forefed.select import Uniform
 from forefed.start.closed_form import Solver
 from forefed.start.sums import Sums
 
-MOST_ROWS = 64
+MOST_ROWS = 32
 """Of the median client, as far as its message is made: an audit is to take minutes."""
 WARM_ROUNDS = 2
 """Rounds on synthetic rows after which a configuration is audited, as LoRA's A has no gradient
 before the first."""
+AT_ONCE = 8
+"""Rows of one backward pass."""
 AUXILIARY = 16
 """Rows that the attacker has of its own."""
 
@@ -141,12 +145,21 @@ class Subject:
         first = len(self.auxiliary)
         return first + key.permutation(len(self.rows) - first)[:count]
 
-    def order(self, trial: int) -> Order:
-        """What the server asks of one client: another round, and so other directions, in each
-        trial."""
+    @property
+    def group(self) -> int:
+        """Clients whose sum is all that the server sees: 1 where it sees each; else as few as may
+        be, which is the worst case."""
+        channel = self.config.channel
+        return channel.min_group if isinstance(channel, SecureSum) else 1
+
+    def orders(self, trial: int) -> list[Order]:
+        """What the server asks of one client, and of those in one sum with it: another round, and
+        so other directions, in each trial."""
         known = replace(self.state, round=self.state.round + trial)
         orders = list(self.star.plan(known).values())
-        return orders[trial % len(orders)]
+        first = orders[trial % len(orders)]
+        alike = [o for o in orders if o.assigned == first.assigned and o.client != first.client]
+        return [first, *alike[: self.group - 1]]
 
     def message(
         self, order: Order, rows: Examples, secret: Secret, trainer: Trainer | None = None
@@ -157,6 +170,12 @@ class Subject:
         payload = self.config.codec.encode(update, context)
         return self.config.codec.decode(payload, order)
 
+    def seen_by_server(self, orders: Sequence[Order], rows: Sequence[Examples]) -> Update:
+        """One client's message, or the sum over a group as it comes out of the channel (without its
+        masks, which cancel, and its rounding)."""
+        pairs = zip(orders, rows, strict=True)
+        return summed([self.message(order, some, Secret.new()) for order, some in pairs])
+
     def guessed(self, order: Order, rows: Examples) -> Update:
         """The same as the attacker computes it, who does not have the client's secret, and who gets
         slopes from one backward pass where that is quicker."""
@@ -166,15 +185,52 @@ class Subject:
             trainer = replace(trainer, engine=quick)
         return self.message(order, rows, Silent(0), trainer)
 
-    def batch(self, rows: Examples, index: int, label: int | None = None) -> Batch:
-        """One row; with another label, where one is given."""
-        batch = rows.batch([index])
-        return batch if label is None else replace(batch, labels=torch.tensor([label]))
-
     def gradient(self, batch: Batch) -> tuple[float, Params]:
         """Loss and its exact gradient by everything that is trained and travels."""
         fixed = {**self.task.params, **self.state.params}
         return value_and_grad(self.task.loss, trees.pick(fixed, self.shared), fixed, batch)
+
+    def by_label(self, rows: Examples, index: int) -> list[tuple[float, Params]]:
+        """Loss and gradient of one row under every label; of a task without classes, its own."""
+        batch = rows.batch([index])
+        if not self.classes:
+            return [self.gradient(batch)]
+        fixed = {**self.task.params, **self.state.params}
+        leaves = {n: fixed[n].detach().requires_grad_(True) for n in self.shared}
+        with torch.enable_grad():
+            logits_C = self.task.logits({**fixed, **leaves}, batch)[0].float()
+            of_logits = [
+                torch.autograd.grad(x, list(leaves.values()), retain_graph=True, allow_unused=True)
+                for x in logits_C
+            ]
+        logs_C = logits_C.detach().log_softmax(0)
+        mean = [
+            torch.stack([p * g for p, g in zip(logs_C.exp(), each, strict=True)]).sum(0)
+            if each[0] is not None
+            else torch.zeros_like(x)
+            for each, x in zip(zip(*of_logits, strict=True), leaves.values(), strict=True)
+        ]
+        return [
+            (
+                -float(logs_C[c]),
+                {
+                    n: m if g is None else m - g
+                    for n, m, g in zip(leaves, mean, of_logits[c], strict=True)
+                },
+            )
+            for c in range(self.classes)
+        ]
+
+    def mean_gradient(self, rows: Examples) -> Params:
+        """Of the mean loss over these rows."""
+        total: Params = {}
+        whole = self.task.loss.weight(rows.batch(np.arange(len(rows))))
+        for start in range(0, len(rows), AT_ONCE):
+            batch = rows.batch(np.arange(start, min(start + AT_ONCE, len(rows))))
+            share = self.task.loss.weight(batch) / whole
+            _, g = self.gradient(batch)
+            total = {n: share * x + total.get(n, 0.0) for n, x in g.items()}
+        return total
 
     @property
     def shared(self) -> tuple[str, ...]:
@@ -199,6 +255,33 @@ class Subject:
         return rows if size == "all" else min(rows, size)
 
 
+def summed(updates: Sequence[Update]) -> Update:
+    """The mean by examples of some clients' updates; of one it is itself."""
+    if len(updates) == 1:
+        return updates[0]
+    total = sum(u.n_examples for u in updates)
+
+    def mean(trees_: Sequence[Params]) -> Params:
+        shares = [u.n_examples / total for u in updates]
+        return {
+            n: torch.stack([w * t[n].double() for w, t in zip(shares, trees_, strict=True)]).sum(0)
+            for n in trees_[0]
+        }
+
+    metrics = {
+        name: sum(u.n_examples * u.metrics.get(name, 0.0) for u in updates) / total
+        for name in updates[0].metrics
+    }
+    dense = updates[0].grad is not None
+    return Update(
+        client=-1,
+        n_examples=total,
+        grad=mean([u.grad or {} for u in updates]) if dense else None,
+        slopes=None if dense else mean([u.slopes or {} for u in updates]),
+        metrics=metrics,
+    )
+
+
 def subject_of(
     config: Config, run: Path | None, own_rows: bool, trials: int, say: Callable[[str], None]
 ) -> Subject:
@@ -215,7 +298,10 @@ def subject_of(
     if isinstance(engine, Auto):
         engine = Backprop(micro_batch="auto", shared=engine.shared)
     client = config.client.model_copy(update={"prefix_cache": "off"})
-    config = config.model_copy(update={"engine": engine.among(True), "client": client})
+    # the attacks are on whoever takes part, however they are drawn
+    config = config.model_copy(
+        update={"engine": engine.among(True), "client": client, "select": Uniform()}
+    )
     say("loading the model")
     tokenizer = load_tokenizer(config.model)
     names, typical, rows = _rows(config, run, own_rows, tokenizer, key, there)
@@ -354,7 +440,11 @@ def everything(rows: Examples) -> ClientData:
     return ClientData(rows, np.arange(len(rows)), np.zeros(0, dtype=np.int64))
 
 
-def sums_of(subject: Subject, rows: Examples) -> Sums:
-    """What a client with these rows answers before round 1, as the server reads it."""
-    found = answers(subject.config, subject.task, None).sums_of({}, everything(rows))
+def sums_of(subject: Subject, group: Sequence[Examples]) -> Sums:
+    """What clients with these rows answer before round 1, added up as the server reads it."""
+    answer = answers(subject.config, subject.task, None)
+    parts = [answer.sums_of({}, everything(rows)) for rows in group]
+    found = parts[0]
+    for part in parts[1:]:
+        found = found.plus(part)
     return Sums.unpacked(found.packed(), len(found.counts), len(found.x))
