@@ -272,9 +272,37 @@ def test_label_flips_are_in_the_data_of_hostile_clients_only() -> None:
     assert LabelFlip(flipped=1, into=2).flip(torch.tensor([0, 1]).numpy(), 3).tolist() == [0, 2]
 
 
+def test_fake_clients_train_on_rows_like_those_of_a_compromised_one(
+    world: World, tmp_path: Path
+) -> None:
+    """The hybrid adversary: with all of them compromised it is the one with partial knowledge, and
+    with synthetic rows its proxy is worse than with real ones, but no noise."""
+    key, w = Key(2), Key(3).normal((8, 3))
+    shares = []
+    for i in range(10):
+        x = key.fold(i).normal((60, 8))
+        shares.append({"x": x, "y": (x @ w).argmax(1)})
+
+    def loss(params: Params, batch: Any) -> Tensor:
+        return torch.nn.functional.cross_entropy(batch["x"] @ params["w"], batch["y"])
+
+    def found(**attack: Any) -> Any:
+        sets = {"attack": {"kind": "min_max", "hostile": 4, "knowledge": "partial", **attack}}
+        return forefed.simulate(loss, {"w": torch.zeros(8, 3)}, shares, rounds=1, **sets)
+
+    real, fake = found(), found(compromised=1)
+    assert trees.digest(real.params) == trees.digest(found(compromised=4).params)
+    assert trees.digest(real.params) != trees.digest(fake.params)
+    assert 0.6 < fake.star.transport.likeness < real.star.transport.likeness < 1
+    texts = ["strategy=fedavg", "attack=lie", "attack.hostile=2", "attack.knowledge=partial"]
+    result = world.run(tmp_path, *texts, "attack.compromised=1", "cohort=6")
+    assert all(0 < abs(line["likeness"]) <= 1 for line in lines(result.folder, "rounds.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"attack": {"kind": "ipm", "compromised": 1}}, "attack.knowledge = 'partial'"),
         ({"attack": {"kind": "ipm", "hostile": 10}}, "10 of 10 clients"),
         ({"attack": {"kind": "ipm", "hostile": 0.01}}, "none of 10 clients"),
         ({"attack": "ipm", "strategy": "spry", "codec": "scalars"}, "engine.shared = true"),

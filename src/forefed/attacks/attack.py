@@ -10,8 +10,11 @@ server sees only bytes (run/adversary.py). Sites of a deployment are never attac
     none     no data and no sight of others: the mean step of the global model so far, with noise of
              its own size, stands for them
 
+Between the last two, ``compromised`` clients are real, and the other hostile ones train on rows
+drawn like theirs (attacks/fakes.py).
+
 Source of the threat models: Mozaffari, Choudhary, Houmansadr, "Fake or compromised?" (arXiv
-2403.06319). Departure: there "no knowledge" trains a generator.
+2403.06319).
 
 Parameters that the same clients hold are one vector; where clients train different units, each of
 them is attacked by itself. Slopes along shared directions are one vector, too.
@@ -33,6 +36,7 @@ from torch import Tensor
 
 from forefed.aggregate import Aggregator
 from forefed.aggregate.aggregator import share_of
+from forefed.attacks.fakes import synthetic
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.settings import Choice
@@ -40,6 +44,7 @@ from forefed.core.types import Contribution, Params, ServerContext, Unit, Update
 from forefed.data.examples import ClientData
 
 Payload = Literal["delta", "projections"]
+Lookup = Callable[[int], ClientData]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +101,15 @@ class Attack(Choice):
         """
         return list(own)
 
-    def poison(self, data: ClientData) -> ClientData:
-        """A hostile client's data, as it trains on them."""
-        return data
+    def data_of(self, client: int, lookup: Lookup, who: frozenset[int], key: Key) -> ClientData:
+        """A hostile client's data, as it trains on them.
+
+        Args:
+            lookup: what every client really holds.
+            who: all hostile clients.
+            key: of the run.
+        """
+        return lookup(client)
 
 
 class NoAttack(Attack):
@@ -175,6 +186,11 @@ class Crafted(Hostile):
 
     knowledge: Literal["full", "partial", "none"] = "full"
     """Of the benign updates: all, those of hostile clients' own data, or the broadcasts only."""
+    compromised: Annotated[int, Field(ge=1)] | None = None
+    """With partial knowledge: so many hostile clients have data; the others are fake and train on
+    rows drawn like theirs. None: all have."""
+    labels: str = "y"
+    """Over tensors of one's own (``forefed.simulate``): the one with the classes."""
 
     reads_others: ClassVar[bool] = True
 
@@ -189,6 +205,16 @@ class Crafted(Hostile):
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
+        if self.compromised is not None and self.knowledge != "partial":
+            yield (
+                "attack.compromised: what fake clients train stands for benign updates; set "
+                "attack.knowledge = 'partial', or leave it out"
+            )
+        if self.compromised is not None and config.data.task.kind != "classification":
+            yield (
+                f"attack.compromised draws texts by class, and data.task.kind = "
+                f"'{config.data.task.kind}' has others or none; leave it out"
+            )
         if self.knowledge == "none" and config.codec.sends_slopes:
             yield (
                 "attack.knowledge = 'none' knows the model's steps, not slopes; set it to "
@@ -205,6 +231,13 @@ class Crafted(Hostile):
         else:
             made = self._deltas(honest, own, ctx)
         return [self.claimed(u) for u in made]
+
+    def data_of(self, client: int, lookup: Lookup, who: frozenset[int], key: Key) -> ClientData:
+        real = sorted(who)[: self.compromised]
+        if client in real:
+            return lookup(client)
+        pool = [lookup(c) for c in real]
+        return synthetic(pool, self.labels, key.fold("attack", "fake", client))
 
     def _known(self, there: Sequence[Tensor], mine: Sequence[Tensor], scene: Scene) -> Tensor:
         if self.knowledge == "none":
@@ -276,6 +309,20 @@ class Crafted(Hostile):
                     sent = {g: x[: len((u.slopes or {})[g])] for g, x in sent.items()}
                 made[u.client] = replace(u, slopes=sent)
         return [made[u.client] for u in own]
+
+
+def likeness(honest: Sequence[Update], own: Sequence[Update]) -> float | None:
+    """Cosine of the mean of what hostile clients found to the benign mean, over what both trained:
+    how good a stand-in the one is for the other. None: nothing to compare."""
+    totals: list[dict[str, Tensor]] = [{}, {}]
+    for total, some in zip(totals, (honest, own), strict=True):
+        for u in some:
+            for name, x in (u.grad or {}).items():
+                total[name] = total.get(name, torch.zeros_like(x)) + x
+    shared = [n for n in totals[0] if n in totals[1]]
+    a, b = (trees.pick(total, shared) for total in totals)
+    length = trees.norm(a) * trees.norm(b)
+    return trees.dot(a, b) / length if length else None
 
 
 def blocks(updates: Sequence[Update]) -> list[tuple[str, ...]]:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from forefed.attacks.attack import Hostile
+from forefed.attacks.attack import Hostile, Lookup
+from forefed.core.keys import Key
 from forefed.data.examples import ClientData
 
 Class = Annotated[int, Field(ge=0)]
@@ -46,7 +47,8 @@ class LabelFlip(Hostile):
         wrong = classes - 1 - y if self.into is None else np.full_like(y, self.into)
         return wrong if self.flipped is None else np.where(y == self.flipped, wrong, y)
 
-    def poison(self, data: ClientData) -> ClientData:
+    def data_of(self, client: int, lookup: Lookup, who: frozenset[int], key: Key) -> ClientData:
+        data = lookup(client)
         examples: Any = data.examples
         tensors = getattr(examples, "tensors", None)
         if tensors is None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from forefed.aggregate import Aggregator
 from forefed.attacks import AttackContext, Hostile
+from forefed.attacks.attack import likeness
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Lost, Order, Params, Reply, Unit, Update
@@ -26,7 +27,8 @@ from forefed.wire import Codec
 class Adversary:
     """A ``Transport`` in which the clients ``who`` send what the attack makes of their answers.
 
-    ``first``: the global parameters of round 1, which every client was sent.
+    ``first``: the global parameters of round 1, which every client was sent. ``likeness``: in the
+    last round, the cosine of what hostile clients found in their data to the benign mean.
     """
 
     inner: InProcess
@@ -37,6 +39,7 @@ class Adversary:
     units: Sequence[Unit]
     first: Params
     seed: int
+    likeness: float | None = None
 
     @property
     def store(self) -> ClientStore:
@@ -97,6 +100,7 @@ class Adversary:
         # who has no example has nothing to hide behind, and the server does not count it
         own = [u for u in present if u.client in self.who and u.n_examples > 0]
         honest = [u for u in present if u.client not in self.who and u.n_examples > 0]
+        self.likeness = likeness(honest, own)
         if not own:
             return {}
         order = asked[own[0].client]

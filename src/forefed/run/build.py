@@ -228,7 +228,7 @@ def assemble(
             who = hostile_among(attack, population, config.seed)
         inside = InProcess(
             population,
-            lambda c: attack.poison(lookup(c)) if c in who else lookup(c),
+            lambda c: attack.data_of(c, lookup, who, Key(config.seed)) if c in who else lookup(c),
             measured(trainer_of) if measure else unmeasured(trainer_of),
             config.codec.encode,
             ClientStore(),

@@ -195,6 +195,7 @@ def _run(
         line["norm"] = norm_of(state.params)
         if isinstance(transport, Adversary):
             line["hostile"] = sorted(transport.who & {*report.cohort})
+            line["likeness"] = transport.likeness
         if ledger.made:
             line["privacy"] = _spent(federation, ledger, state.round)
         if judged:
