@@ -24,7 +24,8 @@ from forefed.run.build import answers, build
 from forefed.run.forget import forget
 from forefed.run.guarding import guarded
 from forefed.run.state import RunState
-from forefed.start.closed_form import SCALES, ClosedForm, Solver, choose, start_of
+from forefed.start.answer import ALL
+from forefed.start.closed_form import RIDGE, SCALES, ClosedForm, Solver, choose, start_of
 from forefed.start.sums import STEP, Sums
 from forefed.wire.questions import encode_answer
 
@@ -75,7 +76,7 @@ def test_heads_equal_the_pooled_solutions() -> None:
     s = (z - mean) / scale
     found = solver.solve("ridge", share)
     weight = np.linalg.solve(s.T @ s + share * n * np.eye(5), s.T @ (y - y.mean(0))).T
-    expected = s @ weight.T + y.mean(0)
+    expected = RIDGE * (s @ weight.T + y.mean(0))
     logits = z @ found.weight_CD.numpy().T + found.bias_C.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-9)
 
@@ -92,11 +93,11 @@ def test_heads_equal_the_pooled_solutions() -> None:
 
 @pytest.mark.parametrize("numbers", [[0], [127, -128], [128], [-129], [2**40, -(2**40)], [-1, 5]])
 def test_sums_travel_in_few_bytes_and_come_back(numbers: list[int]) -> None:
-    from forefed.start.sums import _pack, _unpack
+    from forefed.start.sums import pack, unpack
 
     x = torch.tensor(numbers)
-    assert torch.equal(_unpack(_pack(x), x, "x"), x)
-    assert _pack(torch.tensor([127, -128])).shape == (2, 1)
+    assert torch.equal(unpack(pack(x), x, "x"), x)
+    assert pack(torch.tensor([127, -128])).shape == (2, 1)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,8 @@ def test_forgetting_a_client_leaves_the_sums_of_the_others(world: World, tmp_pat
     total = Sums.zero(3, 48)
     for client in (0, 1, 3, 4, 5):
         part = answers(config, federation.task, None)
-        total = total.plus(part.sums_of({}, federation.data.population.client(client)))
+        own = federation.data.population.client(client)
+        total = total.plus(part.sums_of({"rows": torch.tensor(ALL)}, own))
     assert all(
         torch.equal(a, b)
         for a, b in zip(vars(left.total).values(), vars(total).values(), strict=True)

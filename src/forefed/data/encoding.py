@@ -162,6 +162,12 @@ def encode_texts(
     return tokenise(Texts(texts, second, labels), tokenizer, max_length).examples
 
 
+def end_of(tokenizer: Any) -> int | None:
+    """The token that a tokeniser ends every text with; None: none."""
+    ids = tokenizer("")["input_ids"]
+    return int(ids[-1]) if ids else None
+
+
 def _tokenise(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> Tokenised:
     causal = texts.labels is None
     counts: Counter[str] = Counter()

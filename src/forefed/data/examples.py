@@ -52,17 +52,35 @@ class Examples:
     causal: bool = False
     chars: NDArray[np.int32] | None = None
     passages: Passages | None = None
+    reads: int | None = None
+    """Tokens of a row that the model reads, where more are kept for a bag of words."""
+    end: int | None = None
+    """The last token of every row that is whole, and of every batch's rows that are cut."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def lengths(self) -> NDArray[np.int64]:
-        """Token counts [N]."""
-        return np.diff(self.offsets)
+        """Token counts [N] of what the model reads."""
+        lengths = np.diff(self.offsets)
+        return lengths if self.reads is None else np.minimum(lengths, self.reads)
+
+    def tokens_of(self, indices: Sequence[int] | Indices) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every token of the named examples, whole: its row among them [T], its id [T]."""
+        parts = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+        rows = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        ids = np.concatenate(parts) if parts else np.zeros(0)
+        return torch.from_numpy(rows), torch.from_numpy(ids.astype(np.int64))
 
     def batch(self, indices: Sequence[int] | Indices, dropout: Key | None = None) -> Batch:
         """The named examples, right-padded to the longest of them."""
         rows = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
+        ends: list[int] = []
+        if self.reads is not None:
+            for b, row in enumerate(rows):
+                if row.stop - row.start > self.reads:
+                    rows[b] = slice(row.start, row.start + self.reads)
+                    ends += [b] if self.tokens[row.stop - 1] == self.end else []
         width = max(row.stop - row.start for row in rows)
         ids_BS = np.full((len(rows), width), self.pad_id, dtype=np.int64)
         mask_BS = np.zeros((len(rows), width), dtype=np.int64)
@@ -72,6 +90,7 @@ class Examples:
             mask_BS[b, : row.stop - row.start] = 1
             if self.types is not None:
                 types_BS[b, : row.stop - row.start] = self.types[row]
+        ids_BS[ends, -1] = self.end if ends else 0
         inputs = {
             "input_ids": torch.from_numpy(ids_BS),
             "attention_mask": torch.from_numpy(mask_BS),

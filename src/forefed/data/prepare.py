@@ -11,13 +11,14 @@ import numpy as np
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Json
+from forefed.data.encoding import end_of
 from forefed.data.examples import Examples
 from forefed.data.partition import Natural, Partition, Sites
 from forefed.data.population import Population
 from forefed.data.rows import Rows
 from forefed.data.settings import DataSettings
 from forefed.data.sources import Table
-from forefed.data.tasks import TextTask
+from forefed.data.tasks import Encoded, TextTask
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class Prepared:
 
 
 def prepare(
-    settings: DataSettings, partition: Partition, tokenizer: Any, key: Key, cache_dir: Path | None
+    settings: DataSettings,
+    partition: Partition,
+    tokenizer: Any,
+    key: Key,
+    cache_dir: Path | None,
+    whole: int | None = None,
 ) -> Prepared:
     """Read, tokenise and split.
 
@@ -46,6 +52,7 @@ def prepare(
         key: of the partition and the clients' own test splits, and without ``split_seed`` of the
             limit and the held-out rows too.
         cache_dir: where tokens are kept between runs; None: nowhere.
+        whole: tokens that are kept of a text beside those that the model reads; None: no more.
 
     Raises:
         UserError: anything wrong with the data or the settings, before any training.
@@ -54,12 +61,14 @@ def prepare(
     encoded = settings.task.encode(
         table,
         tokenizer,
-        settings.max_length,
+        max(settings.max_length, whole or 0),
         settings.test_fraction,
         split,
         cache_dir,
         partition.column if isinstance(partition, Natural) else None,
     )
+    if whole is not None:
+        encoded = read_to(encoded, settings.max_length, tokenizer)
     train = encoded.train
     classes = settings.task.strata(train.labels)
     shares = partition.split(classes, encoded.natural_ids, key.fold("partition"))
@@ -83,6 +92,13 @@ def prepare(
         {**encoded.provenance, "notes": notes},
         tuple(notes),
     )
+
+
+def read_to(encoded: Encoded, reads: int, tokenizer: Any) -> Encoded:
+    """The same texts, of which a model reads so many tokens."""
+    end = end_of(tokenizer)
+    train, test = (replace(x, reads=reads, end=end) for x in (encoded.train, encoded.test))
+    return replace(encoded, train=train, test=test)
 
 
 def chosen_rows(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, SerializeAsAny
 
@@ -31,6 +31,9 @@ class Refusal(Exception):
     settings, never of data."""
 
 
+Question = Literal["documents", "words", "sums", "products", "heads", "loss"]
+
+
 class Policy(Settings):
     """What a site does for a server, and what it tells."""
 
@@ -44,10 +47,12 @@ class Policy(Settings):
     """Rounds of one run that this site takes part in."""
     min_examples: Annotated[int, Field(ge=1)] = 1
     """With fewer training examples the site takes no part."""
-    questions: tuple[Literal["sums", "heads", "loss"], ...] = ("sums", "heads", "loss")
+    questions: tuple[Question, ...] = get_args(Question)
     """What is answered beside training: "sums" of features by class, from which the server solves
     the head (a class with one row here sends that row's features: see start.min_count); losses of
-    held-out rows under several "heads", or under several parameters ("loss")."""
+    held-out rows under several "heads", or under several parameters ("loss"); in how many rows each
+    word is ("documents"), of "words" the same by class, and their "products" with what the server
+    asks for (start.words; they tell which words a site uses)."""
     channels: tuple[Literal["plain", "secure_sum"], ...] = ("plain", "secure_sum")
     """What the server may see of this site: its own contribution ("plain"), or sums of a group."""
     min_group: Annotated[int, Field(ge=3)] = 5

@@ -27,7 +27,7 @@ from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params
 from forefed.data.examples import ClientData
 from forefed.data.population import Population
-from forefed.data.prepare import load_table
+from forefed.data.prepare import load_table, read_to
 from forefed.data.shares import Assigned
 from forefed.data.tasks import Encoded
 from forefed.deploy.envelope import Envelope
@@ -39,7 +39,15 @@ from forefed.local.summed import Summing
 from forefed.models.load import check_files
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.build import answers, load_model, make_server, make_trainer, measured, task_view
+from forefed.run.build import (
+    answers,
+    load_model,
+    make_server,
+    make_trainer,
+    measured,
+    task_view,
+    whole_length,
+)
 from forefed.run.config import Config
 from forefed.run.inprocess import ClientFn
 from forefed.run.replica import Replica
@@ -122,13 +130,15 @@ def read_rows(config: Config, tokenizer: object) -> Encoded:
     table, _ = load_table(config.data)
     for note in table.notes:
         log.info("%s", note)
-    return config.data.task.encode(
+    whole = whole_length(config, tokenizer)
+    encoded = config.data.task.encode(
         replace(table, test=table.rows),
         tokenizer,
-        config.data.max_length,
+        max(config.data.max_length, whole or 0),
         config.data.test_fraction,
         Key(config.seed).fold("data"),
     )
+    return encoded if whole is None else read_to(encoded, config.data.max_length, tokenizer)
 
 
 @dataclass

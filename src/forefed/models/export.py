@@ -27,12 +27,14 @@ from torch.nn.functional import pad
 from forefed.core.errors import UserError
 from forefed.core.files import PARTIAL, rename_folder
 from forefed.core.types import Params
+from forefed.data.encoding import end_of
 from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
 from forefed.models.attach import ADAPTER_NAME
 from forefed.models.functional import Call
-from forefed.models.outside import HEAD, head_text
+from forefed.models.outside import HEAD, head_text, save_words
 from forefed.models.place import quiet
 from forefed.models.task import Task
+from forefed.models.words import Words
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MODEL, CARD = "config.json", "README.md"
@@ -45,6 +47,8 @@ def save_adapter(
     card: str,
     tokenizer: Any = None,
     form: Form = "peft",
+    words: Words | None = None,
+    reads: int | None = None,
 ) -> None:
     """Writes the adapter; the folder appears complete or not at all.
 
@@ -55,6 +59,8 @@ def save_adapter(
         card: the text of the model card (Markdown).
         tokenizer: as ``load_tokenizer`` makes it; None: none is written.
         form: see above.
+        words: what texts' words add to the logits.
+        reads: tokens of a text that the model reads, where its words are read beyond them.
 
     Raises:
         UserError: the folder holds something that is no adapter, or there is no such form of it.
@@ -69,8 +75,11 @@ def save_adapter(
         _FORMS[form](task, params, building)
         (building / MODEL).write_text(_model_text(task), encoding="utf-8")
         (building / CARD).write_text(card, encoding="utf-8")
-        if (head := head_text(task)) is not None:
+        end = None if tokenizer is None else end_of(tokenizer)
+        if (head := head_text(task, reads, end)) is not None:
             (building / HEAD).write_text(head, encoding="utf-8")
+        if words is not None:
+            save_words(words, building)
         if tokenizer is not None:
             _save_tokenizer(tokenizer, task, building)
         if folder.exists():

@@ -19,8 +19,10 @@ from forefed.models.load import load_base
 from forefed.models.place import MINILM
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task
+from forefed.models.words import Words
 
 HEAD = "forefed_head.json"
+WORDS = "forefed_words.safetensors"
 CONFIG = "adapter_config.json"
 
 
@@ -36,14 +38,27 @@ class Loaded:
     labels: tuple[str, ...]
 
 
-def head_text(task: Task) -> str | None:
-    """What the file beside an adapter says; None where plain PEFT needs no word."""
+def head_text(task: Task, reads: int | None = None, end: int | None = None) -> str | None:
+    """What the file beside an adapter says; None where plain PEFT needs no word.
+
+    Args:
+        reads: tokens of a text that the model reads, where its words are read beyond them.
+        end: the token that ends a text.
+    """
     pooling = getattr(task.model.get_base_model(), "pooling", "pooler")
     if pooling == "pooler":
         return None
     layers = task.model.get_base_model().layers
     about = {"pooling": pooling, "layers": layers, "labels": list(task.label_names)}
+    about |= {} if reads is None else {"reads": reads, "end": end}
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+
+
+def save_words(words: Words, folder: Path) -> None:
+    """Writes what texts' words add beside an adapter."""
+    from safetensors.torch import save
+
+    (folder / WORDS).write_bytes(save(words.packed()))
 
 
 def load(folder: str | Path, base: str | None = None) -> Loaded:
@@ -63,6 +78,8 @@ def load(folder: str | Path, base: str | None = None) -> Loaded:
         name, labels = base or str(config["base_model_name_or_path"]), tuple(about["labels"])
         reads = {"pooling": about["pooling"], "layers": about["layers"]}
         settings = ModelSettings(name=_here(name), dtype="float32", **reads)
+        cut = about.get("reads"), about.get("end")
+        words = _words(folder / WORDS)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"load: '{folder}' holds no {HEAD} and {CONFIG} that can be read. An export without "
@@ -71,8 +88,21 @@ def load(folder: str | Path, base: str | None = None) -> Loaded:
     from peft import PeftModel
 
     base_model = load_base(settings, Key(0), labels, "classification")
+    base_model.model.forward.words, base_model.model.forward.cut = words, cut
     model = PeftModel.from_pretrained(base_model.model, str(folder)).eval()
     return Loaded(model, base_model.tokenizer, labels)
+
+
+def _words(path: Path) -> Words | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as read
+
+    if not path.is_file():
+        return None
+    try:
+        return Words.unpacked(read(path.read_bytes()))
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
 
 
 def _here(name: str) -> str:

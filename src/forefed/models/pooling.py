@@ -26,6 +26,7 @@ from forefed.core.types import Json
 from forefed.models.blocks import Blocks
 from forefed.models.inspect import Facts
 from forefed.models.settings import ModelSettings
+from forefed.models.words import Words, beginnings, tokens_of
 
 Pooling = Literal["mean", "cls", "last", "pooler"]
 """Mean over the tokens; the first one; the last one; or the way of the class in transformers:
@@ -113,6 +114,10 @@ class PooledForward:
 
     def __init__(self, model: Any, pooling: Pooling, head: str, early: Sequence[nn.Module] = ()):
         self.model, self.pooling, self.head = model, pooling, head
+        self.words: Words | None = None
+        """Of an exported model: what texts' words add to the logits..."""
+        self.cut: tuple[int | None, int | None] = (None, None)
+        """... and how many tokens the body reads of texts that are longer, and what ends them."""
         self.entered: list[Tensor] | None = None
         for block in early:
             block.register_forward_pre_hook(self.enter, with_kwargs=True)
@@ -135,6 +140,11 @@ class PooledForward:
 
         if token_type_ids is not None:
             more["token_type_ids"] = token_type_ids
+        whole_BS, there_BS = input_ids, attention_mask
+        reads, end = self.cut
+        if reads is not None and input_ids is not None:
+            input_ids, attention_mask = beginnings(input_ids, attention_mask, reads, end)
+            more = {n: x[:, :reads] if n == "token_type_ids" else x for n, x in more.items()}
         body = getattr(self.model, self.model.base_model_prefix)
         self.entered = []
         try:
@@ -145,6 +155,8 @@ class PooledForward:
         parts = [pool(hidden_BSH, attention_mask, self.pooling) for hidden_BSH in every]
         pooled_BF = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         logits_BC = getattr(self.model, self.head)(pooled_BF)
+        if self.words is not None and whole_BS is not None:
+            logits_BC = self.words.added(logits_BC, *tokens_of(whole_BS, there_BS))
         loss = None if labels is None else nn.functional.cross_entropy(logits_BC, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits_BC)
 

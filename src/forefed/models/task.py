@@ -25,9 +25,15 @@ from forefed.models.quantised import quantise_blocks
 from forefed.models.recompute import checkpointed, recomputing
 from forefed.models.tail import Tail, Wrap, find_tail
 from forefed.models.units import make_units
+from forefed.models.words import Words
 
 Around = Callable[[Params, Batch], AbstractContextManager[None]]
 """What is open while a batch is computed."""
+
+
+def nothing_around(params: Params, batch: Batch) -> AbstractContextManager[None]:
+    """Nothing is open."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -151,12 +157,14 @@ class Task:
         examples: Examples,
         indices: Sequence[int] | Indices,
         batch_size: int,
-        around: Around = lambda params, batch: nullcontext(),
+        around: Around = nothing_around,
+        words: Words | None = None,
     ) -> Sums:
         """Sums over the named examples, so that several parts can be added up.
 
         Args:
             around: open while a batch is computed (a cached prefix).
+            words: what the texts' words add to the logits.
 
         Returns:
             ``loss_sum`` over ``weight`` terms (examples, or predicted tokens), ``n`` examples, and
@@ -170,13 +178,29 @@ class Task:
                 rows = by_length[start : start + batch_size]
                 batch = examples.batch(rows)
                 with around(params, batch):
-                    parts.append(self._evaluate(params, batch, examples, rows))
+                    parts.append(self._evaluate(params, batch, examples, rows, words))
         return {**merge(parts), "n": float(len(chosen))}
 
-    def _evaluate(self, params: Params, batch: Batch, examples: Examples, rows: Indices) -> Sums:
+    def logits_with(
+        self, params: Params, batch: Batch, examples: Examples, rows: Indices, words: Words | None
+    ) -> Tensor:
+        """Logits of a batch of these rows, with what their words add."""
+        logits = self.logits(params, batch)
+        if words is None:
+            return logits
+        return words.added(logits, *examples.tokens_of(rows))
+
+    def _evaluate(
+        self,
+        params: Params,
+        batch: Batch,
+        examples: Examples,
+        rows: Indices,
+        words: Words | None,
+    ) -> Sums:
         logits = torch.empty(0)
         if self.objective.reads_logits:
-            logits = self.logits(params, batch)
+            logits = self.logits_with(params, batch, examples, rows, words)
             loss = self.objective.loss_sum(logits, batch)
         else:
             loss = self.loss.sum(params, batch)

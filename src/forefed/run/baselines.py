@@ -23,11 +23,11 @@ from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
 from forefed.run.begin import begin
-from forefed.run.build import build
+from forefed.run.build import build, words_at
 from forefed.run.config import Config
 from forefed.run.evaluate import evaluate_global
 from forefed.run.summed import Hidden
-from forefed.start import Auto
+from forefed.start import Auto, ClosedForm
 from forefed.start.features import features
 
 LOCAL = 50
@@ -50,7 +50,10 @@ def baselines(config: Config, say: Callable[[str], None] = lambda _: None) -> li
             f"'{config.data.task.kind}' learns none"
         )
     linear = _logistic()
-    federation = build(config.model_copy(update={"cohort": 1}), say)
+    start = config.start if isinstance(config.start, ClosedForm) else Auto()
+    start = start.model_copy(update={"batch_size": 32})
+    config = config.model_copy(update={"cohort": 1, "start": start})
+    federation = build(config, say)
     population, test, task = federation.data.population, federation.data.test, federation.task
     examples = population.examples
     clients = [population.client(c).train for c in range(population.size)]
@@ -92,10 +95,11 @@ def baselines(config: Config, say: Callable[[str], None] = lambda _: None) -> li
         elif len(y):
             scores.append(float((truth == y[0]).mean()))
     found("local", float(np.mean(scores)), f"the probe at {len(scores)} clients alone, their mean")
-    hidden = Hidden.of(federation.star)
-    begun = begin(Auto(batch_size=32), task, federation.transport, config.deadline_s, hidden)
+    hidden, most = Hidden.of(federation.star), words_at(config)
+    begun = begin(start, task, federation.transport, config.deadline_s, most, hidden=hidden)
     params = {**task.params, **begun.head}
-    line, _ = evaluate_global(task, params, test, config.evaluate.batch_size)
+    size = config.evaluate.batch_size
+    line, _ = evaluate_global(task, params, test, size, words=begun.words)
     found("closed form", line["accuracy"], "the head from the clients' sums, federated")
     return lines
 

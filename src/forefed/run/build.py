@@ -31,7 +31,9 @@ from forefed.gradients import GradientEngine
 from forefed.local import TaskView, Trainer, check_slopes, replay
 from forefed.local.groups import groups_of
 from forefed.local.summed import Numbers, Summing, shapes_of
+from forefed.models.inspect import look
 from forefed.models.load import check_files, load_task
+from forefed.models.pooling import choose
 from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
@@ -47,7 +49,7 @@ from forefed.run.replica import Replica
 from forefed.run.server import Layout, Server
 from forefed.run.star import RunState, Star
 from forefed.run.summed import check_groups
-from forefed.start import ClosedForm, start_of
+from forefed.start import ClosedForm, start_of, words_of
 from forefed.start.answer import Answers
 
 
@@ -139,7 +141,12 @@ def build(
     tokenizer = check_files(config.model, config.data.task.head)
     say("reading and tokenising texts")
     data = prepare(
-        config.data, config.partition, tokenizer, key.fold("data"), config.out / ".cache"
+        config.data,
+        config.partition,
+        tokenizer,
+        key.fold("data"),
+        config.out / ".cache",
+        whole_length(config, tokenizer),
     )
     population = data.population
     if config.cohort > population.size:
@@ -308,6 +315,21 @@ def hostile_among(attack: Hostile, population: int, seed: int) -> frozenset[int]
 def start_at(config: Config, task: Task) -> ClosedForm | None:
     """How the head is solved before round 1; None: it is not."""
     return start_of(config, getattr(task.model.get_base_model(), "pooling", "pooler"))
+
+
+def words_at(config: Config) -> int:
+    """How many words count beside the features of the head; 0: none."""
+    if not isinstance(config.start, ClosedForm) or config.data.task.kind != "classification":
+        return 0
+    return words_of(config, choose(config.model, look(config.model)))
+
+
+def whole_length(config: Config, tokenizer: Any) -> int | None:
+    """Tokens that are kept of a text for its words; None: no words count."""
+    if not words_at(config):
+        return None
+    assert isinstance(config.start, ClosedForm)
+    return int(min(config.start.words_length, tokenizer.model_max_length))
 
 
 def frozen_head(config: Config, task: Task) -> frozenset[str]:

@@ -25,6 +25,9 @@ class Callback:
     def loading(self, what: str) -> None:
         """Something that takes a while is being read."""
 
+    def starting(self, what: str, done: int, of: int) -> None:
+        """Before the first round, or after the last: so many of the clients have answered."""
+
     def built(self, federation: Federation, start_round: int) -> None:
         """All is there; ``start_round``: finished rounds (0: a new run)."""
 

@@ -15,6 +15,7 @@ from forefed.data.prompts import ending
 from forefed.models.export import Form
 from forefed.models.load import portable_name
 from forefed.models.objectives import Objective, objective_of
+from forefed.run.build import whole_length
 from forefed.run.config import Config
 
 
@@ -81,7 +82,7 @@ tags: [forefed, federated-learning]
 {recipe(config, run, tokenizer, form)}
 ```
 
-Texts were cut at {config.data.max_length} tokens.
+{_lengths(config, tokenizer)}
 
 ## Data
 
@@ -91,13 +92,20 @@ Texts were cut at {config.data.max_length} tokens.
 """
 
 
+def _lengths(config: Config, tokenizer: Any) -> str:
+    whole, reads = whole_length(config, tokenizer), config.data.max_length
+    if whole is None or whole <= reads:
+        return f"Texts were cut at {reads} tokens."
+    return f"The model read {reads} tokens of a text; its words were counted in {whole}."
+
+
 def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") -> str:
     """Python that loads an export and uses it, beside the export's folder."""
     task, base = config.data.task, portable_name(config.model)
     objective = objective_of(run.labels, task.head)
     two = len(task.asked(run.provenance["columns"])) > 1
     texts = '[("a text", "another one"), ("a text", "a third")]' if two else '["a text", "another"]'
-    settings = [f"longest = {config.data.max_length}"]
+    settings = [f"longest = {max(config.data.max_length, whole_length(config, tokenizer) or 0)}"]
     lines = objective.recipe()
     settings += [f"ends = {ending(tokenizer)}"] if " ends" in lines else []
     if "longest_answer" in lines:

@@ -11,7 +11,8 @@ from forefed.core.types import Json, Params
 from forefed.data.examples import ClientData, Examples
 from forefed.models.objectives import Objective, Sums, mean_loss, merge
 from forefed.models.prefix import FrozenPrefix
-from forefed.models.task import Task
+from forefed.models.task import Task, nothing_around
+from forefed.models.words import Words
 
 LOWEST = 0.1
 """The share of the clients that the lowest decile bounds."""
@@ -23,11 +24,12 @@ def evaluate_global(
     test: Examples,
     batch_size: int,
     prefix: FrozenPrefix | None = None,
+    words: Words | None = None,
 ) -> tuple[Json, Json]:
     """Loss and quality on the fixed global test set, and the details of them that are no single
-    numbers; ``prefix``: what is not computed again."""
-    around = {} if prefix is None else {"around": prefix.evaluation}
-    sums = task.evaluate(params, test, np.arange(len(test)), batch_size, **around)
+    numbers; ``prefix``: what is not computed again; ``words``: what texts' words add."""
+    around = nothing_around if prefix is None else prefix.evaluation
+    sums = task.evaluate(params, test, np.arange(len(test)), batch_size, around, words)
     return {"split": "test", **scores(task.objective, sums)}, task.objective.details(sums)
 
 
@@ -37,6 +39,7 @@ def evaluate_clients(
     clients: Sequence[ClientData],
     batch_size: int,
     private: Sequence[Params] = (),
+    words: Words | None = None,
 ) -> Json:
     """The same on clients' own test splits: every example with equal weight, and how the metric
     that decides spreads over the clients (``client_mean``, ``client_worst``, ``client_decile``).
@@ -45,7 +48,7 @@ def evaluate_clients(
     split "personal" then); empty: all are tested with ``params``.
     """
     each = [
-        task.evaluate({**params, **own}, c.examples, c.test, batch_size)
+        task.evaluate({**params, **own}, c.examples, c.test, batch_size, words=words)
         for c, own in zip(clients, private or [{}] * len(clients), strict=True)
         if len(c.test)
     ]

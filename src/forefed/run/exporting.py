@@ -13,6 +13,8 @@ from forefed.models.export import CONFIG, FORMS, WEIGHTS, Form, refusal, save_ad
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.run import record
+from forefed.run.begin import load_begun
+from forefed.run.build import whole_length
 from forefed.run.card import Trained, model_card
 from forefed.run.checkpoint import BEST, FILE
 from forefed.run.config import Config
@@ -89,4 +91,7 @@ def _write(run: Path, config: Config, form: Form, folder: Path, file: str) -> No
     )
     tokenizer = load_tokenizer(config.model)
     card = model_card(config, about, tokenizer, form)
-    save_adapter(task, state.params, folder, card, tokenizer, form)
+    begun = load_begun(run)
+    words = None if begun is None else begun.words
+    reads = config.data.max_length if whole_length(config, tokenizer) else None
+    save_adapter(task, state.params, folder, card, tokenizer, form, words, reads)

@@ -1,9 +1,10 @@
 """``forefed forget``: a run's solved head without a client's rows, exactly.
 
 The sums of all clients are whole numbers, so taking a client's away leaves what a run without it
-would have had, bit for bit; the head solved from them (with the run's own regularisation and
-scale) is the one that it would have begun with under these settings. What adapters and a trained
-head have learned in later rounds from that client cannot be taken out: train anew without it.
+would have had, bit for bit; what words say is solved anew from the others. The head solved from
+them (with the run's own regularisation and scale) is the one that it would have begun with under
+these settings. What adapters and a trained head have learned in later rounds from that client
+cannot be taken out: train anew without it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from forefed.core.errors import UserError
 from forefed.core.settings import parse
 from forefed.run import record
-from forefed.run.begin import Begun, load_begun, params_of
-from forefed.run.build import answers, build
+from forefed.run.begin import Begun, load_begun, params_of, words_again
+from forefed.run.build import answers, build, words_at
 from forefed.run.config import Config
+from forefed.start.answer import ALL, TRAINING
 from forefed.start.closed_form import Solver
 
 
@@ -49,15 +53,18 @@ def forget(run: Path, client: int) -> Begun:
     if not 0 <= client < population.size:
         raise UserError(f"forget: the run has clients 0 to {population.size - 1}, not {client}")
     task = federation.task
-    own = answers(config, task, None).sums_of({}, population.client(client))
+    which = {"rows": torch.tensor(ALL if begun.finished else TRAINING)}
+    own = answers(config, task, None).sums_of(which, population.client(client))
     total = begun.total.plus(own, -1)
     solver = Solver.of(total, task.label_names)
     prior = getattr(config.start, "prior", "counts")
-    head = solver.solve(begun.line["solver"], begun.line["regularisation"], prior)
+    line = begun.line
+    head = solver.solve(line["solver"], line["regularisation"], prior)
+    others = [c for c in range(population.size) if c not in (*gone, client)]
+    words = words_again(begun, task, federation.transport, others, total, words_at(config))
     notes = list(solver.notes)
-    line = {**begun.line, "examples": total.rows, "notes": notes, "forgotten": [*gone, client]}
-    left = replace(
-        begun, head=params_of(task, head.times(begun.line["scale"])), total=total, line=line
-    )
+    line = {**line, "examples": total.rows, "notes": notes, "forgotten": [*gone, client]}
+    head_now = params_of(task, head.times(line["scale"]))
+    left = replace(begun, head=head_now, total=total, line=line, words=words)
     left.save(run)
     return left

@@ -80,10 +80,18 @@ class Progress(Callback):
         return f"stopped; {what}; go on with: forefed run {folder} --resume"
 
     def loading(self, what: str) -> None:
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.bars.live.is_started:
             self._clear()
             self.status = self.console.status(styled((f"{what} ...", "dim")))
             self.status.start()
+
+    def starting(self, what: str, done: int, of: int) -> None:
+        if self.console.is_terminal:
+            if not self.bars.live.is_started:
+                self._clear()
+                self.bars.start()
+            facts = what if done < of else ""
+            self.bars.update(self.clients, completed=done, total=of, facts=facts)
 
     def built(self, federation: Federation, start_round: int) -> None:
         self._clear()
@@ -110,6 +118,7 @@ class Progress(Callback):
                 self._count(line)
         if self.console.is_terminal:
             self.bars.update(self.rounds, completed=start_round, facts="")
+            self.bars.reset(self.clients, total=config.cohort, facts="")
             self.bars.start()
 
     def outcome(self, outcome: Reply | Lost) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from forefed.attacks import Hostile
 from forefed.core import trees
 from forefed.core.boundary import UNTRAINED
@@ -21,11 +23,12 @@ from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
+from forefed.models.words import Words
 from forefed.privacy import Ledger
 from forefed.run import record
 from forefed.run.adversary import Adversary
-from forefed.run.begin import Begun, begin, load_begun
-from forefed.run.build import Connect, Federation, build, start_at
+from forefed.run.begin import Begun, begin, finish, load_begun
+from forefed.run.build import Connect, Federation, build, start_at, whole_length, words_at
 from forefed.run.callback import Callback, Told
 from forefed.run.card import Trained, model_card
 from forefed.run.checkpoint import (
@@ -149,8 +152,9 @@ def _run(
         transport.first = first.params
     if isinstance(attack, Hostile):
         told("note", attack.told())
-    if state.round == 0:
-        _evaluate(federation, folder, state, told)
+    words = None if begun is None else begun.words
+    if state.round == 0 and not (begun is not None and begun.finished):
+        _evaluate(federation, folder, state, told, words)
         if config.rounds == 0:
             save_checkpoint(folder, config, state, federation.transport.store)
     decides = federation.task.objective.measures.decides
@@ -183,7 +187,7 @@ def _run(
         last = _over(config, state, rests)
         if state.round % config.evaluate.every == 0 or last:
             clock = time.perf_counter()
-            test = _evaluate(federation, folder, state, told)
+            test = _evaluate(federation, folder, state, told, words)
             health = health.tested(test)
             if decides.better(test, best):
                 best = test
@@ -225,7 +229,9 @@ def _run(
         checkpoint_s = time.perf_counter() - clock  # stands in the next round's line
         told("round", line)
     if ending is not None and _tests(folder)[-1]["round"] != state.round:
-        _evaluate(federation, folder, state, told)
+        _evaluate(federation, folder, state, told, words)
+    if ending is None:
+        state, begun = _finished(federation, folder, state, begun, told)
     if ending is None and state.round < config.rounds:
         told(
             "note",
@@ -290,13 +296,16 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     if start is None:
         return None
     told("loading", "solving the head from all clients' sums")
-    hidden = Hidden.of(federation.star)
+    words, say, hidden = words_at(config), partial(told, "starting"), Hidden.of(federation.star)
+    task, transport = federation.task, federation.transport
     secret, ledger = federation.star.server.secret, Ledger.of(folder)
     begun = begin(
         start,
-        federation.task,
-        federation.transport,
+        task,
+        transport,
         config.deadline_s,
+        words,
+        say,
         hidden,
         secret,
         ledger.enter,
@@ -309,6 +318,37 @@ def _spent(federation: Federation, ledger: Ledger, round: int | None) -> list[Js
     """What the run has let out up to a round, or in all (None), as statements."""
     made = [r for r in ledger.made if round is None or r.round <= round]
     return statements(made, delta_of(federation.config), federation.in_rehearsal)
+
+
+def _finished(
+    federation: Federation, folder: Path, state: RunState, begun: Begun | None, told: Told
+) -> tuple[RunState, Begun | None]:
+    """The end of a run in which no adapter has moved: the head is solved once more, from all rows.
+
+    May be done again after a kill: it stands in the record when its evaluation does.
+    """
+    config, task = federation.config, federation.task
+    start = start_at(config, task)
+    if begun is None or start is None or not start.again or not begun.line["held_out"]:
+        return state, begun
+    if config.codec.sends_slopes or config.download.by_records:
+        return state, begun  # others hold the parameters by their log
+    if not begun.finished:
+        first = _begun_with(federation, begun).params
+        if any(not torch.equal(x, first[n]) for n, x in state.params.items()):
+            return state, begun
+        told("loading", "solving the head from all rows")
+        say, hidden = partial(told, "starting"), Hidden.of(federation.star)
+        transport = federation.transport
+        begun = finish(begun, start, task, transport, config.deadline_s, say, hidden)
+        if not begun.finished:
+            return state, begun
+        begun.save(folder)
+    state = replace(state, params={**state.params, **begun.head})
+    save_checkpoint(folder, config, state, federation.transport.store)
+    if not _tests(folder)[-1].get("all_rows"):
+        _evaluate(federation, folder, state, told, begun.words, all_rows=True)
+    return state, begun
 
 
 def _begun_with(federation: Federation, begun: Begun | None) -> RunState:
@@ -416,26 +456,39 @@ def _write_head(
     return log
 
 
-def _evaluate(federation: Federation, folder: Path, state: RunState, told: Told) -> Json:
-    """Test, and record it; returns the line of the global test."""
+def _evaluate(
+    federation: Federation,
+    folder: Path,
+    state: RunState,
+    told: Told,
+    words: Words | None,
+    all_rows: bool = False,
+) -> Json:
+    """Test, and record it; returns the line of the global test.
+
+    Args:
+        words: what texts' words add to the logits.
+        all_rows: the clients' held-out rows are learned, so none is tested on.
+    """
     settings = federation.config.evaluate
     task, test, prefix = federation.task, federation.data.test, federation.prefix
-    line, details = evaluate_global(task, state.params, test, settings.batch_size, prefix)
-    lines = [line]
+    size = settings.batch_size
+    line, details = evaluate_global(task, state.params, test, size, prefix, words)
+    lines = [{**line, **({"all_rows": True} if all_rows else {})}]
     if details:
         write_json(folder / record.DETAILS, {"round": state.round, **details})
     personal = federation.config.sharing.personal and federation.secrecy != "system"
     count = settings.clients or (federation.config.cohort if personal else 0)
-    if count:
+    if count and not all_rows:
         population = federation.data.population
         key = Key(federation.config.seed).fold("evaluate", state.round)
         chosen = key.choice(population.size, min(count, population.size))
         clients = [population.client(c) for c in chosen]
         if settings.clients:
-            lines.append(evaluate_clients(task, state.params, clients, settings.batch_size))
+            lines.append(evaluate_clients(task, state.params, clients, size, (), words))
         if personal:
             own = [federation.transport.store.private(c) for c in chosen]
-            lines.append(evaluate_clients(task, state.params, clients, settings.batch_size, own))
+            lines.append(evaluate_clients(task, state.params, clients, size, own, words))
     for line in lines:
         record.append(folder, record.EVALUATIONS, {"round": state.round, **line})
         told("evaluated", {"round": state.round, **line})
@@ -456,7 +509,8 @@ def _finish(
     good round stay in its checkpoint.
     """
     rounds, tests = record.read_lines(folder, record.ROUNDS), _tests(folder)
-    extra: Json = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0} if begun is None else begun.line
+    none: Json = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "forwards": 0.0}
+    extra: Json = none if begun is None else {**none, **begun.line}
     spent = [*rounds, extra]
     decides = federation.task.objective.measures.decides
     about = {} if ending is None else {"reason": ending.reason}
@@ -479,7 +533,7 @@ def _finish(
             "bytes_up": sum(r["bytes_up"] for r in spent),
             "bytes_down": sum(r["bytes_down"] for r in spent),
             "seconds": sum(r["seconds"]["total"] for r in rounds) + extra["seconds"],
-            "forwards": sum(r["forwards"] for r in rounds),
+            "forwards": sum(r["forwards"] for r in spent),
         },
         **({"privacy": _spent(federation, ledger, None)} if ledger.made else {}),
         **({"changes": changed} if changed else {}),
@@ -489,7 +543,11 @@ def _finish(
         words = load_tokenizer(federation.config.model)
         trained = Trained.of(federation.data, summary, own_head)
         card = model_card(federation.config, trained, words)
-        save_adapter(federation.task, state.params, folder / ADAPTER, card, words)
+        said, config = None if begun is None else begun.words, federation.config
+        reads = config.data.max_length if whole_length(config, words) else None
+        save_adapter(
+            federation.task, state.params, folder / ADAPTER, card, words, words=said, reads=reads
+        )
     write_json(folder / record.SUMMARY, summary)
     return Result(folder, summary)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from forefed.core.errors import UserError
@@ -14,6 +15,7 @@ from forefed.core.settings import parse
 from forefed.core.types import Batch, Params
 from forefed.data.columns import named
 from forefed.data.columns import texts as texts_of
+from forefed.data.encoding import end_of
 from forefed.data.prompts import prompt_tokens
 from forefed.data.sources import Files
 from forefed.models.inspect import longest_text
@@ -21,7 +23,8 @@ from forefed.models.load import load_tokenizer
 from forefed.models.objectives import objective_of
 from forefed.models.task import Task
 from forefed.run import record
-from forefed.run.build import load_model
+from forefed.run.begin import load_begun
+from forefed.run.build import load_model, whole_length
 from forefed.run.checkpoint import FILE, check_fits, load_checkpoint
 from forefed.run.config import Config
 from forefed.run.state import RunState
@@ -78,11 +81,17 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
         for text in by_column[0]:
             yield Prediction(text, _continue(task, params, tokenizer, text))
         return
-    examples = config.data.task.unlabelled(tokenizer, by_column, config.data.max_length)
+    begun = load_begun(run)
+    words = None if begun is None else begun.words
+    whole = whole_length(config, tokenizer) or 0
+    longest = max(config.data.max_length, whole)
+    examples = config.data.task.unlabelled(tokenizer, by_column, longest)
+    if whole:
+        examples = replace(examples, reads=config.data.max_length, end=end_of(tokenizer))
     for start in range(0, len(examples), BATCH):
-        rows = range(start, min(start + BATCH, len(examples)))
+        rows = np.arange(start, min(start + BATCH, len(examples)))
         with torch.no_grad():
-            logits = task.logits(params, examples.batch(rows))
+            logits = task.logits_with(params, examples.batch(rows), examples, rows, words)
         said = task.objective.answers(logits, examples, rows)
         chances = task.objective.chances(logits)
         known = [()] * len(said) if chances is None else [tuple(c) for c in chances.tolist()]

@@ -1,17 +1,21 @@
 """The client's half: what it answers about its own rows. Only sums leave.
 
-    "sums"   its training rows' sums (``Sums``), for the head in closed form
-    "heads"  its held-out rows' losses under several heads on the same features
-    "loss"   its held-out rows' losses under several sets of parameters
+    "documents"  in how many of its training rows each word is
+    "words"      what its training rows have of each word, by class
+    "sums"       its training rows' sums (``Sums``), for the head in closed form
+    "products"   its training rows' products with a direction, for what the words say
+    "heads"      its held-out rows' losses under several heads on the same features and words
+    "loss"       its held-out rows' losses under several sets of parameters
 
-Held-out rows are the client's own test split (``data.client_test_fraction``).
+Held-out rows are the client's own test split (``data.client_test_fraction``). A question may ask
+for sums of them, or of all rows, in the place of the training rows (``rows``).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,18 +24,25 @@ from torch.nn.functional import nll_loss
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
 from forefed.data.examples import ClientData, Indices
-from forefed.local.summed import Numbers, whole
-from forefed.models.task import Around, Task
-from forefed.start.closed_form import SCALES
+from forefed.local.summed import Numbers
+from forefed.local.summed import whole as in_units
+from forefed.models.task import Around, Task, nothing_around
+from forefed.models.words import BUCKETS, Bag, Words, occurrences
+from forefed.start.closed_form import SCALES, SHARES
 from forefed.start.features import features, names_of_head
 from forefed.start.private import within
 from forefed.start.sums import STEP, Sums
+from forefed.start.words import Entries, by_class, documents_of, products, sparse
 from forefed.wire.questions import decode_question, encode_answer
 
 Answer = Callable[[bytes, ClientData], bytes]
 EVALUATION_BATCH = 32
 AT_ONCE = 4096
 """Rows whose features are held at once."""
+REMEMBERED = 100_000
+"""Rows whose features and words are kept between questions."""
+TRAINING, HELD_OUT, ALL = 0, 1, 2
+"""Which rows a question is about (``rows``)."""
 
 
 def about(task: Task) -> str:
@@ -54,22 +65,32 @@ class Answers:
     """Longer features are cut to this length before they are summed."""
     max_rows: int | None = None
     """So many rows are summed at most."""
+    memory: dict[bytes, tuple[int, Entries]] = field(default_factory=dict, repr=False)
+    """Of rows that were asked about: how many, and what was computed of them."""
 
     def __call__(self, question: bytes, data: ClientData) -> bytes:
         """Raises ProtocolError: a question about another model, or features that are no numbers."""
         kind, tensors = self.asked(question)
-        known = {"sums": self.sums, "heads": self.heads, "loss": self.losses}
-        return encode_answer(kind, about(self.task), known[kind](tensors, data))
+        if kind == "sums":
+            answer = self.sums_of(tensors, data).packed()
+        elif kind in COUNTED:
+            numbers = self.numbers(kind, tensors, data)
+            answer = {"n": numbers.pop("n")} if "n" in numbers else {}
+            answer |= {n: x for name, of in numbers.items() for n, x in sparse(of, name).items()}
+        else:
+            answer = (self.heads if kind == "heads" else self.losses)(tensors, data)
+        return encode_answer(kind, about(self.task), answer)
 
     def whole(self, question: bytes, data: ClientData) -> Numbers:
         """The same as whole numbers that can be summed, in the order of the tensors' names: sums in
         their own units, losses in units of ``local.summed.UNIT``."""
         kind, tensors = self.asked(question)
-        if kind == "sums":
-            sums = vars(self.sums_of(tensors, data))
+        if kind == "sums" or kind in COUNTED:
+            sums = vars(self.sums_of(tensors, data)) if kind == "sums" else None
+            sums = self.numbers(kind, tensors, data) if sums is None else sums
             return np.concatenate([sums[n].numpy().ravel() for n in sorted(sums)])
         answer = (self.heads if kind == "heads" else self.losses)(tensors, data)
-        return whole(np.concatenate([answer[n].numpy().ravel() for n in sorted(answer)]))
+        return in_units(np.concatenate([answer[n].numpy().ravel() for n in sorted(answer)]))
 
     def asked(self, question: bytes) -> tuple[str, Params]:
         """Kind and tensors of a question about this task.
@@ -80,20 +101,35 @@ class Answers:
         kind, asked, tensors = decode_question(question)
         if asked != about(self.task):
             raise ProtocolError("the question is about another model, or another pooling of it")
-        if kind not in ("sums", "heads", "loss"):
+        if kind not in ("sums", *COUNTED, "heads", "loss"):
             raise ProtocolError(f"a client is not asked '{kind}'")
         return kind, tensors
 
-    def sums(self, tensors: Params, data: ClientData) -> Params:
-        return self.sums_of(tensors, data).packed()
+    def numbers(self, kind: str, tensors: Params, data: ClientData) -> Params:
+        """Whole numbers about the words of these rows, int64.
+
+        documents: -> ``documents`` [BUCKETS, 1], in how many rows each is, and ``n``, of how many.
+        words: a bag (``buckets``, ``idf``) -> ``words`` [F, C], summed values by class.
+        products: a bag and ``p`` [F, C] -> ``products`` [F, C].
+        """
+        rows, classes = self.rows_of(tensors, data), self.task.n_labels
+        if kind == "documents":
+            row_E, bucket_E, _ = occurrences(*data.examples.tokens_of(rows))
+            return {"documents": documents_of(row_E, bucket_E), "n": torch.tensor(len(rows))}
+        bag, p_FC = _bag(tensors), tensors.get("p")
+        entries = self.entries(bag, data, rows)
+        if kind == "words":
+            labels = torch.from_numpy(data.examples.labels[rows])
+            return {"words": by_class(entries, labels, len(bag), classes)}
+        if p_FC is None or p_FC.shape != (len(bag), classes):
+            raise ProtocolError("products are asked for of other words, or of other classes")
+        return {"products": products(entries, len(rows), p_FC)}
 
     def sums_of(self, tensors: Params, data: ClientData) -> Sums:
         """``tensors``: the parameters of the body; none: the run's first ones."""
         classes = self.task.n_labels
-        labels = data.examples.labels[data.train]
-        counts = np.bincount(labels, minlength=classes)
-        rows = data.train[(counts >= self.min_count)[labels]][: self.max_rows]
-        params = {**self.task.params, **tensors}
+        rows = self.rows_of(tensors, data)
+        params = {**self.task.params, **_body(tensors)}
         total = Sums.zero(classes, self.task.params[names_of_head(self.task)[0]].shape[1])
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
@@ -105,24 +141,53 @@ class Answers:
         return total
 
     def heads(self, tensors: Params, data: ClientData) -> Params:
-        """``weight`` [heads, C, D], ``bias`` [heads, C] -> ``loss`` and ``flat`` [heads, SCALES]
-        (of the row's label; the mean over all labels), ``correct`` [heads], ``n``: sums over rows.
-        The parameters of the body are as for ``sums``."""
-        body = {n: x for n, x in tensors.items() if n not in ("weight", "bias")}
+        """``weight`` [heads, C, D], ``bias`` [heads, C], perhaps a bag and what it says
+        (``said`` [F, C]) -> ``loss`` and ``flat`` [heads, SHARES, SCALES] (of the row's label; the
+        mean over all labels), ``correct`` [heads, SHARES], ``n``: sums over rows. The parameters
+        of the body are as for ``sums``. Without a bag one share, 0."""
         weight_HCD, bias_HC = tensors["weight"].double(), tensors["bias"].double()
-        params = {**self.task.params, **body}
+        params = {**self.task.params, **_body(tensors)}
         x_ND = features(self.task, params, data.examples, data.test, EVALUATION_BATCH).double()
         labels_N = torch.from_numpy(data.examples.labels[data.test])
+        said_NC: torch.Tensor | None = None
+        if "buckets" in tensors:
+            tokens = data.examples.tokens_of(data.test)
+            said_NC = Words(_bag(tensors), tensors["said"]).logits(*tokens, len(data.test))
         losses, flat, correct = [], [], []
         for weight_CD, bias_C in zip(weight_HCD, bias_HC, strict=True):
-            logits_NC = x_ND @ weight_CD.T + bias_C
-            logs = [(s * logits_NC).log_softmax(1) for s in SCALES]
-            losses.append(torch.stack([nll_loss(x, labels_N, reduction="sum") for x in logs]))
-            flat.append(torch.stack([-x.mean(1).sum() for x in logs]))
-            correct.append((logits_NC.argmax(1) == labels_N).sum().double())
+            features_NC = x_ND @ weight_CD.T + bias_C
+            shares = (0.0,) if said_NC is None else SHARES
+            each = [features_NC if said_NC is None else features_NC + s * said_NC for s in shares]
+            logs = [[(s * x).log_softmax(1) for s in SCALES] for x in each]
+            right = [[nll_loss(x, labels_N, reduction="sum") for x in row] for row in logs]
+            losses.append(torch.tensor(right, dtype=torch.float64))
+            flat.append(torch.tensor([[-x.mean(1).sum() for x in row] for row in logs]).double())
+            correct.append(torch.tensor([(x.argmax(1) == labels_N).sum() for x in each]).double())
         n = torch.tensor(float(len(labels_N)), dtype=torch.float64)
         sums = {"loss": losses, "flat": flat, "correct": correct}
         return {**{name: torch.stack(parts) for name, parts in sums.items()}, "n": n}
+
+    def rows_of(self, tensors: Params, data: ClientData) -> Indices:
+        """The rows that a question is about, but for those of a class with too few."""
+        which = int(tensors["rows"]) if "rows" in tensors else TRAINING
+        if which not in (TRAINING, HELD_OUT, ALL):
+            raise ProtocolError(f"there are no rows {which}")
+        rows = {TRAINING: data.train, HELD_OUT: data.test}.get(which)
+        rows = np.sort(np.concatenate([data.train, data.test])) if rows is None else rows
+        labels = data.examples.labels[rows]
+        counts = np.bincount(labels, minlength=self.task.n_labels)
+        return rows[(counts >= self.min_count)[labels]][: self.max_rows]
+
+    def entries(self, bag: Bag, data: ClientData, rows: Indices) -> Entries:
+        """The bag's words in these rows; computed once."""
+        key = hashlib.blake2b(rows.tobytes() + bag.buckets.numpy().tobytes()).digest()
+        found = self.memory.get(key)
+        if found is None:
+            made = bag.entries(*data.examples.tokens_of(rows))
+            if sum(n for n, _ in self.memory.values()) + len(rows) > REMEMBERED:
+                self.memory.clear()
+            found = self.memory[key] = (len(rows), made)
+        return found[1]
 
     def losses(self, tensors: Params, data: ClientData) -> Params:
         """Parameters "0/name", "1/name", ... -> ``loss`` [sets], ``n`` (terms of the loss). A set
@@ -133,9 +198,36 @@ class Answers:
             given = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
             rows: Indices = data.test
             params = {**params, **given}
-            around = {} if self.around is None else {"around": self.around}
-            sums = self.task.evaluate(params, data.examples, rows, EVALUATION_BATCH, **around)
+            around = nothing_around if self.around is None else self.around
+            sums = self.task.evaluate(params, data.examples, rows, EVALUATION_BATCH, around)
             losses.append(float(sums.get("loss_sum", 0.0)))
             weight = float(sums.get("weight", 0.0))
         double = torch.float64
         return {"loss": torch.tensor(losses, dtype=double), "n": torch.tensor(weight, dtype=double)}
+
+
+COUNTED = ("documents", "words", "products")
+"""Questions about words, answered by whole numbers."""
+_ASKED = ("weight", "bias", "buckets", "idf", "p", "said", "rows")
+
+
+def _body(tensors: Params) -> Params:
+    """Of a question's tensors, the parameters of the body."""
+    return {n: x for n, x in tensors.items() if n not in _ASKED}
+
+
+def _bag(tensors: Params) -> Bag:
+    """Raises ProtocolError: a bag that is none."""
+    buckets, idf = tensors.get("buckets"), tensors.get("idf")
+    fits = (
+        buckets is not None
+        and idf is not None
+        and buckets.dtype == torch.int32
+        and buckets.dim() == 1
+        and buckets.shape == idf.shape
+        and not bool((buckets < 0).any() | (buckets >= BUCKETS).any())
+    )
+    if not fits:
+        raise ProtocolError("these words are none")
+    assert buckets is not None and idf is not None
+    return Bag(buckets, idf)

@@ -37,6 +37,10 @@ class Sums:
     def rows(self) -> int:
         return int(self.counts.sum())
 
+    def chances(self) -> Tensor:
+        """The classes' shares of the rows, [C] float64."""
+        return self.counts.double() / max(self.rows, 1)
+
     @staticmethod
     def zero(classes: int, width: int) -> Sums:
         sizes = ((classes,), (width,), (classes, width), (width * (width + 1) // 2,))
@@ -78,7 +82,7 @@ class Sums:
 
     def packed(self) -> Params:
         """As it travels: each part in as few bytes a number as its largest takes."""
-        return {name: _pack(getattr(self, name)) for name in _PARTS}
+        return {name: pack(getattr(self, name)) for name in _PARTS}
 
     @staticmethod
     def unpacked(tensors: Params, classes: int, width: int) -> Sums:
@@ -90,7 +94,7 @@ class Sums:
         zero = Sums.zero(classes, width)
         if tensors.keys() != set(_PARTS):
             raise ProtocolError(f"sums have the parts {_PARTS}, not {sorted(tensors)}")
-        parts = [_unpack(tensors[name], getattr(zero, name), name) for name in _PARTS]
+        parts = [unpack(tensors[name], getattr(zero, name), name) for name in _PARTS]
         sums = Sums(*parts)
         sums.check()
         return sums
@@ -111,7 +115,7 @@ class Sums:
             raise ProtocolError("sums of products that are not positive semidefinite")
 
 
-def _pack(x: Tensor) -> Tensor:
+def pack(x: Tensor) -> Tensor:
     """[numbers, bytes] uint8: the low bytes of two's complement, least first."""
     flat = x.reshape(-1)
     largest = int(torch.maximum(flat.max(), -flat.min() - 1)) if len(flat) else 0
@@ -119,7 +123,7 @@ def _pack(x: Tensor) -> Tensor:
     return flat.contiguous().view(torch.uint8).reshape(-1, 8)[:, :width].contiguous()
 
 
-def _unpack(packed: Tensor, like: Tensor, name: str) -> Tensor:
+def unpack(packed: Tensor, like: Tensor, name: str) -> Tensor:
     fits = packed.dtype == torch.uint8 and packed.dim() == 2 and len(packed) == like.numel()
     if not fits or not 1 <= packed.shape[1] <= 8:
         raise ProtocolError(f"the sums '{name}' have another size; is it the same model?")

@@ -49,7 +49,9 @@ KINDS = dict(MESSAGES)
 OURS = 1000
 """Numbers below are for Forefed's own kinds."""
 
-ALLOWED_DTYPES = (np.dtype("float32"), np.dtype("float64"), np.dtype("int64"), np.dtype("uint8"))
+ALLOWED_DTYPES = tuple(
+    np.dtype(name) for name in ("float16", "float32", "float64", "int32", "int64", "uint8")
+)
 
 
 @dataclass(frozen=True)

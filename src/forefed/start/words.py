@@ -1,0 +1,121 @@
+"""Which words are kept, and what each says of a class: ridge regression from clients' sums.
+
+Source: ridge regression as Fed3R has it (arXiv 2406.01116), on TF-IDF vectors; the matrix of their
+products is far too large to send, so the server solves by conjugate gradients (Hestenes and
+Stiefel, 1952), of which a step needs one sum over all rows, X^T X p. A few steps are enough, and
+stopping early regularises (docs/LOG.md). Sums are whole numbers, so the result does not depend on
+who holds which row. Departure: p is rounded to 16 bits, and the server goes on with what it has
+sent.
+
+Axes: E entries of rows, F words, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Params
+from forefed.models.words import BUCKETS, STEP, Bag
+from forefed.start.sums import pack, unpack
+
+ANSWER_STEP = 2.0**-14
+"""Units of a row's product with p, whose numbers are at most 1."""
+DAMPING = 1.0
+"""Added to the diagonal of X^T X, where every row has length 1."""
+STEPS = 6
+Entries = tuple[Tensor, Tensor, Tensor]
+"""Row, word and value (whole units of ``STEP``) of every entry, rows ascending."""
+
+
+def kept(documents: Tensor, rows: int, most: int) -> Bag:
+    """The ``most`` most frequent words that two rows or more have.
+
+    Args:
+        documents: by bucket, in how many rows it is [BUCKETS].
+        rows: all there are.
+    """
+    order = torch.argsort(-documents, stable=True)[:most]
+    buckets = order[documents[order] >= 2].sort().values
+    idf = ((1 + rows) / (1 + documents[buckets].double())).log() + 1
+    return Bag(buckets.int(), idf.float())
+
+
+def by_class(entries: Entries, labels: Tensor, words: int, classes: int) -> Tensor:
+    """Summed values by word and class, [F, C] int64, in units of STEP."""
+    row_E, slot_E, value_E = entries
+    total = torch.zeros(words * classes, dtype=torch.int64)
+    return total.index_add_(0, slot_E * classes + labels[row_E], value_E).reshape(words, classes)
+
+
+def products(entries: Entries, rows: int, p_FC: Tensor) -> Tensor:
+    """X^T (X p) of these rows, [F, C] int64, in units of STEP and ANSWER_STEP."""
+    row_E, slot_E, value_E = entries
+    p_FC = p_FC.double()
+    along = torch.zeros(rows, p_FC.shape[1], dtype=torch.float64)
+    along.index_add_(0, row_E, (STEP * value_E.double())[:, None] * p_FC[slot_E])
+    units = (along / ANSWER_STEP).round().long()
+    total = torch.zeros(p_FC.shape, dtype=torch.int64)
+    return total.index_add_(0, slot_E, value_E[:, None] * units[row_E])
+
+
+def solved(sums_FC: Tensor, chances_C: Tensor, ask: Callable[[Tensor], Tensor | None]) -> Tensor:
+    """Ridge weights [F, C] of words for centred classes, float64, after STEPS steps.
+
+    Args:
+        sums_FC: summed values by class, in units of STEP.
+        chances_C: shares of the classes among the rows.
+        ask: from p [F, C], float16, to the sum of ``products`` over all rows; None ends it where
+            it is (somebody was missing).
+    """
+    by_FC = sums_FC.double() * STEP
+    rest = by_FC - chances_C.double() * by_FC.sum(1, keepdim=True)
+    weight, p = torch.zeros_like(rest), rest
+    length = (rest * rest).sum(0)
+    for _ in range(STEPS):
+        scale = p.abs().amax(0).clamp_min(1e-30)
+        sent = (p / scale).half()
+        p = sent.double() * scale
+        answer = ask(sent)
+        if answer is None:
+            break
+        image = answer.double() * (STEP * ANSWER_STEP) * scale + DAMPING * p
+        curved = (p * image).sum(0).clamp_min(1e-30)
+        step = (p * rest).sum(0) / curved
+        weight, rest = weight + step * p, rest - step * image
+        now = (rest * rest).sum(0)
+        p, length = rest + now / length.clamp_min(1e-30) * p, now
+    return weight
+
+
+def sparse(x_FC: Tensor, name: str) -> Params:
+    """As it travels: the rows that are not 0, each number in as few bytes as the largest takes."""
+    at = x_FC.any(1).nonzero()[:, 0]
+    return {f"{name}/at": at.int(), f"{name}/values": pack(x_FC[at])}
+
+
+def whole(tensors: Params, name: str, rows: int, columns: int) -> Tensor:
+    """The inverse of ``sparse``, for whatever came.
+
+    Raises:
+        ProtocolError: other sizes, or places that there are not.
+    """
+    at, values = tensors.get(f"{name}/at"), tensors.get(f"{name}/values")
+    if at is None or values is None or at.dtype != torch.int32 or at.dim() != 1:
+        raise ProtocolError(f"no sums '{name}' of words came")
+    places = at.long()
+    rising = bool((places[1:] > places[:-1]).all())
+    if len(places) and not (rising and int(places[0]) >= 0 and int(places[-1]) < rows):
+        raise ProtocolError(f"the sums '{name}' are of words that there are not")
+    total = torch.zeros(rows, columns, dtype=torch.int64)
+    total[places] = unpack(values, total[places], name)
+    return total
+
+
+def documents_of(row_E: Tensor, bucket_E: Tensor) -> Tensor:
+    """In how many rows each bucket is, [BUCKETS, 1], of ``occurrences``."""
+    del row_E  # every row names a bucket once
+    return bucket_E.bincount(minlength=BUCKETS)[:, None]
