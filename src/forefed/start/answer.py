@@ -67,6 +67,8 @@ class Answers:
     """So many rows are summed at most."""
     memory: dict[bytes, tuple[int, Entries]] = field(default_factory=dict, repr=False)
     """Of rows that were asked about: how many, and what was computed of them."""
+    same: dict[int, bool] = field(default_factory=dict, repr=False)
+    """By length: are rows together the same bits as alone (``features``)?"""
 
     def __call__(self, question: bytes, data: ClientData) -> bytes:
         """Raises ProtocolError: a question about another model, or features that are no numbers."""
@@ -133,7 +135,7 @@ class Answers:
         total = Sums.zero(classes, self.task.params[names_of_head(self.task)[0]].shape[1])
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
-            x_ND = features(self.task, params, data.examples, part, self.batch_size)
+            x_ND = features(self.task, params, data.examples, part, self.batch_size, self.same)
             if self.radius is not None:
                 x_ND = within(x_ND, self.radius)
             labels_N = torch.from_numpy(data.examples.labels[part])
