@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
-from benchmarks import engines, first_model, forward, loop, plan, reading, scale, wire
+from benchmarks import engines, first_model, forward, loop, plan, reading, scale, secure_sum, wire
 from benchmarks.table import machine_line
 
 DOCS = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
@@ -20,10 +20,11 @@ PARTS = {
     "plan": plan,
     "first_model": first_model,
     "reading": reading,
+    "secure_sum": secure_sum,
 }
 
-LONG = ("first_model",)
-"""Made by name only: minutes, and data sets that are not shipped."""
+LONG = ("first_model", "secure_sum")
+"""Made by name only: minutes, or data sets that are not shipped."""
 
 HEAD = (
     "# Benchmarks\n\nMade by `make bench`, or part by part (`python -m benchmarks forward plan`). "

@@ -15,7 +15,7 @@ from forefed.channel.graph import at_least, degree, neighbours, threshold_of
 from forefed.channel.group import SEALED_BYTES, Abandoned, Group
 from forefed.channel.masks import add_mask, seal, unseal
 from forefed.channel.member import Member, own_mask, pair_mask
-from forefed.channel.shamir import PRIME, combine, split
+from forefed.channel.shamir import PRIME, combine, extend
 from forefed.channel.words import FixedPoint, Words
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key, Secret
@@ -213,13 +213,13 @@ def test_a_small_group_is_refused_by_the_server_and_by_each_client() -> None:
 def test_shares_that_were_changed_on_their_way_are_refused() -> None:
     play = Play(6)
     play.begin()
-    back = dict(play.back[0])
+    back = dict(play.back[5])
     back[1] = back[1][:-1] + bytes([back[1][-1] ^ 1])
     with pytest.raises(ProtocolError, match="changed on its way"):
-        play.members[0].mask(play.words[0], back, 6)
-    with pytest.raises(ProtocolError, match="changed on its way"):  # what 2 sent for 0
-        play.members[1].mask(play.words[1], {**play.back[1], 2: play.back[0][2]}, 6)
-    assert {len(x) for x in play.back[0].values()} == {SEALED_BYTES}
+        play.members[5].mask(play.words[5], back, 6)
+    with pytest.raises(ProtocolError, match="changed on its way"):  # what 2 sent for 5
+        play.members[4].mask(play.words[4], {**play.back[4], 2: play.back[5][2]}, 6)
+    assert {len(x) for x in play.back[5].values()} == {SEALED_BYTES}
     assert unseal(bytes(32), seal(bytes(32), b"x")) == b"x"
 
 
@@ -262,15 +262,25 @@ def test_masks_follow_from_secrets_and_the_session() -> None:
 
 
 def test_shamir() -> None:
-    # 5 + 3 x + 2 x^2 at 1, 2, 3
-    assert split(5, [3, 2], 3) == [10, 19, 32]
-    assert combine({1: 10, 2: 19, 3: 32}) == 5
-    secret, powers = 2**127 + 12345, [PRIME - 1, 2**100, 77]
-    shares = dict(enumerate(split(secret, powers, 9), 1))
+    # 5 + 3 x + 2 x^2 at 1, 2, 3, 4
+    assert extend(5, [10, 19], 4) == [32, 49]
+    assert combine({1: 10, 2: 19, 3: 32}) == combine({2: 19, 3: 32, 4: 49}) == 5
+    secret, first = 2**127 + 12345, [PRIME - 1, 2**100, 77]
+    shares = dict(enumerate([*first, *extend(secret, first, 9)], 1))
     assert combine({i: shares[i] for i in (2, 5, 6, 9)}) == secret
     assert combine({i: shares[i] for i in (2, 5, 6)}) != secret
     for base in (2, 3, 5, 7, 11, 13):  # Fermat: the modulus is a prime
         assert pow(base, PRIME - 1, PRIME) == 1
+
+
+def test_shares_that_both_know_are_not_sent() -> None:
+    play = Play(9)  # six give a secret: the first five follow from what two clients know
+    play.begin()
+    for owner in range(9):
+        sealed = [c for c in range(9) if c != owner and play.back[c][owner]]
+        assert sealed == [c for c in (5, 6, 7, 8) if c != owner]
+    play.train()
+    assert len({x for m in play.members.values() for x in m.shares.values()}) == 9 * 8
 
 
 def test_chances_of_a_sparse_graph() -> None:

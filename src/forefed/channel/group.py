@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from forefed.channel.graph import degree, neighbours, threshold_of
 from forefed.channel.masks import PUBLIC_BYTES, TAG_BYTES, add_mask
-from forefed.channel.member import MIN_GROUP, mask_pair, own_mask, pair_mask, place_of
+from forefed.channel.member import MIN_GROUP, mask_pair, own_mask, pair_mask, place_of, sent_to
 from forefed.channel.shamir import SHARE_BYTES, combine
 from forefed.channel.words import Words
 from forefed.core.errors import ProtocolError
@@ -64,24 +64,26 @@ class Group:
         return {c: {o: self.keys[o] for o in self.graph[c]} for c in clients}
 
     def take_shares(self, sealed: Mapping[int, bytes]) -> dict[int, dict[int, bytes]]:
-        """For every client what its neighbours have sealed for it (phase "train").
+        """For every client what its neighbours have sealed for it, empty where they have sent none
+        (phase "train").
 
         Args:
-            sealed: by client, what it has sealed for its neighbours, in their order.
+            sealed: by client, what it has sealed for the neighbours that are sent a share, in
+                their order.
 
         Raises:
             Abandoned: too few.
         """
-        self.sharing = {
-            c for c, x in sealed.items() if len(x) == SEALED_BYTES * len(self.graph.get(c, ()))
-        }
+        cut: dict[int, dict[int, bytes]] = {}
+        for c, data in sealed.items():
+            receivers = sent_to(c, self.graph[c]) if c in self.graph else []
+            if c in self.graph and len(data) == SEALED_BYTES * len(receivers):
+                pieces = (data[i : i + SEALED_BYTES] for i in range(0, len(data), SEALED_BYTES))
+                cut[c] = dict(zip(receivers, pieces, strict=True))
+        self.sharing = set(cut)
         self._least(len(self.sharing))
         return {
-            c: {
-                o: sealed[o][SEALED_BYTES * (i := self.graph[o].index(c)) : SEALED_BYTES * (i + 1)]
-                for o in self.graph[c]
-                if o in self.sharing
-            }
+            c: {o: cut[o].get(c, b"") for o in self.graph[c] if o in cut}
             for c in sorted(self.sharing)
         }
 

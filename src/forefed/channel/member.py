@@ -5,7 +5,8 @@ Source: Bonawitz et al., "Practical secure aggregation for privacy-preserving ma
 (CCS 2020). What a client sends in each phase:
 
     keys     two public keys: one to seal shares, one to agree on masks
-    shares   to each neighbour, sealed: a share of the seed of its own mask, and one of its mask key
+    shares   to some neighbours, sealed: a share of the seed of its own mask, and one of its mask
+             key (the others' follow from what both know)
     train    its words, plus its own mask, plus or minus the masks that it shares with neighbours
     unmask   of each neighbour one share: of its own mask where its words came, of its mask key
              where they did not; never both
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from forefed.channel.channel import TooFew
 from forefed.channel.graph import threshold_of
 from forefed.channel.masks import PUBLIC_BYTES, KeyPair, add_mask, derive, seal, unseal
-from forefed.channel.shamir import PRIME, SHARE_BYTES, split
+from forefed.channel.shamir import PRIME, SHARE_BYTES, extend
 from forefed.channel.words import Words
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
@@ -56,7 +57,10 @@ class Member:
         return self._sealing().public + mask_pair(self._numbers()[1], self.session).public
 
     def share(self, keys: Mapping[int, bytes], group: int) -> tuple[dict[int, bytes], Member]:
-        """Phase "shares": what goes to each neighbour.
+        """Phase "shares": what goes to the neighbours that are sent a share.
+
+        The first shares of a polynomial are free. So as many as its degree follow from what this
+        client and a neighbour both know, and are not sent (``sent_to``).
 
         Args:
             keys: the neighbours' public keys.
@@ -76,20 +80,16 @@ class Member:
             raise ProtocolError("a client stands twice in the sum")
         if any(len(x) != 2 * PUBLIC_BYTES for x in keys.values()):
             raise ProtocolError("what should be public keys are none")
-        own, key = self._dealt(len(keys) + 1)
-        pair = self._sealing()
-        sealed = {
-            other: seal(self._letter(pair, self.client, other, public), own[place] + key[place])
-            for other, public in keys.items()
-            for place in (place_of(other, self.client, keys) - 1,)
-        }
+        letters, dealt = self._dealt(keys)
+        sealed = {c: seal(letters[c][0], dealt[c]) for c in sent_to(self.client, keys)}
         return sealed, replace(self, keys=dict(keys))
 
     def mask(self, words: Words, shares: Mapping[int, bytes], group: int) -> tuple[Words, Member]:
         """Phase "train": the words with all masks.
 
         Args:
-            shares: sealed, by neighbour: whoever sent none takes no part.
+            shares: sealed, by neighbour that takes part; empty of one that has sent none here, as
+                its share follows from what both know.
             group: clients in the whole sum.
 
         Raises:
@@ -106,10 +106,10 @@ class Member:
             # two messages under the same masks: their difference is that of the words
             raise ProtocolError("other words for a sum that has had this client's")
         pair = self._sealing()
-        opened = {
-            other: unseal(self._letter(pair, other, self.client, self.keys[other]), x)
-            for other, x in shares.items()
-        }
+        opened = {}
+        for other, x in shares.items():
+            letter, known = self._letters(pair, other, self.client, self.keys[other])
+            opened[other] = unseal(letter, x) if x else known
         masked = words.copy()
         seed, secret = self._numbers()
         add_mask(masked, own_mask(seed, self.session), 1)
@@ -140,12 +140,12 @@ class Member:
         if not set(alive) <= self.shares.keys() or len(set(alive)) != len(alive):
             raise ProtocolError("survivors that took no part")
         self._enough(group, len(alive) + 1)
-        own, _ = self._dealt(len(self.keys) + 1)
+        _, dealt = self._dealt(self.keys)
         told = {
             other: x[:SHARE_BYTES] if other in alive else x[SHARE_BYTES:]
             for other, x in self.shares.items()
         }
-        told[self.client] = own[place_of(self.client, self.client, self.keys) - 1]
+        told[self.client] = dealt[self.client][:SHARE_BYTES]
         return b"".join(told[c] for c in sorted(told)), replace(self, unmasked=alive)
 
     def _enough(self, group: int, there: int) -> None:
@@ -158,33 +158,39 @@ class Member:
         own, key = (self.seed.fold("secure sum", x).value % PRIME for x in ("own", "key"))
         return own, key
 
-    def _dealt(self, holders: int) -> tuple[list[bytes], list[bytes]]:
-        """Shares of both seeds, by place."""
-        return tuple(  # type: ignore[return-value]
-            [
-                y.to_bytes(SHARE_BYTES, "little")
-                for y in split(secret, self._coefficients(name, holders), holders)
-            ]
-            for name, secret in zip(("own", "key"), self._numbers(), strict=True)
-        )
-
-    def _coefficients(self, name: str, holders: int) -> list[int]:
-        count = threshold_of(holders) - 1
-        drawn = hashlib.shake_256(self.seed.fold("secure sum", "shares of", name).bytes)
-        data = drawn.digest(SHARE_BYTES * count)  # modulo the prime: a bias of 2^-120
-        return [
-            int.from_bytes(data[i : i + SHARE_BYTES], "little") % PRIME
-            for i in range(0, len(data), SHARE_BYTES)
+    def _dealt(
+        self, keys: Mapping[int, bytes]
+    ) -> tuple[dict[int, tuple[bytes, bytes]], dict[int, bytes]]:
+        """By neighbour the key of a letter to it and what both know; by holder the shares of both
+        seeds, this client's own among them."""
+        pair = self._sealing()
+        letters = {c: self._letters(pair, self.client, c, public) for c, public in keys.items()}
+        mine = derive(self.seed.fold("secure sum", "share").bytes, self.session, b"own share")
+        known = {c: both for c, (_, both) in letters.items()} | {self.client: _reduced(mine)}
+        holders = sorted(known)
+        degree = threshold_of(len(holders)) - 1
+        dealt = {c: known[c] for c in holders[:degree]}
+        parts = (slice(0, SHARE_BYTES), slice(SHARE_BYTES, None))
+        columns = [
+            extend(secret, [_number(dealt[c][part]) for c in holders[:degree]], len(holders))
+            for secret, part in zip(self._numbers(), parts, strict=True)
         ]
+        for c, own, key in zip(holders[degree:], *columns, strict=True):
+            dealt[c] = _bytes(own) + _bytes(key)
+        return letters, dealt
 
     def _sealing(self) -> KeyPair:
         seed = self.seed.fold("secure sum", "sealing").bytes
         return KeyPair.of(seed, self.session, b"forefed sealing key 1")
 
-    def _letter(self, pair: KeyPair, sender: int, receiver: int, public: bytes) -> bytes:
-        """The key of what one neighbour sends the other: of one text."""
-        info = b"forefed share 1" + _ids(sender, receiver)
-        return derive(pair.agree(public[:PUBLIC_BYTES]), self.session, info)
+    def _letters(
+        self, pair: KeyPair, sender: int, receiver: int, public: bytes
+    ) -> tuple[bytes, bytes]:
+        """Between two neighbours: the key of what the sender seals for the receiver, of one text;
+        and a pair of shares that both know."""
+        agreed, ids = pair.agree(public[:PUBLIC_BYTES]), _ids(sender, receiver)
+        letter = derive(agreed, self.session, b"forefed share 1" + ids)
+        return letter, _reduced(derive(agreed, self.session, b"forefed known share 1" + ids))
 
     def dump(self) -> bytes:
         """As a client keeps it between two phases; secret."""
@@ -222,6 +228,12 @@ def place_of(holder: int, owner: int, neighbours: Collection[int]) -> int:
     return 1 + sum(c < holder for c in {*neighbours, owner})
 
 
+def sent_to(owner: int, neighbours: Collection[int]) -> list[int]:
+    """The neighbours that are sent a share: all but the first ones, whose shares they know."""
+    holders = sorted({*neighbours, owner})
+    return [c for c in holders[threshold_of(len(holders)) - 1 :] if c != owner]
+
+
 def own_mask(seed: int, session: bytes) -> bytes:
     """The key of a client's own mask."""
     return derive(seed.to_bytes(SHARE_BYTES, "little"), session, b"forefed own mask 1")
@@ -236,6 +248,20 @@ def pair_mask(mine: KeyPair, public: bytes, session: bytes, one: int, other: int
     """The key of the mask that two clients share; the same for both."""
     info = b"forefed pair mask 1" + _ids(min(one, other), max(one, other))
     return derive(mine.agree(public), session, info)
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(SHARE_BYTES, "little")
+
+
+def _reduced(data: bytes) -> bytes:
+    """Two numbers below the prime (a bias of 2^-120)."""
+    halves = data[:SHARE_BYTES], data[SHARE_BYTES:]
+    return b"".join(_bytes(_number(half) % PRIME) for half in halves)
 
 
 def _ids(*clients: int) -> bytes:

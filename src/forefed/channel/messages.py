@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from forefed.core.errors import ProtocolError
 from forefed.wire.message import pack, unpack
@@ -15,19 +16,22 @@ SESSION_BYTES = 8
 class Message:
     """``phase`` of a session; ``group`` counts the clients that are in it now, ``clients`` are the
     neighbours that the message is about, in ascending order, and ``body`` holds the same number of
-    bytes for each."""
+    bytes for each of them, but for those in ``without``."""
 
     phase: str
     session: bytes
     group: int = 0
     clients: tuple[int, ...] = ()
     body: bytes = b""
+    without: tuple[int, ...] = ()
 
     @staticmethod
     def of(phase: str, session: bytes, group: int, parts: Mapping[int, bytes]) -> Message:
-        """With one part for each of these clients."""
+        """With one part for each of these clients; it may be empty."""
         ordered = tuple(sorted(parts))
-        return Message(phase, session, group, ordered, b"".join(parts[c] for c in ordered))
+        body = b"".join(parts[c] for c in ordered)
+        none = tuple(c for c in ordered if not parts[c])
+        return Message(phase, session, group, ordered, body, none)
 
     def parts(self, size: int) -> dict[int, bytes]:
         """The parts again.
@@ -35,17 +39,20 @@ class Message:
         Raises:
             ProtocolError: another number of bytes.
         """
-        if len(self.body) != size * len(self.clients):
+        full = [c for c in self.clients if c not in self.without]
+        if len(self.body) != size * len(full):
             raise ProtocolError(
-                f"phase '{self.phase}': {len(self.body)} bytes for {len(self.clients)} clients"
+                f"phase '{self.phase}': {len(self.body)} bytes for {len(full)} clients"
             )
         cut = (self.body[i : i + size] for i in range(0, len(self.body), size))
-        return dict(zip(self.clients, cut, strict=True))
+        return dict.fromkeys(self.without, b"") | dict(zip(full, cut, strict=True))
 
     def encode(self) -> bytes:
-        about = {"p": self.phase, "s": self.session.hex()}
+        about: dict[str, Any] = {"p": self.phase, "s": self.session.hex()}
         if self.group:
-            about |= {"n": self.group, "c": list(self.clients)}  # type: ignore[dict-item]
+            about |= {"n": self.group, "c": list(self.clients)}
+        if self.without:
+            about["w"] = [self.clients.index(c) for c in self.without]
         return pack("channel", about, self.body)
 
     @staticmethod
@@ -61,11 +68,12 @@ class Message:
             clients = tuple(_number(c) for c in meta.get("c", ()))
             group = _number(meta.get("n", 0))
             phase = str(meta["p"])
-        except (KeyError, TypeError, ValueError) as error:
+            without = tuple(clients[_number(i)] for i in meta.get("w", ()))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ProtocolError(f"a channel's message cannot be read: {error!r}") from None
         if len(session) != SESSION_BYTES or list(clients) != sorted(set(clients)):
             raise ProtocolError("a channel's message names clients twice, or no session")
-        return Message(phase, session, group, clients, bytes(body))
+        return Message(phase, session, group, clients, bytes(body), without)
 
 
 def encode_masked(session: bytes, words: bytes) -> bytes:

@@ -17,21 +17,19 @@ PRIME = 2**128 - 159
 SHARE_BYTES = 16
 
 
-def split(secret: int, coefficients: Sequence[int], holders: int) -> list[int]:
-    """Shares at the places 1 to ``holders``; any ``len(coefficients) + 1`` of them give the secret.
+def extend(secret: int, first: Sequence[int], holders: int) -> list[int]:
+    """The shares at the places after the first ones, up to ``holders``: of the polynomial that has
+    the secret at 0 and these shares at the places 1, 2, ...
 
-    Args:
-        secret: in [0, PRIME).
-        coefficients: of the powers 1, 2, ... of the polynomial: secret, uniform in [0, PRIME).
+    Where the first shares are uniform in [0, PRIME), so is the polynomial among those of its degree
+    with this secret, as if its coefficients had been drawn. Any ``len(first) + 1`` shares give the
+    secret.
     """
-    descending = [*reversed(coefficients), secret]
-    shares = []
-    for x in range(1, holders + 1):
-        y = 0
-        for c in descending:
-            y = (y * x + c) % PRIME
-        shares.append(y)
-    return shares
+    values = [secret, *first]
+    return [
+        sum(w * y for w, y in zip(weights, values, strict=True)) % PRIME
+        for weights in _beyond(len(first), holders)
+    ]
 
 
 def combine(shares: Mapping[int, int]) -> int:
@@ -41,15 +39,26 @@ def combine(shares: Mapping[int, int]) -> int:
     return sum(weight * shares[x] for weight, x in terms) % PRIME
 
 
+@lru_cache(maxsize=256)
+def _beyond(first: int, holders: int) -> tuple[tuple[int, ...], ...]:
+    """Lagrange's weights of the places 0 to ``first`` for each place after them."""
+    nodes = range(first + 1)
+    return tuple(_weights(tuple(nodes), x) for x in range(first + 1, holders + 1))
+
+
 @lru_cache(maxsize=4096)
 def _at_zero(places: tuple[int, ...]) -> tuple[int, ...]:
-    """Lagrange's weights for the polynomial's value at 0."""
+    return _weights(places, 0)
+
+
+def _weights(places: tuple[int, ...], x: int) -> tuple[int, ...]:
+    """Lagrange's weights of the values at these places for the one at ``x``."""
     weights = []
-    for x in places:
+    for place in places:
         above = below = 1
         for other in places:
-            if other != x:
-                above *= other
-                below *= other - x
+            if other != place:
+                above *= x - other
+                below *= place - other
         weights.append(above * pow(below, -1, PRIME) % PRIME)
     return tuple(weights)
