@@ -1,5 +1,5 @@
-"""What a secure sum costs: bytes, processor seconds and memory, against the plain channel and against
-Flower's SecAgg+ on the same vectors.
+"""What a secure sum costs in bytes, processor seconds and memory: against the plain channel, and
+against Flower's SecAgg+ on the same vectors.
 
 No training: clients have a vector each. Ours are the messages and halves of a run (run/summed.py,
 local/summed.py). Flower's are the functions of its client mod and of its server workflow, called in
