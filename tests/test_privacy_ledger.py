@@ -112,3 +112,19 @@ def test_a_run_that_is_not_private_has_no_ledger_and_says_nothing(
     assert not (result.folder / LEDGER).exists() and "privacy" not in result.summary
     assert "rivacy" not in json.dumps(result.summary)
     assert "rivacy" not in (result.folder / "adapter" / "README.md").read_text()
+
+
+def test_the_noise_for_a_target_without_a_run(tmp_path: Path, forefed_command: Command) -> None:
+    file = tmp_path / "a.toml"
+    private = 'modifiers = [{kind = "dp_client", noise_multiplier = 9}]'
+    file.write_text(f'strategy = "fedavg"\nrounds = 4\n{private}\n')
+    said = forefed_command("plan", str(file), "--epsilon", "4.377").out
+    assert "noise_multiplier = 2.00" in said and "(4.38, 1e-05)-differential privacy" in said
+    for options, why in (
+        (["minilm", "--epsilon", "4"], "give a run's configuration"),
+        ([str(file), "--epsilon", "-1"], "--epsilon -1: a number above 0"),
+        ([str(file), "--delta", "0.1"], "--delta is for --epsilon"),
+    ):
+        assert why in forefed_command("plan", *options).err
+    file.write_text('strategy = "fedavg"\n')
+    assert "is not private" in forefed_command("plan", str(file), "--epsilon", "4").err

@@ -365,6 +365,15 @@ def plan_command(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda or mps (default: auto).")
     ] = None,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="Measure nothing: the noise with which this configuration costs so much."
+        ),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="For --epsilon (default: the configuration's).")
+    ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write everything to this file too.")
     ] = None,
@@ -379,8 +388,14 @@ def plan_command(
     """
     from forefed.core.files import write_json
     from forefed.plan.show import plan_page
-    from forefed.run.planning import plan_from_options
+    from forefed.run.planning import noise_from_options, plan_from_options
 
+    if delta is not None and epsilon is None:
+        raise UserError("--delta is for --epsilon; give both")
+    if epsilon is not None:
+        for line in noise_from_options(model, epsilon, delta):
+            out.print(styled(line), soft_wrap=True)
+        return
     if json is not None:
         new_place(json, "--json")
     with out.status(styled("planning")) as status:

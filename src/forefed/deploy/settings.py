@@ -57,6 +57,12 @@ class Policy(Settings):
     """What the server may see of this site: its own contribution ("plain"), or sums of a group."""
     min_group: Annotated[int, Field(ge=3)] = 5
     """Sites that a secure sum has at least."""
+    max_epsilon: Annotated[float, Field(gt=0)] | None = None
+    """This site's privacy budget, over all runs and servers, for examples and for the site as a
+    whole, each by itself: what would pass it is refused, and so is whatever has no noise. What was
+    spent stands in privacy.jsonl beside site.toml."""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    """At which it is counted."""
     metrics: tuple[str, ...] = METRICS
     """Numbers that an update may carry besides the count of examples; others are left out."""
 

@@ -30,6 +30,7 @@ from forefed.data.population import Population
 from forefed.data.prepare import load_table, read_to
 from forefed.data.shares import Assigned
 from forefed.data.tasks import Encoded
+from forefed.deploy.budget import of_order, of_question, spend
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.ledger import Ledger, task_digest
 from forefed.deploy.settings import Refusal, SiteSettings, at_site
@@ -201,6 +202,10 @@ class Site:
         data = prepared.data(asked.client)
         if len(data.train) < self.settings.policy.min_examples:
             raise Refusal(f"fewer than {self.settings.policy.min_examples} training examples")
+        if kind_of(question) != "channel":
+            task = task_digest(asked.text.encode(), question)
+            made = of_question(prepared.config, kind)
+            spend(self.folder, self.settings.policy, made, asked.round, task)
         if prepared.summing is None:
             payload = prepared.answers(question, data)
         else:
@@ -230,7 +235,9 @@ class Site:
         data = prepared.data(order.client)
         if len(data.train) < self.settings.policy.min_examples:
             raise Refusal(f"fewer than {self.settings.policy.min_examples} training examples")
-        secret = kept_secret(self.folder).fold(asked.run, order.client, order.round)
+        spend(self.folder, self.settings.policy, of_order(prepared.config), asked.round, digest)
+        # another order of this round draws other examples, too
+        secret = kept_secret(self.folder).fold(asked.run, order.client, order.round, digest)
         update, state = prepared.work(order, data, ledger.state(asked.run, asked.round), secret)
         update = replace(update, metrics=self.settings.policy.allowed(update.metrics))
         context = ClientContext(order=order, own=secret)

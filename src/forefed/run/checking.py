@@ -24,6 +24,8 @@ from forefed.models.objectives import objective_of
 from forefed.optimisers import Optimiser, Sgd
 from forefed.run.compat import check as refuse
 from forefed.run.config import Config
+from forefed.run.privacy import check_units
+from forefed.run.privacy import notes as privacy_notes
 
 SHOWN_CLASSES = 12
 
@@ -64,6 +66,8 @@ def check_run(config: Config) -> Checked:
                 f"cohort = {config.cohort} is larger than the population ({data.clients} clients); "
                 "lower the cohort, or change the partition"
             )
+        check_units(config, data.clients)
+        notes += privacy_notes(config, data.clients, config.partition.kind != "sites")
         model, said = check_model(config.model, data.label_names or None, config.data.task.head)
         notes += [note for note in said if note not in notes]
     return Checked(config, model, data, (*notes, *_bold_rates(config)))

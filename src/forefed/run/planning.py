@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from forefed.core.settings import parse
 from forefed.models.settings import ModelSettings
 from forefed.plan import Plan, Scene, plan
 from forefed.run.config import Config, assignment, configure, merge
+from forefed.run.privacy import noise_plan
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 
@@ -53,6 +55,24 @@ def plan_from_options(
         raw["model"]["device"] = device
     raw = {**raw, **said, "model": parse(ModelSettings, raw["model"], "model")}
     return plan(parse(Scene, raw), memory, precisions=precisions or None, say=say)
+
+
+def noise_from_options(model: str, epsilon: float, delta: float | None) -> list[str]:
+    """What ``--epsilon`` asks: the noise that a configuration needs.
+
+    Raises:
+        UserError: no configuration, or nothing in it that is private.
+    """
+    if not model.endswith(".toml"):
+        raise UserError(
+            f"--epsilon: give a run's configuration (.toml) in the place of '{model}', as rounds, "
+            "cohort and sampling decide what noise costs"
+        )
+    if not 0 < epsilon < math.inf:
+        raise UserError(f"--epsilon {epsilon:g}: a number above 0")
+    if delta is not None and not 0 < delta < 1:
+        raise UserError(f"--delta {delta:g}: a number between 0 and 1, below 1 / units")
+    return noise_plan(configure(Path(model)), epsilon, delta)
 
 
 def scene_of_config(config: Config) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from forefed.core.types import Json
 from forefed.modifiers import Private
 from forefed.privacy import Release, capped, epsilon
 from forefed.run.config import Config
-from forefed.start import ClosedForm
+from forefed.start import ClosedForm, NoStart
 from forefed.start.private import planned as of_start
 
 
@@ -92,15 +92,18 @@ def statements(releases: Iterable[Release], delta: float, rehearsal: bool) -> li
 
 def sentence(statement: Json) -> str:
     """A statement in words."""
-    cap = statement["cap"]
+    cap, q = statement["cap"], statement["q"]
     rounds = f"at most {cap} rounds" if cap is not None else "every round"
-    q = statement["q"]
-    drawn = "" if q == [1.0] else f", drawn in secret with probability {' or '.join(map(str, q))}"
+    part = f"each takes part in {rounds}"
+    if q != [1.0]:
+        chance = " or ".join(f"{x:g}" for x in q)
+        steps = "every step of " if statement["unit"] == "example" else ""
+        part = f"each is drawn in secret with probability {chance} in {steps}{rounds}"
     text = (
         f"({statement['epsilon']:.3g}, {statement['delta']:g})-differential privacy of every "
         f"{statement['unit']} ({statement['mechanism']} noise, multiplier "
-        f"{' and '.join(f'{x:g}' for x in statement['noise_multiplier'])}; each takes part in "
-        f"{rounds}{drawn}), against {statement['adversary']}"
+        f"{' and '.join(f'{x:g}' for x in statement['noise_multiplier'])}; {part}), against "
+        f"{statement['adversary']}"
     )
     if statement["rehearsal"]:
         text += ". This is a rehearsal, whose noise follows from the seed: it protects nobody yet"
@@ -144,3 +147,49 @@ def notes(config: Config, members: int, rehearsal: bool) -> Sequence[str]:
                 f"{1 / (10 * members):.1g} is usual"
             )
     return texts
+
+
+def noise_plan(config: Config, target: float, delta: float | None) -> list[str]:
+    """The noise with which a whole run costs ``target`` at most, as lines for a person.
+
+    Args:
+        delta: None: as the configuration has it.
+
+    Raises:
+        UserError: nothing private in the configuration, a population that only its rows tell, or
+            no noise that reaches the target.
+    """
+    mine, start = private_of(config), private_start(config)
+    if not mine and start is None:
+        raise UserError(
+            "--epsilon: this configuration is not private; give it the modifier 'dp_client' or "
+            "'dp_example', or start.noise_multiplier"
+        )
+    members = getattr(config.partition, "clients", None)
+    names = getattr(config.partition, "names", None)
+    members = len(names) if names else members
+    if members is None and config.select.kind == "poisson":
+        raise UserError(
+            f"--epsilon: with partition.kind = '{config.partition.kind}' only the rows tell how "
+            "many clients there are; set partition.clients, or run 'forefed check'"
+        )
+    lines = []
+    changes = {"noise_multiplier": None, "target_epsilon": target}
+    changes |= {} if delta is None else {"delta": delta}
+    population = members or config.cohort
+    for m in mine:
+        solved = m.model_copy(update=changes).solved(config, population)
+        assert isinstance(solved, Private)
+        one = config.model_copy(update={"modifiers": (solved,), "start": NoStart()})
+        check_units(one, population if members else 2**62)
+        (statement,) = statements(solved.planned(one, population), solved.delta, False)
+        where = f"modifiers: '{m.kind}' with noise_multiplier = {solved.noise_multiplier:.4g}"
+        lines.append(f"{where}: {statement['text']}")
+    if start is not None:
+        solved_start = start.model_copy(update=changes)
+        release = of_start(solved_start)
+        (statement,) = statements([release], solved_start.delta, False)
+        lines.append(f"start.noise_multiplier = {release.sigma:.4g}: {statement['text']}")
+    if len(lines) > 1:
+        lines.append("each alone; together they cost more, as the first lines of a run say")
+    return lines
