@@ -168,6 +168,9 @@ CONTRADICTIONS: dict[str, list[str]] = {
     ],
     "download.kind = 'scalars'": ["download=scalars"],
     "download.kind = 'pool'": ["download=pool"],
+    "aggregator.kind = 'median' asks": ["codec=sparse", "aggregator=median"],
+    "modifiers: 'error_feedback' keeps": ["codec=dense", 'modifiers=["error_feedback"]'],
+    "modifiers: 'clip' would change": ["codec=sparse", 'modifiers=["dgc", "clip"]'],
 }
 
 
