@@ -20,6 +20,7 @@ from forefed.assign import Everything
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params, Reply, Unit, Update
 from forefed.data.examples import ClientData
+from forefed.gradients import Fresh
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView
 from forefed.optimisers import Sgd
@@ -90,7 +91,8 @@ def star_of(sent: Sent, count: int) -> tuple[Star, Params, Messages]:
         seed=1,
         cohort=count,
         assign=Everything(),
-        engine=Forward(directions=4, shared=sent.shared),
+        engine=Forward(directions=4),
+        directions=Fresh(shared=sent.shared),
         client=LocalTraining(optimiser=Sgd(lr=0.1)),
         codec=codec,
         server=Sgd(),

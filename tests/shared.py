@@ -12,6 +12,7 @@ import torch
 from forefed.assign import Everything
 from forefed.collect import EveryRound
 from forefed.core.types import Params, Unit
+from forefed.gradients.draw import FRESH
 from forefed.local import LocalTraining
 from forefed.optimisers import Sgd
 from forefed.run import Config
@@ -55,6 +56,7 @@ def star(
     by_records=True,
     faults=None,
     by_sums=False,
+    directions=FRESH,
     **settings,
 ) -> Star:
     loss = Deaf(ToyLoss(dtype))
@@ -62,6 +64,7 @@ def star(
         seed=4,
         cohort=cohort,
         engine=engine,
+        directions=directions,
         assign=assign or Everything(),
         client=LocalTraining(**{"batch_size": 4, "optimiser": Sgd(lr=0.05), **settings}),
         codec=codec or Scalars(head_directions=4),

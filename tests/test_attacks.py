@@ -242,7 +242,10 @@ def test_the_measured_case_and_what_a_rule_makes_of_it() -> None:
 
 @pytest.mark.parametrize("kind", [k for k in ATTACKS.kinds() if k not in ("label_flip", "mpaf")])
 def test_attacks_on_slopes_along_shared_directions(kind: str) -> None:
-    engine = {"engine": {"kind": "forward", "directions": 4, "shared": True}}
+    engine = {
+        "engine": {"kind": "forward", "directions": 4},
+        "directions": {"kind": "fresh", "shared": True},
+    }
     sets = {"strategy": "decomfl", **engine, "aggregator": "median", "rounds": 2}
     plain = simulated(**sets, client={"optimiser": {"kind": "sgd", "lr": 0.05}, "max_steps": 2})
     under = simulated(
@@ -305,7 +308,7 @@ def test_fake_clients_train_on_rows_like_those_of_a_compromised_one(
         ({"attack": {"kind": "ipm", "compromised": 1}}, "attack.knowledge = 'partial'"),
         ({"attack": {"kind": "ipm", "hostile": 10}}, "10 of 10 clients"),
         ({"attack": {"kind": "ipm", "hostile": 0.01}}, "none of 10 clients"),
-        ({"attack": "ipm", "strategy": "spry", "codec": "scalars"}, "engine.shared = true"),
+        ({"attack": "ipm", "strategy": "spry", "codec": "scalars"}, "directions.shared = true"),
         ({"attack": "mpaf", "strategy": "spry", "codec": "scalars"}, "sends projections"),
         (
             {"attack": {"kind": "sign_flip", "knowledge": "none"}, "strategy": "decomfl"},

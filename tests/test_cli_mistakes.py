@@ -151,16 +151,15 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "cohort_min": ["cohort_min=50"],
     "data.test_on": ["data.test_on=validation", 'partition={kind="sites", names=["a"]}'],
     "faults": ["faults.error=0.6", "faults.crash=0.6"],
-    "engine.shared: an exact": ["strategy=fedavg", "engine.shared=true"],
-    "engine.shared with": ["codec=scalars", "engine.shared=true", "client.optimiser=adamw"],
-    "engine.candidates are compared": [*ESTIMATED, "engine.candidates=4", "engine.law=gauss16"],
-    "engine.candidates: the bias": [*ESTIMATED, "engine.candidates=4", "memo=last_update"],
-    "engine.candidates and engine.pool": [
-        *(*ESTIMATED, "engine.candidates=4", "engine.law=gauss16"),
-        *("memo=last_update", "engine.pool=8"),
+    "directions: an exact": ["strategy=fedavg", "directions.shared=true"],
+    "directions.shared with": ["codec=scalars", "engine.shared=true", "client.optimiser=adamw"],
+    "directions.kind = 'candidates' compares": [
+        *(*ESTIMATED, "engine.candidates=4", "engine.law=gauss16")
     ],
-    "engine.directions = 'all' walks": ["engine.pool=8", "engine.directions=all"],
-    "engine.pool": ["strategy=fedavg", "engine.pool=8"],
+    "directions.kind = 'candidates': the bias": [
+        *(*ESTIMATED, "directions={kind='candidates', count=4}", "memo=last_update")
+    ],
+    "directions.kind = 'pool': engine": ["directions=pool", "engine.directions=all"],
     "modifiers: 'last_update' is broadcast": ["memo=last_update"],
     "modifiers: 'curvature' shapes": ["memo=curvature", "codec=scalars", "engine.directions=all"],
     "modifiers: 'curvature' changes": [

@@ -263,3 +263,37 @@ def test_the_digest_of_a_configuration_is_about_its_numbers() -> None:
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Config().rounds = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (["engine.shared=true"], {"kind": "fresh", "shared": True}),
+        (["engine.shared=false"], {"kind": "fresh", "shared": False}),
+        (["engine.pool=8"], {"kind": "pool", "size": 8, "shared": False}),
+        (["engine.candidates=4"], {"kind": "candidates", "count": 4, "shared": False}),
+        (["strategy=fedkseed", "engine.pool=64"], {"kind": "pool", "size": 64, "shared": False}),
+        (
+            ["strategy=fedkseed", "engine.shared=true"],
+            {"kind": "pool", "size": 1024, "shared": True},
+        ),
+        (["strategy=decomfl", "engine.shared=false"], {"kind": "fresh", "shared": False}),
+        (["strategy=fwdllm", "engine.candidates=1"], {"kind": "fresh", "shared": False}),
+        (["directions.shared=true"], {"kind": "fresh", "shared": True}),
+        (["directions=pool", "directions.size=3"], {"kind": "pool", "size": 3, "shared": False}),
+    ],
+)
+def test_what_engines_said_of_directions_is_read(
+    sets: list[str], expected: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configure(sets=sets)
+    assert config.directions.model_dump() == expected
+    former = any(x.startswith("engine.") for x in sets) and sets != ["engine.shared=false"]
+    assert ("settings of directions now" in caplog.text) == former
+
+
+def test_an_engine_of_a_former_record_is_read_and_two_draws_are_refused() -> None:
+    engine = {"kind": "forward", "shared": False, "pool": None, "candidates": 1}
+    assert configure(base={"engine": engine}) == configure()
+    with pytest.raises(UserError, match="either from candidates or from a pool"):
+        configure(sets=["engine.candidates=4", "engine.pool=8"])

@@ -42,11 +42,15 @@ NEEDS: dict[str, list[str]] = {
         f"codec={kind}": ["codec.head_directions=8"] for kind in ("scalars", "one_byte", "feedsign")
     },
     "download=scalars": ["codec=scalars", "codec.head_directions=8"],
-    "download=pool": ["strategy=fedkseed", "client.max_steps=2", "engine.pool=64"],
-    "strategy=fedkseed": ["engine.pool=64"],
+    "download=pool": ["strategy=fedkseed", "client.max_steps=2", "directions.size=64"],
+    "strategy=fedkseed": ["directions.size=64"],
     "collect=variance": ["collect.at_most=2"],
+    "directions=candidates": [
+        *("engine.directions=2", "engine.law=gauss16", 'modifiers=["last_update"]')
+    ],
+    "directions=pool": ["engine.directions=2"],
     'modifiers=["last_update"]': [
-        *("engine.directions=2", "engine.candidates=3", "engine.law=gauss16")
+        *("engine.directions=2", "engine.law=gauss16", "directions.kind=candidates")
     ],
     'modifiers=["curvature"]': ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
     'modifiers=["dp_client"]': [

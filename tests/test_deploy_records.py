@@ -26,7 +26,7 @@ FOLLOWING = {
         "server=yogi",
     ],
     "curvature": ["strategy=hiso", "engine.directions=4", *SCALARS],
-    "pool": ["strategy=fedkseed", "adapter=lora", "engine.pool=32", "client.max_steps=1"],
+    "pool": ["strategy=fedkseed", "adapter=lora", "directions.size=32", "client.max_steps=1"],
 }
 
 

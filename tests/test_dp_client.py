@@ -26,7 +26,8 @@ from forefed.wire.records import decode_record
 PLAIN = {"kind": "dp_client", "clip": "none", "noise_multiplier": 0}
 SLOPES = {
     "strategy": "fedmezo",
-    "engine": {"kind": "finite_difference", "directions": 3, "shared": True, "clamp": 0},
+    "engine": {"kind": "finite_difference", "directions": 3, "clamp": 0},
+    "directions": {"kind": "fresh", "shared": True},
     "client": {"optimiser": {"kind": "sgd", "lr": 0.1}, "max_steps": 2, "batch_size": 4},
     "assign": "everything",
     "codec": "scalars",
@@ -201,7 +202,7 @@ def test_what_would_let_out_more_is_refused(sets: list[str], said: str) -> None:
 
 
 def test_the_number_of_steps_must_not_follow_from_the_rows() -> None:
-    sets = [NOISY, "codec=scalars", "strategy=fedmezo", "engine.shared=true"]
+    sets = [NOISY, "codec=scalars", "strategy=fedmezo", "directions.shared=true"]
     sets += ["client.optimiser.kind=sgd", "assign=everything"]
     assert any("set client.max_steps" in c for c in conflicts(configure(sets=sets)))
 

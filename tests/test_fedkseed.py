@@ -8,6 +8,7 @@ from federation import World
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Order
+from forefed.gradients import Pool
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.directions import RandomDirections
 from forefed.gradients.finite_difference import FiniteDifference
@@ -22,8 +23,9 @@ from shared import params, play, star
 from toy import HEAD
 
 DOUBLE = torch.float64
-POOLED = Forward(directions=2, pool=8, head="perturbed", law="gauss16")
-EXACT_HEAD = {"engine": Forward(directions=2, pool=8), "codec": Scalars(head_directions=3)}
+ENGINE, EIGHT = Forward(directions=2, head="perturbed", law="gauss16"), Pool(size=8)
+POOLED = {"engine": ENGINE, "directions": EIGHT}
+EXACT_HEAD = {**POOLED, "engine": Forward(directions=2), "codec": Scalars(head_directions=3)}
 
 
 def order(client, number, like):
@@ -37,8 +39,8 @@ def test_every_step_draws_from_one_pool_uniformly():
     seen = set()
     for number in range(1, 6):
         for client in range(4):
-            directions = POOLED.model_copy(update={"directions": 20}).directions_for(
-                order(client, number, like)
+            directions = ENGINE.model_copy(update={"directions": 20}).directions_for(
+                order(client, number, like), None, EIGHT
             )
             for step in (0, 1):
                 along = directions.at(step)
@@ -51,18 +53,18 @@ def test_every_step_draws_from_one_pool_uniformly():
 
 
 def test_a_shared_pool_is_drawn_alike_by_all_clients():
-    engine = POOLED.model_copy(update={"shared": True})
-    drawn = [engine.directions_for(order(c, 3, params(0))).members for c in range(3)]
+    pool = Pool(size=8, shared=True)
+    drawn = [ENGINE.directions_for(order(c, 3, params(0)), None, pool).members for c in range(3)]
     assert drawn[0] == drawn[1] == drawn[2]
-    assert POOLED.directions_for(order(1, 3, params(0))).members != drawn[1]
+    assert ENGINE.directions_for(order(1, 3, params(0)), None, EIGHT).members != drawn[1]
 
 
-TWO_RATES = {"engine": POOLED, "optimiser": Sgd(lr=0.02, head_lr=0.3)}
+TWO_RATES = {**POOLED, "optimiser": Sgd(lr=0.02, head_lr=0.3)}
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"engine": POOLED}, EXACT_HEAD, TWO_RATES],
+    [POOLED, EXACT_HEAD, TWO_RATES],
     ids=["all", "exact head", "two rates"],
 )
 def test_sums_of_slopes_are_the_steps(settings):
@@ -82,7 +84,7 @@ def _start():
 
 def test_the_run_stays_in_the_dimensions_of_its_pool():
     """baselines 10.1."""
-    loop = star(POOLED, dtype=DOUBLE, by_records=False, by_sums=True)
+    loop = star(**POOLED, dtype=DOUBLE, by_records=False, by_sums=True)
     state, rows = _start(), []
     for _ in range(12):
         state, _ = loop.round(state)
@@ -94,18 +96,24 @@ def test_the_run_stays_in_the_dimensions_of_its_pool():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"engine": POOLED},
+        POOLED,
         EXACT_HEAD,
-        {"engine": POOLED.model_copy(update={"shared": True})},
-        {"engine": Backprop(pool=8), "codec": Scalars(head_directions=3, directions=4)},
-        {"engine": FiniteDifference(pool=8, head="perturbed"), "faults": {"offline": 0.5}},
+        {**POOLED, "directions": Pool(shared=True)},
+        {**POOLED, "engine": Backprop(), "codec": Scalars(head_directions=3, directions=4)},
+        {
+            **POOLED,
+            "engine": FiniteDifference(head="perturbed"),
+            "faults": {"offline": 0.5},
+        },
         TWO_RATES,
     ],
     ids=["own", "exact head", "shared", "projected", "lossy", "two rates"],
 )
 def test_whoever_follows_sums_or_records_holds_the_servers_bits(settings):
-    engine = settings["engine"].model_copy(update={"pool": 64})  # so that some records are shorter
-    loop = star(**{**settings, "engine": engine}, by_sums=True, max_steps=2)
+    pool = settings["directions"].model_copy(
+        update={"size": 64}
+    )  # so that some records are shorter
+    loop = star(**{**settings, "directions": pool}, by_sums=True, max_steps=2)
     state, kinds = RunState(0, params()), set()
     for number in range(1, 9):
         before = state
@@ -123,7 +131,7 @@ def test_whoever_follows_sums_or_records_holds_the_servers_bits(settings):
 
 
 def test_a_newcomer_needs_the_sums_alone():
-    loop = star(POOLED, by_sums=True)
+    loop = star(**POOLED, by_sums=True)
     state, _ = play(loop, 6)
     late = type(loop.transport.replica)(loop.server, RunState(0, params()))
     late.catch_up(loop.server.missed(state, 999))
@@ -131,7 +139,7 @@ def test_a_newcomer_needs_the_sums_alone():
     foreign = encode_record(RoundRecord(7, (), {"tail": torch.zeros(8).double()}), params())
     with pytest.raises(ProtocolError, match="'tail' that this run does not have"):
         late.catch_up(foreign)
-    plain = star(POOLED)
+    plain = star(**POOLED)
     with pytest.raises(ProtocolError, match="round 6 after round 0"):
         newcomer = type(late)(plain.server, RunState(0, params()))
         newcomer.catch_up(loop.server.missed(state, 999))
@@ -139,7 +147,7 @@ def test_a_newcomer_needs_the_sums_alone():
 
 def test_sums_leave_out_what_is_not_finite():
     like = params(0)
-    (group,) = groups_of(POOLED, Scalars(), order(1, 3, like), HEAD).values()
+    (group,) = groups_of(ENGINE, Scalars(), order(1, 3, like), HEAD, EIGHT).values()
     slopes = torch.tensor([[1.0, float("nan")], [float("inf"), float("nan")], [2.0, 4.0]])
     expected = np.zeros(8)
     expected[group.directions.at(0).members[0]] += 1.0

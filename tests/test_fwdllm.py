@@ -10,8 +10,9 @@ from forefed.collect import EveryRound, UntilQuiet, spread
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Contribution, Order
-from forefed.gradients.chosen import SelectedDirections, largest_square
+from forefed.gradients.chosen import Candidates, SelectedDirections, largest_square
 from forefed.gradients.directions import RandomDirections
+from forefed.gradients.draw import FRESH
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
@@ -23,7 +24,8 @@ from shared import params, play, star
 from toy import toy_clients, toy_params, toy_task, trained
 
 DOUBLE = torch.float64
-CHOSEN = FiniteDifference(directions=2, candidates=4, law="gauss16", head="perturbed")
+ENGINE = FiniteDifference(directions=2, law="gauss16", head="perturbed")
+FOUR = Candidates(count=4)
 
 
 def last_update(like, seed=3):
@@ -37,25 +39,24 @@ def order(memo, like=None):
 
 def test_one_candidate_or_no_last_update_is_plain_random_directions():
     like = toy_params(torch.float32)
-    plain = CHOSEN.model_copy(update={"candidates": 1})
-    expected = plain.directions_for(order({})).tangents(like, range(2))
+    expected = ENGINE.directions_for(order({})).tangents(like, range(2))
     zeros = {n: torch.zeros_like(x) for n, x in last_update(like).items()}
-    for engine, memo in ((plain, last_update(like)), (CHOSEN, {}), (CHOSEN, zeros)):
-        directions = engine.directions_for(order(memo))
+    for draw, memo in ((FRESH, last_update(like)), (FOUR, {}), (FOUR, zeros)):
+        directions = ENGINE.directions_for(order(memo), None, draw)
         assert type(directions) is RandomDirections
         assert trees.digest(directions.tangents(like, range(2))) == trees.digest(expected)
     anchor = {n.removeprefix("last_update/"): x for n, x in last_update(like).items()}
     one = SelectedDirections(7, 2, 1, 2, "gauss16", candidates=1, anchor=anchor)
     assert trees.digest(one.tangents(like, range(2))) == trees.digest(expected)
     slopes = torch.tensor([1.0, -2.0])
-    combined = plain.directions_for(order({})).combine(like, slopes)
+    combined = ENGINE.directions_for(order({})).combine(like, slopes)
     assert trees.digest(one.combine(like, slopes)) == trees.digest(combined)
 
 
 def test_the_chosen_direction_is_the_best_of_its_own_candidates():
     like = toy_params(torch.float32)
-    directions = CHOSEN.model_copy(update={"directions": 5}).directions_for(
-        order(last_update(like))
+    directions = ENGINE.model_copy(update={"directions": 5}).directions_for(
+        order(last_update(like)), None, FOUR
     )
     everything = RandomDirections(7, 2, 1, 20, "gauss16").tangents(like, range(20))
     anchor = last_update(like)
@@ -112,8 +113,8 @@ def test_server_and_client_choose_alike(optimiser):
     codec = Scalars(head_directions=4)
     settings = LocalTraining(batch_size=4, optimiser=optimiser)
     for head in ("perturbed", "exact"):
-        engine = CHOSEN.model_copy(update={"head": head})
-        train = Trainer(settings, engine, codec, toy_task(torch.float32))
+        engine = ENGINE.model_copy(update={"head": head})
+        train = Trainer(settings, engine, codec, toy_task(torch.float32), draw=FOUR)
         for client, data in enumerate(toy_clients()):
             like = toy_params(torch.float32)
             asked = Order(7, 2, client, tuple(like), like, last_update(like))
@@ -129,7 +130,8 @@ def test_server_and_client_choose_alike(optimiser):
 
 def test_the_last_update_is_the_last_aggregate():
     loop = star(
-        Forward(directions=2, candidates=3, law="gauss16"),
+        Forward(directions=2, law="gauss16"),
+        directions=Candidates(count=3),
         codec=Dense(),
         modifiers=(LastUpdate(),),
         by_records=False,

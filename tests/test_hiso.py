@@ -6,6 +6,7 @@ import torch
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order, ServerContext
+from forefed.gradients import Fresh
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.directions import RandomDirections
 from forefed.gradients.finite_difference import FiniteDifference
@@ -134,8 +135,8 @@ def test_slopes_are_along_the_shaped_directions():
 
 def test_the_curvature_is_made_of_the_last_local_step():
     """By hand from the slopes that were sent: H = (1 - nu) + nu (mean_k s_k z_k)^2."""
-    engine = Forward(directions=3, shared=True)
-    loop = star(engine, cohort=1, modifiers=(Curvature(rate=0.25),))
+    engine = Forward(directions=3)
+    loop = star(engine, directions=Fresh(shared=True), cohort=1, modifiers=(Curvature(rate=0.25),))
     state = RunState(0, params())
     while True:
         (asked,) = loop.plan(state).values()
@@ -143,7 +144,7 @@ def test_the_curvature_is_made_of_the_last_local_step():
         (update,) = report.updates
         if len(update.slopes["body"]) > 1:
             break
-    groups = groups_of(engine, Scalars(head_directions=4), asked, HEAD)
+    groups = groups_of(engine, Scalars(head_directions=4), asked, HEAD, Fresh(shared=True))
     number = len(update.slopes["body"]) - 1
     slopes = {g: x[number] for g, x in update.slopes.items()}
     estimate = rebuild(slopes, groups, asked.params, number)

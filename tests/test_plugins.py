@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,9 +21,12 @@ from federation import CLASSES, World
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.plugins import Entries
 from forefed.core.types import ClientContext, Order, Update
+from forefed.gradients import Draw
+from forefed.gradients.directions import RandomDirections
 from forefed.optimisers import OPTIMISERS, Optimiser, Rate
 from forefed.run import Config, configure
 from forefed.run.config import SLOTS
+from forefed.run.rebuild import replay_log
 from forefed.strategies import STRATEGIES
 from forefed.wire import Codec
 from forefed.wire.message import KINDS, pack, unpack
@@ -90,6 +93,29 @@ def test_what_cannot_be_registered(registries: None, entry: Any, words: str) -> 
     OPTIMISERS.register(Signs)
     with pytest.raises(UserError, match=words):
         forefed.register(entry)
+
+
+class Stale(Draw):
+    """The directions of the first round, in every round."""
+
+    kind: Literal["stale"] = "stale"
+    lasting: ClassVar[bool] = True
+
+    def chosen(
+        self, fresh: RandomDirections, order: Order, names: Sequence[str], projected: bool
+    ) -> RandomDirections:
+        return dataclasses.replace(fresh, round=1)
+
+
+def test_own_directions_are_walked_and_replayed(
+    registries: None, world: World, tmp_path: Path
+) -> None:
+    forefed.register(Stale)
+    sets = ["engine.directions=2", "codec=one_byte", "codec.head_directions=4"]
+    plain = world.run(tmp_path, *sets, "name=plain")
+    own = world.run(tmp_path, *sets, "directions=stale", "name=own")
+    assert own.summary["digest"] != plain.summary["digest"]
+    assert replay_log(own.folder).digest == own.summary["digest"]
 
 
 class Sums(Codec):

@@ -30,7 +30,7 @@ STATEFUL = {
     "moments at the server": ["strategy=spry", "server=yogi", "server.lr=0.01"],
     "slopes": ["strategy=spry", "codec=scalars", "codec.head_directions=8"],
     "records and curvature": [*HISO, "adapter=lora", "adapter.r=8", "server=adam"],
-    "sums over a pool": ["strategy=fedkseed", "adapter=lora", "engine.pool=64"],
+    "sums over a pool": ["strategy=fedkseed", "adapter=lora", "directions.size=64"],
     "updates that wait": ["strategy=fwdllm", "collect.at_most=7", "engine.directions=2"],
 }
 

@@ -40,7 +40,7 @@ RUNS = {
         "client.max_steps=2",
     ],
     "shared, curvature": ["strategy=hiso", "engine.directions=4", "codec.head_directions=8"],
-    "pool": ["strategy=fedkseed", "adapter=lora", "engine.pool=64"],
+    "pool": ["strategy=fedkseed", "adapter=lora", "directions.size=64"],
     "updates that wait": ["strategy=decomfl", "collect=variance", "collect.at_most=7"],
     "losses": ["strategy=decomfl", "faults.crash=0.4", "faults.error=0.2"],
 }

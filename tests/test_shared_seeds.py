@@ -15,6 +15,7 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Order, Reply, ServerContext, Update
+from forefed.gradients import Candidates, Fresh
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
@@ -32,7 +33,7 @@ from shared import FLOAT, Deaf, params, play, star
 from toy import HEAD, SIZES, ToyLoss, toy_clients
 
 DOUBLE = torch.float64
-SHARED = Forward(directions=3, shared=True)
+ENGINE, SHARED = Forward(directions=3), Fresh(shared=True)
 
 
 def order(client, number=1, like=None, memo=None):
@@ -43,14 +44,12 @@ def order(client, number=1, like=None, memo=None):
 # Directions
 
 
-@pytest.mark.parametrize("engine", [SHARED, Backprop(shared=True)], ids=lambda e: e.kind)
+@pytest.mark.parametrize("engine", [ENGINE, Backprop()], ids=lambda e: e.kind)
 def test_clients_of_a_round_share_every_direction_and_no_other_round_has_them(engine):
     codec, like = Scalars(head_directions=2, directions=2), params(0)
 
     def directions(client, number, step, shared=True):
-        groups = groups_of(
-            engine.model_copy(update={"shared": shared}), codec, order(client, number), HEAD
-        )
+        groups = groups_of(engine, codec, order(client, number), HEAD, Fresh(shared=shared))
         assert groups.keys() == {"body", "head"}
         return trees.digest(
             {
@@ -72,9 +71,9 @@ def test_clients_of_a_round_share_every_direction_and_no_other_round_has_them(en
 def test_averaged_slopes_are_the_slopes_of_the_pooled_loss():
     """scalar_channel 11.5: their mean, rebuilt, is the forward gradient of the mean loss."""
     like, loss = params(0, DOUBLE), Deaf(ToyLoss())
-    engine = Forward(directions=3, shared=True, head="perturbed")
+    engine = Forward(directions=3, head="perturbed")
     clients = toy_clients()
-    directions = engine.directions_for(order(0, like=like))
+    directions = engine.directions_for(order(0, like=like), None, SHARED)
     batches = [c.examples.batch(c.train) for c in clients if len(c.train)]
     slopes = [engine(loss, like, batch, directions).slopes_K for batch in batches]
     mean = sum(b.size * s for b, s in zip(batches, slopes, strict=True)) / sum(SIZES)
@@ -86,7 +85,7 @@ def test_averaged_slopes_are_the_slopes_of_the_pooled_loss():
 def test_averaging_slopes_equals_averaging_models():
     """baselines 11.1, over unequal numbers of local steps. (Slopes of few bits and weights with a
     sum of 8, so that the average is a float32.)"""
-    loop = star(SHARED, ballast=0, dtype=DOUBLE, by_records=False)
+    loop = star(ENGINE, directions=SHARED, ballast=0, dtype=DOUBLE, by_records=False)
     start = State(0, params(0, DOUBLE))
     orders = {c: order(c, like=start.params) for c in range(3)}
     updates = [
@@ -128,7 +127,7 @@ def test_averages_by_hand():
 
 
 def test_a_slope_beyond_all_gradients_loses_the_answer():
-    loop = star(SHARED, cohort=6)
+    loop = star(ENGINE, directions=SHARED, cohort=6)
     encode = loop.transport.encode
 
     def absurd(update, number):
@@ -143,6 +142,7 @@ def test_a_slope_beyond_all_gradients_loses_the_answer():
 
 # Clients that follow
 
+OWN = {"engine": Forward(directions=2), "directions": Fresh()}
 FOLLOWING = {
     "shared": {},
     "shared, one step": {"max_steps": 1},
@@ -150,13 +150,14 @@ FOLLOWING = {
     "shared, curvature": {"modifiers": (Curvature(),)},
     "shared, collected": {"collect": UntilQuiet(ratio=0.5, at_most=3)},
     "shared, split": {"assign": Contiguous(), "cohort": 4},
-    "shared, projected": {"engine": Backprop(shared=True)},
-    "own": {"engine": Forward(directions=2), "server": Adam(), "modifiers": (Curvature(),)},
+    "shared, projected": {"engine": Backprop()},
+    "own": {**OWN, "server": Adam(), "modifiers": (Curvature(),)},
     "own, selected": {
-        "engine": FiniteDifference(directions=2, candidates=3, law="gauss16"),
+        "engine": FiniteDifference(directions=2, law="gauss16"),
+        "directions": Candidates(count=3),
         "modifiers": (LastUpdate(),),
     },
-    "own, collected": {"engine": Forward(directions=2), "collect": UntilQuiet(at_most=5)},
+    "own, collected": {**OWN, "collect": UntilQuiet(at_most=5)},
     "lossy": {"faults": {"crash": 0.3, "offline": 0.3}},
 }
 
@@ -164,7 +165,7 @@ FOLLOWING = {
 @pytest.mark.parametrize("case", FOLLOWING)
 def test_whoever_follows_the_records_holds_the_servers_bits(case):
     """baselines 11.2; and the run is that of clients who receive the parameters every time."""
-    settings = {"engine": SHARED, **FOLLOWING[case]}
+    settings = {"engine": ENGINE, "directions": SHARED, **FOLLOWING[case]}
     loop = star(**settings)
     state, followed = RunState(0, params()), 0
     for _ in range(8):
@@ -190,7 +191,7 @@ def test_a_late_joiner_repeats_everything_from_the_first_values(monkeypatch):
         return written[-1]
 
     monkeypatch.setattr(star_module, "encode_record", spy)
-    loop = star(SHARED, modifiers=(Curvature(),))
+    loop = star(ENGINE, directions=SHARED, modifiers=(Curvature(),))
     state, _ = play(loop, 34)  # some 100 local steps
     late = Replica(loop.server, RunState(0, params()))
     late.catch_up(b"".join(written))
@@ -209,7 +210,7 @@ def test_bytes_down_are_those_of_each_clients_own_absence(monkeypatch):
         return data
 
     monkeypatch.setattr(star_module, "encode_record", spy)
-    loop = star(SHARED, faults={"crash": 0.2}, max_steps=1)
+    loop = star(ENGINE, directions=SHARED, faults={"crash": 0.2}, max_steps=1)
     state, visits, kinds = RunState(0, params()), {}, set()
     for number in range(1, 26):
         orders = loop.plan(state)
@@ -236,7 +237,7 @@ def test_bytes_down_are_those_of_each_clients_own_absence(monkeypatch):
 def test_traffic_does_not_depend_on_the_number_of_parameters():
     seen = []
     for ballast in (1000, 50_000):
-        loop = star(SHARED, ballast=ballast, cohort=6)
+        loop = star(ENGINE, directions=SHARED, ballast=ballast, cohort=6)
         _, reports = play(loop, 3, ballast=ballast)
         seen.append([(r.bytes_up, r.bytes_down) for r in reports[1:]])
     small, large = seen
@@ -296,7 +297,9 @@ def test_a_damaged_record_is_refused():
             decode_record(bytes(damaged), NAMES)
     with pytest.raises(ProtocolError, match=r"cannot be read.*\[1, 3\) of 2 parameters"):
         decode_record(data, NAMES[:2])
-    replica = Replica(star(SHARED).server, State(3, dict.fromkeys(NAMES, torch.zeros(1))))
+    replica = Replica(
+        star(ENGINE, directions=SHARED).server, State(3, dict.fromkeys(NAMES, torch.zeros(1)))
+    )
     with pytest.raises(ProtocolError, match="no whole Forefed message"):
         replica.catch_up(data + b"FFED")
 
@@ -305,13 +308,13 @@ def test_more_clients_do_not_quieten_shared_directions():
     """Own directions: the error falls as 1/n. Shared: it stays (scalar_channel 6)."""
     errors = {}
     for shared in (True, False):
-        engine = Forward(directions=1, shared=shared, head="perturbed")
+        engine = Forward(directions=1, head="perturbed")
         total = 0.0
         for number in range(30):
             found = []
             for client in range(8):
                 asked = order(client, number, params(0, DOUBLE))
-                groups = groups_of(engine, Dense(), asked, HEAD)
+                groups = groups_of(engine, Dense(), asked, HEAD, Fresh(shared=shared))
                 gradient = {n: torch.ones_like(x) for n, x in asked.params.items()}
                 slopes = {g: groups[g].directions.project(gradient) for g in groups}
                 found.append(rebuild(slopes, groups, asked.params, 0))

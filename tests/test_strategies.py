@@ -43,7 +43,8 @@ def config(name: str, *sets: str) -> Config:
 
 
 def trainer(c: Config, task: TaskView | None = None) -> Trainer:
-    return Trainer(c.client, c.engine, c.codec, task or toy_task(DOUBLE), c.modifiers)
+    task = task or toy_task(DOUBLE)
+    return Trainer(c.client, c.engine, c.codec, task, c.modifiers, draw=c.directions)
 
 
 def federation(c: Config, cohort: int = 6, units: tuple[Unit, ...] | None = None) -> Star:
@@ -178,7 +179,7 @@ def test_the_logged_loss_is_without_the_pull() -> None:
 def test_a_pull_that_could_do_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"'proximal' pulls back"):
         config("fedprox", "client.max_steps=1")
-    shared = ["engine=forward", "engine.shared=true", "codec=scalars", *sgd(0.1)]
+    shared = ["engine=forward", "directions.shared=true", "codec=scalars", *sgd(0.1)]
     check(config("fedavg", *shared))
     with pytest.raises(UserError, match=r"without the modifier 'proximal'"):
         config("fedprox", *shared)
@@ -335,7 +336,8 @@ def test_baffle_by_hand(codec: str) -> None:
     """Averaged numbers along common directions are those of the pooled loss."""
     c = config("baffle", "server=sgd", "server.lr=0.5", f"codec={codec}", "engine.clamp=0")
     start = toy_params(DOUBLE)
-    directions = c.engine.directions_for(Order(Key(4).value, 1, 1, tuple(start), start))
+    asked = Order(Key(4).value, 1, 1, tuple(start), start)
+    directions = c.engine.directions_for(asked, None, c.directions)
     v = directions.tangents(start, range(10))
     pooled = toy_clients()[0].examples.batch(range(sum(SIZES)))
     expected = {n: torch.zeros_like(x) for n, x in start.items()}
@@ -349,7 +351,8 @@ def test_baffle_by_hand(codec: str) -> None:
     loop = federation(c)
     moved = trees.subtract(start, play(loop).params)
     assert far(moved, {n: 0.5 * x for n, x in expected.items()}) < 1e-6  # slopes travel in float32
-    alike = [c.engine.directions_for(o) for o in loop.plan(RunState(0, start)).values()]
+    orders = loop.plan(RunState(0, start)).values()
+    alike = [c.engine.directions_for(o, None, c.directions) for o in orders]
     assert len({trees.digest(d.tangents(start, range(10))) for d in alike}) == 1
 
 

@@ -32,7 +32,7 @@ LABELS = MultiLabel(("a", "b", "c"))
 SCALE = Regression(("1.0", "5.0"))
 
 NEEDS = {
-    "fedkseed": ["engine.pool=64"],
+    "fedkseed": ["directions.size=64"],
     "fwdllm": ["collect.at_most=2", "engine.directions=2"],
     "baffle": ["engine.directions=2"],
 }

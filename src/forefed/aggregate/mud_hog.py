@@ -84,7 +84,7 @@ class MudHog(Aggregator):
                 "aggregator.kind = 'mud_hog' keeps a history by round, and collect.kind = "
                 f"'{config.collect.kind}' joins several; set collect.kind = 'round'"
             )
-        if config.codec.sends_slopes and config.engine.shared:
+        if config.codec.sends_slopes and config.directions.shared:
             yield (
                 "aggregator.kind = 'mud_hog' compares a client's updates over rounds, and slopes "
                 "are along other directions in each; use codec.kind = 'dense', or 'trimmed_mean'"

@@ -174,10 +174,10 @@ class Hostile(Attack):
                 f"{place} makes {' or '.join(self.payloads)}, and codec.kind = '{codec.kind}' "
                 f"sends {codec.payload}; set codec.kind = 'dense'"
             )
-        elif codec.sends_slopes and self.reads_others and not config.engine.shared:
+        elif codec.sends_slopes and self.reads_others and not config.directions.shared:
             yield (
                 f"{place} compares clients, whose slopes are along directions of their own; set "
-                "engine.shared = true, codec.kind = 'dense', or attack.kind = 'sign_flip'"
+                "directions.shared = true, codec.kind = 'dense', or attack.kind = 'sign_flip'"
             )
 
 

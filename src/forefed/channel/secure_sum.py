@@ -95,10 +95,10 @@ class SecureSum(Channel):
                 "(channel.bits); set codec.kind = 'dense'"
             )
         if config.codec.sends_slopes:
-            if not config.engine.shared:
+            if not config.directions.shared:
                 yield (
                     f"{here}: slopes along each client's own directions cannot be summed; set "
-                    "engine.shared = true, or codec.kind = 'dense'"
+                    "directions.shared = true, or codec.kind = 'dense'"
                 )
             if config.client.max_steps is None:
                 yield (

@@ -3,6 +3,8 @@
 from forefed.core.settings import Registry
 from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop, Checkpointed
+from forefed.gradients.chosen import Candidates, Pool
+from forefed.gradients.draw import Draw, Fresh
 from forefed.gradients.engine import GradientEngine
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
@@ -11,4 +13,5 @@ from forefed.gradients.forward import Forward
 ENGINES: Registry[GradientEngine] = Registry(
     "engine", [Backprop, Checkpointed, Forward, FiniteDifference, ExactHead, Auto]
 )
-__all__ = ["ENGINES", "GradientEngine"]
+DRAWS: Registry[Draw] = Registry("directions", [Fresh, Pool, Candidates])
+__all__ = ["DRAWS", "ENGINES", "Candidates", "Draw", "Fresh", "GradientEngine", "Pool"]

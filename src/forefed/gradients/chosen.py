@@ -8,19 +8,21 @@ travels than with plain directions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import Params
+from forefed.core.types import Order, Params
 from forefed.gradients.directions import RandomDirections
+from forefed.gradients.draw import Draw
 
 
 @dataclass(frozen=True)
@@ -102,21 +104,58 @@ class PooledDirections(RandomDirections):
         return {n: self.pool * x for n, x in mean.items()}
 
 
-def selected(fresh: RandomDirections, candidates: int, last: Params) -> RandomDirections:
-    """``fresh`` with the best of so many candidates in every place, by the last global update
-    (``last``); as they are where that update is still zero."""
-    norm = trees.norm(last)
-    if not norm:
-        return fresh
-    anchor = {n: x / norm for n, x in last.items()}
-    return SelectedDirections(**_fields(fresh), candidates=candidates, anchor=anchor)
+class Candidates(Draw):
+    """The best of some candidates in every place: the nearest to the last global update."""
+
+    kind: Literal["candidates"] = "candidates"
+    count: Annotated[int, Field(ge=2, le=1000)] = 10
+    """Candidates for every direction (FwdLLM); needs the modifier "last_update". The estimate is
+    freed of the bias of the choice. Directions of projected gradients are not chosen."""
+
+    source: ClassVar[str] = "FwdLLM, arXiv 2308.13894"
+    along_last: ClassVar[bool] = True
+
+    def chosen(
+        self, fresh: RandomDirections, order: Order, names: Sequence[str], projected: bool
+    ) -> RandomDirections:
+        """``fresh`` as it is before there is a last update, and where that is zero."""
+        last = {} if projected else order.remembered("last_update", names)
+        norm = trees.norm(last) if last else 0.0
+        if not norm:
+            return fresh
+        anchor = {n: x / norm for n, x in last.items()}
+        return SelectedDirections(**_fields(fresh), candidates=self.count, anchor=anchor)
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if all(m.kind != "last_update" for m in config.modifiers):
+            yield (
+                "directions.kind = 'candidates' compares them with the last global update; add "
+                "'last_update' to modifiers"
+            )
+        if getattr(config.engine, "law", "gauss16") != "gauss16":
+            yield (
+                "directions.kind = 'candidates': the bias of the choice is known for Gaussian "
+                "directions only; set engine.law = 'gauss16'"
+            )
 
 
-def pooled(fresh: RandomDirections, pool: int) -> PooledDirections:
-    """As many directions as ``fresh`` has, drawn from the run's pool."""
-    draw = Key(fresh.run).fold("pool", fresh.tag, fresh.round, fresh.stream)
-    whole_run = replace(fresh, round=0, stream=0, tag="G")
-    return PooledDirections(**_fields(whole_run), pool=pool, draw=draw)
+class Pool(Draw):
+    """Directions out of one pool that serves the whole run, drawn anew in every step."""
+
+    kind: Literal["pool"] = "pool"
+    size: Annotated[int, Field(ge=1, le=2**31)] = 1024
+    """Members of the pool (FedKSeed); all movement stays in so many dimensions."""
+
+    source: ClassVar[str] = "FedKSeed, arXiv 2312.06353"
+    lasting: ClassVar[bool] = True
+
+    def chosen(
+        self, fresh: RandomDirections, order: Order, names: Sequence[str], projected: bool
+    ) -> RandomDirections:
+        draw = Key(fresh.run).fold("pool", fresh.tag, fresh.round, fresh.stream)
+        whole_run = replace(fresh, round=0, stream=0, tag="G")
+        return PooledDirections(**_fields(whole_run), pool=self.size, draw=draw)
 
 
 def _fields(directions: RandomDirections) -> dict[str, Any]:

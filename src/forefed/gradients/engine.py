@@ -21,8 +21,8 @@ from forefed.core import trees
 from forefed.core.keys import Law
 from forefed.core.settings import Choice
 from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Order, Params
-from forefed.gradients.chosen import pooled, selected
-from forefed.gradients.directions import BasisDirections, Directions, RandomDirections, Window
+from forefed.gradients.directions import BasisDirections, Directions, Window
+from forefed.gradients.draw import FRESH, Draw
 
 
 class GradientEngine(Choice):
@@ -34,14 +34,6 @@ class GradientEngine(Choice):
     ] = "auto"
     """Rows per micro-batch; "auto": about 512 tokens, "all" (or None): the whole batch. The result
     is the same to rounding, so peak memory is a setting."""
-    shared: bool = False
-    """All clients of a round walk along the same directions (and project on the same, under the
-    scalars codec): their slopes can be averaged, which rebuilds the slopes of the mean loss, but
-    more clients then do not lower the variance. False: each client has directions of its own."""
-    pool: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    """All random directions are drawn from a pool of so many that serves the whole run (FedKSeed);
-    None: fresh ones in every step."""
-
     estimates: ClassVar[bool] = False  # slopes instead of a gradient
     recomputes: ClassVar[bool] = False  # wants the loss that recomputes blocks in its backward
 
@@ -59,42 +51,18 @@ class GradientEngine(Choice):
         ``head`` names the parameters of the classification head among ``params``.
         """
 
-    def conflicts(self, config: Any) -> Iterator[str]:
-        slopes = self.estimates or config.codec.sends_slopes
-        projects = "unless codec.kind = 'scalars' projects its gradient"
-        if self.shared and not slopes:
-            yield f"engine.shared: an exact engine has no directions to share {projects}"
-        bent = any(m.bends_steps for m in config.modifiers)
-        if self.shared and config.codec.sends_slopes and (bent or not config.client.linear):
-            yield (
-                f"engine.shared with codec.kind = '{config.codec.kind}' averages slopes before "
-                "anything is rebuilt, which is exact for plain gradient steps only; set "
-                "client.optimiser.kind = 'sgd' without momentum and weight decay, without the "
-                "modifier 'proximal', or codec.kind = 'dense'"
-            )
-        if self.pool is not None and not slopes:
-            yield f"engine.pool: an exact engine has no directions to draw {projects}"
-
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         """The names that this engine's slopes run over; the others get an exact gradient."""
         return []
 
-    def directions_for(self, order: Order, names: Sequence[str] | None = None) -> Directions | None:
+    def directions_for(
+        self, order: Order, names: Sequence[str] | None = None, draw: Draw = FRESH
+    ) -> Directions | None:
         """The directions of the client's first step, as client and server both build them.
 
         ``names`` are the parameters that they run over (None: all that are assigned).
         """
         return None
-
-    def random_directions(
-        self, order: Order, names: Sequence[str], k: int, law: Law
-    ) -> RandomDirections:
-        """``k`` directions: the client's own or shared, shaped where the server says so."""
-        tag, stream = ("G", 0) if self.shared else ("C", order.client)
-        curvature = order.remembered("curvature", names)
-        scale = {n: 1 / h.sqrt() for n, h in curvature.items()}
-        fresh = RandomDirections(order.run, order.round, stream, k, law, tag, scale=scale)
-        return fresh if self.pool is None else pooled(fresh, self.pool)
 
     @property
     def stands_for(self) -> GradientEngine:
@@ -146,10 +114,6 @@ class SlopeEngine(GradientEngine):
     independent: Annotated[int, Field(ge=1)] = 1
     """Parts of the batch that get random directions of their own (the batch size: every example).
     Unbiased at the same cost and a little less noisy; that many times more slopes."""
-    candidates: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Of so many directions the one is walked that points most along the last global update
-    (FwdLLM; needs the modifier "last_update"); the estimate is freed of the bias."""
-
     rehearse: bool | Literal["auto"] = "auto"
     """The same slopes by one backward pass and its products with the directions. Passes and memory
     are recorded as those of the engine itself; seconds are not. "auto": where clients are simulated
@@ -171,26 +135,6 @@ class SlopeEngine(GradientEngine):
                 "engine.independent: the unit vectors of engine.directions = 'all' give the exact "
                 "gradient already; leave it at 1"
             )
-        if unit_vectors and (self.candidates > 1 or self.pool is not None):
-            yield (
-                "engine.directions = 'all' walks along unit vectors, so there is nothing to "
-                "choose; give a number, or leave engine.candidates and engine.pool alone"
-            )
-        if self.candidates > 1 and all(m.kind != "last_update" for m in config.modifiers):
-            yield (
-                "engine.candidates are compared with the last global update; add 'last_update' to "
-                "modifiers"
-            )
-        if self.candidates > 1 and self.law != "gauss16":
-            yield (
-                "engine.candidates: the bias of the choice is known for Gaussian directions only; "
-                "set engine.law = 'gauss16'"
-            )
-        if self.candidates > 1 and self.pool is not None:
-            yield (
-                "engine.candidates and engine.pool: directions come either from candidates or "
-                "from a pool"
-            )
 
     @property
     def stands_for(self) -> GradientEngine:
@@ -208,14 +152,13 @@ class SlopeEngine(GradientEngine):
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         return [n for n in names if self.head == "perturbed" or n not in head]
 
-    def directions_for(self, order: Order, names: Sequence[str] | None = None) -> Directions:
+    def directions_for(
+        self, order: Order, names: Sequence[str] | None = None, draw: Draw = FRESH
+    ) -> Directions:
         if self.directions == "all":
             return BasisDirections()
         names = order.assigned if names is None else names
-        count = self.directions * self.independent
-        fresh = self.random_directions(order, names, count, self.law)
-        last = order.remembered("last_update", names) if self.candidates > 1 else {}
-        return selected(fresh, self.candidates, last) if last else fresh
+        return draw.of(order, names, self.directions * self.independent, self.law)
 
     def __call__(
         self,

@@ -16,6 +16,7 @@ from forefed.core import trees
 from forefed.core.types import Estimate, Order, Params
 from forefed.gradients import GradientEngine
 from forefed.gradients.directions import BasisDirections, Directions
+from forefed.gradients.draw import FRESH, Draw
 from forefed.wire import Codec, Projections
 
 Slopes = dict[str, Tensor]
@@ -33,14 +34,18 @@ class Group:
 
 
 def groups_of(
-    engine: GradientEngine, codec: Codec, order: Order, head: frozenset[str]
+    engine: GradientEngine,
+    codec: Codec,
+    order: Order,
+    head: frozenset[str],
+    draw: Draw = FRESH,
 ) -> dict[str, Group]:
     """The groups whose slopes decide this client's step; the rest has an exact gradient."""
     assigned = list(order.assigned)
     body = engine.perturbed(assigned, head)
     exact = [n for n in assigned if n not in body]
     groups: dict[str, Group] = {}
-    directions = engine.directions_for(order, body)
+    directions = engine.directions_for(order, body, draw)
     if body and directions is not None:
         groups["body"] = Group(tuple(body), directions)
     if isinstance(codec, Projections):
@@ -52,7 +57,7 @@ def groups_of(
                 own: Directions = (
                     BasisDirections()
                     if count == "all"
-                    else engine.random_directions(order, members, count, codec.law)
+                    else draw.of(order, members, count, codec.law, projected=True)
                 )
                 groups[name] = Group(tuple(members), own)
     return groups

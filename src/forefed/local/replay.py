@@ -53,7 +53,7 @@ def check_slopes(trainer: Trainer, order: Order, update: Update) -> dict[str, Gr
             has.
     """
     slopes = update.slopes or {}
-    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw)
     if slopes.keys() != groups.keys():
         raise ProtocolError(
             f"client {order.client}: slopes for {sorted(slopes)}, not {sorted(groups)}"

@@ -50,7 +50,7 @@ def shapes_of(trainer: Trainer, order: Order) -> dict[str, tuple[int, ...]]:
     """What an answer to this order holds, sorted by name."""
     if not trainer.codec.sends_slopes:
         return {n: tuple(order.params[n].shape) for n in sorted(order.assigned)}
-    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw)
     steps = trainer.settings.max_steps
     assert steps is not None, "SecureSum.conflicts wants it"
     return {

@@ -39,6 +39,7 @@ from forefed.core.types import (
 )
 from forefed.data.examples import ClientData, Indices
 from forefed.gradients import GradientEngine
+from forefed.gradients.draw import FRESH, Draw
 from forefed.gradients.engine import SlopeEngine
 from forefed.gradients.memory import measure_peak
 from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
@@ -132,6 +133,7 @@ class Trainer:
     task: TaskView
     modifiers: tuple[Modifier, ...] = ()
     sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
+    draw: Draw = FRESH
     measure: bool = False
     """Measure the peak memory of the first step (metric ``peak_bytes``)."""
 
@@ -167,7 +169,7 @@ class Trainer:
         if prefix is not None:
             base = prefix.loss(base, order.assigned, recurring=self.settings.epochs > 1)
         loss = AssignedLoss(base, order.params)
-        groups = groups_of(self.engine, self.codec, order, self.task.head)
+        groups = groups_of(self.engine, self.codec, order, self.task.head, self.draw)
         log, clamp = StepLog(), RunningClamp(self.engine)
         each = next((m for m in self.modifiers if m.per_example), None)
         plan = self.batches(order, data, ctx)

@@ -50,8 +50,8 @@ class Curvature(Modifier):
                 "give numbers of directions (engine.directions, codec.directions, "
                 "codec.head_directions)"
             )
-        if config.engine.pool is not None:
+        if config.directions.lasting:
             yield (
-                "modifiers: 'curvature' changes the directions, and engine.pool keeps them for "
-                "the run; drop one"
+                f"modifiers: 'curvature' changes the directions, and directions.kind = "
+                f"'{config.directions.kind}' keeps them for the run; drop one"
             )

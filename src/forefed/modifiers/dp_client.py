@@ -150,10 +150,10 @@ class DpClient(Private):
             yield from self._troubles_of_slopes(config)
 
     def _troubles_of_slopes(self, config: Any) -> Iterator[str]:
-        if not config.engine.shared:
+        if not config.directions.shared:
             yield (
-                "slopes along directions of each client's own cannot be summed; set engine.shared "
-                "= true, or codec.kind = 'dense'"
+                "slopes along directions of each client's own cannot be summed; set "
+                "directions.shared = true, or codec.kind = 'dense'"
             )
         if config.client.max_steps is None:
             yield (

@@ -24,8 +24,8 @@ class LastUpdate(Modifier):
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
-        if getattr(config.engine, "candidates", 1) == 1:
+        if not config.directions.along_last:
             yield (
-                "modifiers: 'last_update' is broadcast for engine.candidates; set those above 1, "
-                "or drop it"
+                "modifiers: 'last_update' is broadcast for directions.kind = 'candidates'; set "
+                "that, or drop it"
             )

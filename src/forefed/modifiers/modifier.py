@@ -121,8 +121,8 @@ class Modifier(Choice):
             remedy = remedy if "delta" in self.accepts else "use codec.kind = 'scalars'"
         elif slopes and not self.replayable:
             reason = "does what only its owner knows, so no steps can be replayed from slopes"
-        elif slopes and self.individual and config.engine.shared:
-            reason = "looks at single contributions, and engine.shared averages slopes before"
-            remedy = "set engine.shared = false"
+        elif slopes and self.individual and config.directions.shared:
+            reason = "looks at single contributions, and directions.shared averages slopes before"
+            remedy = "set directions.shared = false"
         if reason:
             yield f"modifiers: '{self.kind}' {reason}; {remedy}"

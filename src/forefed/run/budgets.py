@@ -19,12 +19,14 @@ from forefed.data.prepare import Prepared
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.auto import Auto
 from forefed.gradients.directions import RandomDirections
+from forefed.gradients.draw import FRESH, Draw
 from forefed.local.groups import groups_of
 from forefed.models.objectives import objective_of
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.plan import choose, noise_along, noise_of, own_precision
 from forefed.run.compat import check
 from forefed.run.config import Budget, Config
+from forefed.run.former import present_engine
 from forefed.run.record import read_json
 from forefed.wire import Codec
 
@@ -63,7 +65,11 @@ class Engines:
 
 
 def variance_of(
-    engine: GradientEngine, codec: Codec, order: Order, head: frozenset[str]
+    engine: GradientEngine,
+    codec: Codec,
+    order: Order,
+    head: frozenset[str],
+    draw: Draw = FRESH,
 ) -> Mapping[str, float]:
     """1 + v by parameter: E|what arrives|^2 over |gradient|^2; exact: 1.
 
@@ -72,7 +78,7 @@ def variance_of(
     """
     perturbed = set(engine.perturbed(list(order.assigned), head))
     found = dict.fromkeys(order.assigned, 1.0)
-    for group in groups_of(engine, codec, order, head).values():
+    for group in groups_of(engine, codec, order, head, draw).values():
         elements = sum(order.params[n].numel() for n in group.names)
         if perturbed.issuperset(group.names):
             noise = noise_of(engine, elements)
@@ -131,10 +137,7 @@ def kept_engines(config: Config) -> Engines:
         simulated = config.partition.kind != "sites"
         return Engines(key, ((1.0, config.engine.among(simulated)),))
     groups = read_json(config.folder / PLAN)["groups"]
-    shared = {"shared": config.engine.shared}
-    engines = tuple(
-        (g["share"], ENGINES.parse(g["engine"]).model_copy(update=shared)) for g in groups
-    )
+    engines = tuple((g["share"], ENGINES.parse(present_engine(g["engine"]))) for g in groups)
     spare = [g["spare"] for g in groups if g["spare"] is not None]
     return Engines(key, engines, min(spare, default=None))
 

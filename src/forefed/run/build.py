@@ -289,7 +289,7 @@ def layout_of(config: Config, trainer: Trainer, units: Sequence[Unit], state: Ru
         return Layout(names, {n: torch.zeros_like(state.params[n]) for n in names})
     steps = config.client.max_steps or 0
     order = Order(config.seed, number, 0, names, state.params)
-    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw)
     blank = {
         g: torch.zeros(steps, group.directions.count(trees.pick(state.params, group.names)))
         for g, group in groups.items()
@@ -364,6 +364,7 @@ def make_trainer(config: Config, view: TaskView, engine: GradientEngine) -> Trai
         view,
         tuple(m.solved(config, None) for m in config.modifiers),
         config.sharing,
+        config.directions,
     )
 
 
@@ -378,7 +379,7 @@ def make_server(config: Config, model: Model, trainer_of: Callable[[int], Traine
         "units": model.units,
         "rate": _server_rate(config),
         "collect": config.collect,
-        "averages_slopes": config.codec.sends_slopes and config.engine.shared,
+        "averages_slopes": config.codec.sends_slopes and config.directions.shared,
     }
     if not config.download.by_sums:
         return Server(
@@ -443,9 +444,9 @@ def receive(trainer: Trainer, reply: Reply, order: Order, server: Server) -> Upd
 def rebuild(trainer: Trainer, order: Order, update: Update) -> Update:
     """The update with what its slopes stand for, and how noisy that is."""
     update = replay(trainer, order, update)
-    return replace(
-        update, variance=variance_of(trainer.engine, trainer.codec, order, trainer.task.head)
-    )
+    head = trainer.task.head
+    variance = variance_of(trainer.engine, trainer.codec, order, head, trainer.draw)
+    return replace(update, variance=variance)
 
 
 def unmeasured(trainer_of: Callable[[int], Trainer]) -> ClientFn:

@@ -27,7 +27,7 @@ from forefed.core.settings import SERVER_ONLY, Choice, Settings, Slot, canonical
 from forefed.core.sizes import parse_bytes
 from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
-from forefed.gradients import ENGINES, GradientEngine
+from forefed.gradients import DRAWS, ENGINES, Draw, Fresh, GradientEngine
 from forefed.gradients.forward import Forward
 from forefed.guard import GUARDS, Guard
 from forefed.guard import Auto as AutoGuard
@@ -127,6 +127,9 @@ class Config(Settings):
     engine: Annotated[
         SerializeAsAny[GradientEngine], Slot(ENGINES, "how does a client get a gradient?")
     ] = Forward()
+    directions: Annotated[
+        SerializeAsAny[Draw], Slot(DRAWS, "along which directions are slopes taken?")
+    ] = Fresh()
     client: Annotated[
         SerializeAsAny[LocalTraining], Slot(CLIENTS, "what does a client do with it?")
     ] = LocalTraining()

@@ -4,6 +4,9 @@ rule                 -> aggregator
 transforms           -> modifiers
 memo                 -> a modifier ("last_update", "curvature"; "none": nothing)
 client.proximal      -> the modifier "proximal" with this mu
+engine.shared        -> directions.shared
+engine.pool          -> directions = {kind = "pool", size = ...}
+engine.candidates    -> directions = {kind = "candidates", count = ...}
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from forefed.core.settings import SettingsError
 FORMER = ("rule", "transforms", "memo")
 """Tables and settings at the top that have another place now."""
 MEMOS = ("last_update", "curvature")
+OF_ENGINES = ("shared", "pool", "candidates")
+"""Settings of engines that are those of directions now."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,7 +64,46 @@ def present(raw: Any) -> Any:
             modifiers = _with(modifiers, "proximal", {"mu": mu})
     if modifiers:
         found["modifiers"] = modifiers
-    return found
+    return _with_directions(found)
+
+
+def _with_directions(raw: dict[str, Any]) -> dict[str, Any]:
+    """The same with what engines said of directions in the place of its own."""
+    engine = raw.get("engine")
+    if not isinstance(engine, dict) or not engine.keys() & {*OF_ENGINES}:
+        return raw
+    given = {"directions": raw["directions"]} if "directions" in raw else {}
+    table = _table(given.get("directions"))
+    kind, shared = table.get("kind", "fresh"), table.get("shared", False)
+    shared = engine.get("shared", shared)
+    pool, candidates = engine.get("pool"), engine.get("candidates", 1)
+    if pool is not None:
+        if kind != "pool":
+            table = {"kind": "pool"}
+        table["size"] = pool
+    if candidates != 1:
+        if pool is not None:
+            raise SettingsError(
+                {"engine.candidates": "directions come either from candidates or from a pool"}
+            )
+        table = {"kind": "candidates", "count": candidates}
+    elif kind == "candidates" and "candidates" in engine:
+        table = {"kind": "fresh"}
+    if shared or table:
+        table = {"kind": "fresh", **table, "shared": shared}
+    before = {"kind": "fresh", "shared": False, **_table(given.get("directions"))}
+    if {**before, **table} != before or table.get("kind", "fresh") != before["kind"]:
+        _LOG.warning(
+            "engine.shared, pool and candidates are settings of directions now (kind 'pool' with a "
+            "size, 'candidates' with a count); the former names go with the next version"
+        )
+        given = {"directions": table}
+    return {**raw, "engine": present_engine(engine), **given}
+
+
+def present_engine(table: dict[str, Any]) -> dict[str, Any]:
+    """An engine's settings without those that are not an engine's any more."""
+    return {k: v for k, v in table.items() if k not in OF_ENGINES}
 
 
 def _with(modifiers: list[Any], kind: str, settings: dict[str, Any]) -> list[Any]:

@@ -98,7 +98,7 @@ class PooledServer(Server):
 def pooled_groups(trainer: Trainer, run: int, params: Params) -> dict[str, Group]:
     """The groups of a client that trains everything."""
     order = Order(run, 0, 0, tuple(params), params)
-    return groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
+    return groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw)
 
 
 def _pooled(group: Group) -> PooledDirections:

@@ -27,8 +27,8 @@ BAFFLE = Strategy(
             "directions": 10,
             "law": "gauss16",
             "head": "perturbed",
-            "shared": True,
         },
+        "directions": {"kind": "fresh", "shared": True},
         "client": {
             "max_steps": 1,
             "batch_size": "all",

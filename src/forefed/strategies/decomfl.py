@@ -27,7 +27,8 @@ DECOMFL = Strategy(
     sections={
         "adapter": {"kind": "tinylora", "r": 4, "u": 16},
         "assign": {"kind": "everything"},
-        "engine": {"kind": "forward", "directions": 10, "shared": True},
+        "engine": {"kind": "forward", "directions": 10},
+        "directions": {"kind": "fresh", "shared": True},
         "client": {"max_steps": 1, "optimiser": {"kind": "sgd", "lr": 0.1, "head_lr": 1.0}},
         "codec": {"kind": "scalars"},
         "download": {"kind": "scalars"},

@@ -58,7 +58,7 @@ class PoolDownload(Download):
         server = config.server
         plain = (
             codec.sends_slopes
-            and config.engine.pool is not None
+            and config.directions.lasting
             and "all" not in counts
             and config.assign.kind == "everything"
             and config.client.linear
@@ -72,11 +72,11 @@ class PoolDownload(Download):
         if not plain:
             yield (
                 "download.kind = 'pool': sums of slopes tell the parameters only with codec.kind = "
-                "'scalars', engine.pool set, no 'all' directions, assign.kind = 'everything', "
-                "plain gradient steps at the clients (client.optimiser.kind = 'sgd', no momentum, "
-                "weight decay), no modifiers and plain averaging at the server (server.kind = "
-                "'sgd', server.lr = 1, server_schedule = 'constant', collect.kind = 'round'); set "
-                "these, or download.kind = 'scalars'"
+                "'scalars', directions.kind = 'pool', no 'all' directions, assign.kind = "
+                "'everything', plain gradient steps at the clients (client.optimiser.kind = 'sgd', "
+                "no momentum, weight decay), no modifiers and plain averaging at the server "
+                "(server.kind = 'sgd', server.lr = 1, server_schedule = 'constant', collect.kind = "
+                "'round'); set these, or download.kind = 'scalars'"
             )
 
 

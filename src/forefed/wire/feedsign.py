@@ -1,8 +1,8 @@
 """One bit a slope: its sign.
 
 Source: FeedSign (arXiv 2501.17610), where all clients walk along one direction a step, each sends a
-sign, and the model moves along what most of them say: ``engine.shared = true`` with the aggregator
-"median" is that vote (strategy "feedsign").
+sign, and the model moves along what most of them say: ``directions.shared = true`` with the
+aggregator "median" is that vote (strategy "feedsign").
 
 A step's length says nothing of the gradient's any more, so learning rates are others than with
 slopes. A slope of 0 gets a random sign; slopes that are not finite are told by their places.
