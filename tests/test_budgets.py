@@ -21,6 +21,7 @@ from forefed.gradients import GradientEngine
 from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.directions import RandomDirections
+from forefed.gradients.draw import FRESH
 from forefed.gradients.forward import Forward
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.scene import Job, Measured, Step
@@ -210,7 +211,7 @@ ORDER = Order(1, 1, 1, ("a", "b", "head"), LIKE)
 )
 def test_variance_by_hand(engine: GradientEngine, codec: Codec, body: float, head: float) -> None:
     """64 elements in the body, 3 in the head."""
-    assert variance_of(engine, codec, ORDER, frozenset({"head"})) == {
+    assert variance_of(engine, codec, ORDER, frozenset({"head"}), FRESH) == {
         "a": body,
         "b": body,
         "head": head,

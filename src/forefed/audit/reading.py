@@ -45,7 +45,9 @@ class Reading:
         trainer = subject.trainer
         groups: dict[str, Group] = {}
         if trainer.codec.sends_slopes:
-            groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head)
+            groups = groups_of(
+                trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw
+            )
         return Reading(subject, order, steps, groups)
 
     @property

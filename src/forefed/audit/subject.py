@@ -296,7 +296,7 @@ def subject_of(
     there = cache if cache.is_dir() else None
     engine = config.engine
     if isinstance(engine, Auto):
-        engine = Backprop(micro_batch="auto", shared=engine.shared)
+        engine = Backprop(micro_batch="auto")
     client = config.client.model_copy(update={"prefix_cache": "off"})
     # the attacks are on whoever takes part, however they are drawn
     config = config.model_copy(

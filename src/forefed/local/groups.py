@@ -16,7 +16,7 @@ from forefed.core import trees
 from forefed.core.types import Estimate, Order, Params
 from forefed.gradients import GradientEngine
 from forefed.gradients.directions import BasisDirections, Directions
-from forefed.gradients.draw import FRESH, Draw
+from forefed.gradients.draw import Draw
 from forefed.wire import Codec, Projections
 
 Slopes = dict[str, Tensor]
@@ -38,7 +38,7 @@ def groups_of(
     codec: Codec,
     order: Order,
     head: frozenset[str],
-    draw: Draw = FRESH,
+    draw: Draw,
 ) -> dict[str, Group]:
     """The groups whose slopes decide this client's step; the rest has an exact gradient."""
     assigned = list(order.assigned)

@@ -19,7 +19,7 @@ from forefed.data.prepare import Prepared
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.auto import Auto
 from forefed.gradients.directions import RandomDirections
-from forefed.gradients.draw import FRESH, Draw
+from forefed.gradients.draw import Draw
 from forefed.local.groups import groups_of
 from forefed.models.objectives import objective_of
 from forefed.plan import Plan, Scene, plan
@@ -69,7 +69,7 @@ def variance_of(
     codec: Codec,
     order: Order,
     head: frozenset[str],
-    draw: Draw = FRESH,
+    draw: Draw,
 ) -> Mapping[str, float]:
     """1 + v by parameter: E|what arrives|^2 over |gradient|^2; exact: 1.
 
