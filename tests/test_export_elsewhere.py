@@ -223,8 +223,22 @@ def test_what_is_no_lora_is_refused(
     mistake(said, "q_proj' has no bias in this architecture", "PEFT's own form")
     pooled = forefed_command("export", runs["pooled", "lora"], tmp_path / "new", "--as", "model")
     mistake(pooled, "another pooling", "forefed.load")
-    mistake(forefed_command("export", run, tmp_path / "new", "--as", "gguf"), "peft, lora, model")
+    gguf = forefed_command("export", run, tmp_path / "new", "--as", "gguf")
+    mistake(gguf, "peft, lora, model", "--as lora")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_plain_peft_cannot_load_says_so(
+    runs: dict[tuple[str, str], Path], forefed_command: Command, tmp_path: Path
+) -> None:
+    """A head on another pooling, on the terminal and in the card; and nothing of it elsewhere."""
+    pooled = forefed_command("export", runs["pooled", "lora"], tmp_path / "pooled")
+    assert "note: plain PEFT cannot load it" in pooled.err and "forefed.load" in pooled.err
+    card = (tmp_path / "pooled" / "README.md").read_text()
+    assert "**Mind**: plain PEFT cannot load it" in card and "library_name: forefed" in card
+    other = forefed_command("export", runs["bert", "lora"], tmp_path / "bert")
+    card = (tmp_path / "bert" / "README.md").read_text()
+    assert not other.err and "Mind" not in card and "library_name: peft" in card
 
 
 def test_a_run_that_ended_badly_is_exported_by_force_only(

@@ -138,7 +138,7 @@ def test_rows_from_which_no_head_can_be_made() -> None:
     (absent,) = solver(x, labels, (*NAMES, "d", "e")).notes
     assert absent == "no client has a training row of d, e: the head cannot know them"
     (singular,) = solver(x[:4], labels[:4]).notes
-    assert singular.startswith("4 training rows for 5 features")
+    assert singular.startswith("4 training rows are few for a head that reads 5 features")
     flat = solver(torch.where(torch.arange(5) == 2, 1.0, x), labels).solve("discriminant", 0.1)
     assert torch.isfinite(flat.weight_CD).all() and float(flat.weight_CD[:, 2].abs().max()) < 1e-12
 

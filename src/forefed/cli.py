@@ -207,7 +207,8 @@ def export(
     from forefed.run import use
     from forefed.run.exporting import export_adapter
 
-    export_adapter(run, new_place(folder, "export", folder=True), form, force, best)
+    note = export_adapter(run, new_place(folder, "export", folder=True), form, force, best)
+    tell(note)
     tell(use.told(run))
     out.print(f"written: {folder} (its README.md has the code that uses it)", soft_wrap=True)
 

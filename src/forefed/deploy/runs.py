@@ -151,7 +151,7 @@ class Screen:
         said = [str(line["text"]) for line in new[NOTES]]
         if not self.begun and 0 in by_round:
             self.begun = True
-            said.append(f"untrained: {self.quality(by_round[0])}")
+            said.append(f"{record.before(folder)}: {self.quality(by_round[0])}")
         for line in new[record.ROUNDS]:
             test = by_round.get(line["round"])
             said.append(describe_round(line, self.quality(test) if test else ""))

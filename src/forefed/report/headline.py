@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from forefed.core.intervals import Ends
-from forefed.core.shortfalls import UNTRAINED
+from forefed.core.shortfalls import HEAD, UNTRAINED
 from forefed.core.types import Json
 from forefed.report import words
 from forefed.report.read import Run, finite, run_labels
@@ -64,8 +64,9 @@ def _reached(run: Run, final: Json, value: float) -> str:
             saved = 100 * (1 - value / run.untrained)
             text += f", {saved:.1f} % less than the {before} before training"
         else:
-            text += f"; before training it was {before}"
-    cheaper = {name: x for name, x in run.baselines.items() if name != UNTRAINED}
+            when = "with its solved head alone" if run.solved else "before training"
+            text += f"; {when} it was {before}"
+    cheaper = {name: x for name, x in run.baselines.items() if name not in (UNTRAINED, HEAD)}
     if not cheaper:
         gained = run.untrained is None or metric.sign * (value - run.untrained) > 0
         return f"{text}." if gained else f"{text}. That is no better than before."

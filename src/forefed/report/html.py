@@ -113,7 +113,7 @@ def _cards(run: Run) -> list[Json]:
 
     up, down = tables.up_per_answer(run), tables.down_per_order(run)
     lost = sum(run.lost.values())
-    best = f"untrained {shown(run.untrained)}, best {shown(run.quality(run.best))}"
+    best = f"{run.before} {shown(run.untrained)}, best {shown(run.quality(run.best))}"
     peak, rss = run.memory("peak_above_weights"), run.memory("rss")
     end = f"{words.plural(run.done, 'round')}; {lost:,} of {run.orders:,} answers lost"
     passes = words.short(run.total("forwards"))

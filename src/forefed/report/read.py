@@ -20,10 +20,12 @@ from forefed.core.errors import UserError
 from forefed.core.files import read_table, read_table_lines
 from forefed.core.intervals import Ends, wilson
 from forefed.core.metrics import Measures, Metric, of_old_records
-from forefed.core.shortfalls import UNTRAINED, shortfalls
+from forefed.core.shortfalls import HEAD, UNTRAINED, shortfalls
 from forefed.core.types import LOSS_REASONS, Json
 
 Cost = Literal["bytes", "forwards"]
+START = "start.json"
+"""File of a run whose head was solved from all clients' sums."""
 AGAIN = "'forefed run --resume' writes the rounds after the checkpoint again, otherwise restore it"
 
 
@@ -39,6 +41,8 @@ class Run:
     evaluations: tuple[Json, ...]
     summary: Json | None = None
     torn: int = 0
+    solved: bool = False
+    """Was the head solved before the first round, so that the first evaluation is of it?"""
     tested: Json | None = None
     """``details.json``: what is no single number of an evaluation on the test set."""
     audited: Json | None = None
@@ -120,6 +124,11 @@ class Run:
         return self.quality(first)
 
     @property
+    def before(self) -> str:
+        """What the model is called before the first round."""
+        return HEAD if self.solved else UNTRAINED
+
+    @property
     def majority(self) -> float | None:
         """Quality of the answer that costs nothing (``Metric.chance``), where there is one."""
         return finite(self.environment.get("majority"))
@@ -128,7 +137,7 @@ class Run:
     def baselines(self) -> dict[str, float]:
         """What costs less, with its quality: the answer that costs nothing, the model before
         training, and whatever else the summary has."""
-        before = {"majority": self.environment.get("majority"), UNTRAINED: self.untrained}
+        before = {"majority": self.environment.get("majority"), self.before: self.untrained}
         found = {**before, **((self.summary or {}).get("baseline") or {})}
         known = {name: x for name, value in found.items() if (x := finite(value)) is not None}
         names = self.measures.baseline_name if self.measures else str
@@ -207,6 +216,7 @@ def read_run(folder: Path) -> Run:
         evaluations,
         read_table(summary) if summary.exists() else None,
         torn_rounds + torn_evaluations,
+        (folder / START).is_file(),
         read_table(folder / "details.json") if (folder / "details.json").exists() else None,
         read_table(folder / "audit.json") if (folder / "audit.json").exists() else None,
     )

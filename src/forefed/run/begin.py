@@ -28,7 +28,7 @@ from forefed.models.task import Task
 from forefed.models.words import BUCKETS, Bag, Words
 from forefed.privacy import Release
 from forefed.run.guarding import Heard, ask
-from forefed.run.record import AGAIN
+from forefed.run.record import AGAIN, START
 from forefed.run.summed import Hidden, SummedAnswer, ask_sum, real
 from forefed.start import ClosedForm
 from forefed.start.answer import ALL, HELD_OUT, TRAINING, about
@@ -38,7 +38,7 @@ from forefed.start.private import private_sums
 from forefed.start.sums import Sums
 from forefed.start.words import STEPS, kept, solved, whole
 
-REPORT, TENSORS = "start.json", "start.safetensors"
+TENSORS = "start.safetensors"
 Say = Callable[[str, int, int], None]
 """Told what is done, how many clients have answered, and of how many."""
 
@@ -69,7 +69,7 @@ class Begun:
         if self.words is not None:
             tensors |= {f"words/{n}": x for n, x in self.words.packed().items()}
         write_atomic(folder / TENSORS, safetensors.torch.save(tensors))
-        write_json(folder / REPORT, self.line)
+        write_json(folder / START, self.line)
 
 
 def load_begun(folder: Path) -> Begun | None:
@@ -90,7 +90,7 @@ def load_begun(folder: Path) -> Begun | None:
         words = Words.unpacked(parts["words"]) if parts["words"] else None
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); {AGAIN}") from None
-    return Begun(parts["head"], total, read_table(folder / REPORT, AGAIN), words)
+    return Begun(parts["head"], total, read_table(folder / START, AGAIN), words)
 
 
 @dataclass

@@ -40,6 +40,13 @@ class Trained:
         return Trained(data.label_names, clients, data.provenance, done, summary, own_head)
 
 
+OWN_HEAD = (
+    "plain PEFT cannot load it: its head reads another pooling of the tokens, or more layers, than "
+    "the class of transformers does; load it by `forefed.load`, as below"
+)
+"""Of an export with a head of its own (``models.outside``)."""
+
+
 def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") -> str:
     """What was trained, how, how well it does, and how to use it (code that runs as it stands).
 
@@ -62,9 +69,12 @@ def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft"
         "model": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights",
     }[form]
     attack = config.attack.told() if isinstance(config.attack, Hostile) else ""
-    caution = "".join(f"**Mind**: {t}.\n\n" for t in (attack, config.sharing.told()) if t)
+    # of "peft" a hub shows code of its own, which would not do
+    library = "transformers" if form == "model" else "forefed" if run.own_head else "peft"
+    told = (attack, config.sharing.told(), OWN_HEAD if run.own_head else "")
+    caution = "".join(f"**Mind**: {t}.\n\n" for t in told if t)
     return f"""---
-library_name: {"transformers" if form == "model" else "peft"}
+library_name: {library}
 tags: [forefed, federated-learning]
 ---
 

@@ -11,11 +11,11 @@ from forefed.core.files import rename_folder
 from forefed.core.settings import parse
 from forefed.models.export import CONFIG, FORMS, WEIGHTS, Form, refusal, save_adapter
 from forefed.models.load import load_tokenizer
-from forefed.models.outside import head_text
+from forefed.models.outside import HEAD, head_text
 from forefed.run import record
 from forefed.run.begin import load_begun
 from forefed.run.build import whole_length
-from forefed.run.card import Trained, model_card
+from forefed.run.card import OWN_HEAD, Trained, model_card
 from forefed.run.checkpoint import BEST, FILE
 from forefed.run.config import Config
 from forefed.run.run import ADAPTER, FINISHED
@@ -24,8 +24,11 @@ from forefed.run.use import trained
 
 def export_adapter(
     run: Path, folder: Path, form: str = "peft", force: bool = False, best: bool = False
-) -> None:
+) -> str:
     """Write what a run has trained to a new folder.
+
+    Returns:
+        What whoever loads it must know beside the card; empty: nothing.
 
     Args:
         form: "peft", "lora" or "model" (``models.export``).
@@ -39,7 +42,8 @@ def export_adapter(
     """
     config = parse(Config, record.read_config(run))
     if form not in FORMS:
-        raise UserError(f"export: --as {form}: {nearest(form, FORMS)}")
+        more = "; llama.cpp converts what --as lora writes" if form.casefold() == "gguf" else ""
+        raise UserError(f"export: --as {form}: {nearest(form, FORMS)}{more}")
     chosen: Form = form
     reason = refusal(config.adapter, chosen)
     if reason is not None:
@@ -67,6 +71,7 @@ def export_adapter(
         rename_folder(building, folder)
     finally:
         shutil.rmtree(building.parent, ignore_errors=True)
+    return OWN_HEAD.replace("as below", "as its README.md shows") if (folder / HEAD).exists() else ""
 
 
 def _check_whole(run: Path, adapter: Path) -> None:

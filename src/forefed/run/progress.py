@@ -80,7 +80,9 @@ class Progress(Callback):
         return f"stopped; {what}; go on with: forefed run {folder} --resume"
 
     def loading(self, what: str) -> None:
-        if self.console.is_terminal and not self.bars.live.is_started:
+        if not self.console.is_terminal:
+            self.note(f"{what} ...")  # each may take minutes
+        elif not self.bars.live.is_started:
             self._clear()
             self.status = self.console.status(styled((f"{what} ...", "dim")))
             self.status.start()
@@ -142,7 +144,8 @@ class Progress(Callback):
         if line["split"] == "test":
             self.score, self.evaluated_at = self.measures.said(line), line["round"]
             if line["round"] == 0 and not self.console.is_terminal:
-                self.say(f"round 0/{self.config.rounds}  {self.score}  (untrained)")
+                before = record.before(self.config.folder)
+                self.say(f"round 0/{self.config.rounds}  {self.score}  ({before})")
 
     def already_finished(self, summary: Json) -> None:
         self.finished = True

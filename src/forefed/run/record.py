@@ -32,11 +32,12 @@ import torch
 from forefed.core import files
 from forefed.core.errors import UserError
 from forefed.core.files import read_table, read_table_lines, without_nan, write_atomic, write_json
+from forefed.core.shortfalls import HEAD, UNTRAINED
 from forefed.core.types import Json
 from forefed.run.config import Config
 
 ROUNDS, EVALUATIONS, SUMMARY = "rounds.jsonl", "evaluations.jsonl", "summary.json"
-DETAILS = "details.json"
+DETAILS, START = "details.json", "start.json"
 
 
 AGAIN = "restore it from a copy, or start the run anew under another name"
@@ -215,6 +216,11 @@ def read_json(path: Path) -> Json:
         UserError: missing or damaged.
     """
     return read_table(path)
+
+
+def before(folder: Path) -> str:
+    """What a run's model is called before round 1: its solved head alone, or untrained."""
+    return HEAD if (folder / START).is_file() else UNTRAINED
 
 
 def label_names(folder: Path) -> list[str]:

@@ -224,8 +224,8 @@ class Solver:
             )
         if n < len(mean):
             notes.append(
-                f"{n} training rows for {len(mean)} features: their covariance is singular and "
-                "lives by its regularisation"
+                f"{n:,} training rows are few for a head that reads {len(mean):,} features; it is "
+                "kept simple (start.regularisation), and more rows would help"
             )
         values, vectors = torch.linalg.eigh(standard)
         inside, along = torch.linalg.eigh(within)
