@@ -71,7 +71,9 @@ def export_adapter(
         rename_folder(building, folder)
     finally:
         shutil.rmtree(building.parent, ignore_errors=True)
-    return OWN_HEAD.replace("as below", "as its README.md shows") if (folder / HEAD).exists() else ""
+    return (
+        OWN_HEAD.replace("as below", "as its README.md shows") if (folder / HEAD).exists() else ""
+    )
 
 
 def _check_whole(run: Path, adapter: Path) -> None:
