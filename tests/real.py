@@ -102,7 +102,8 @@ class Federation:
         forefed("site", "init", self.root / name, "--name", name, *place, *more)
         settings = self.root / name / "site.toml"
         model = json.dumps(str(self.world.bert))
-        settings.write_text(settings.read_text().replace('minilm = "minilm"', f"{model} = {model}"))
+        text = settings.read_text().replace('minilm = "minilm"', f"{model} = {model}")
+        settings.write_text(text.replace("# min_group = 5", "min_group = 3"))
 
     def start_site(self, name: str, environment: dict[str, str] | None = None) -> None:
         log = self.root / f"{name}.out"

@@ -210,6 +210,16 @@ def test_a_small_group_is_refused_by_the_server_and_by_each_client() -> None:
         begun.share({**keys, 4: other}, 5)
 
 
+def test_a_client_with_keys_that_are_none_or_anothers_is_left_out() -> None:
+    play = Play(8)
+    keys = {c: x.public() for c, x in play.members.items()}
+    keys |= {5: bytes(64), 6: keys[7], 4: keys[4][:-1]}
+    with pytest.raises(Abandoned, match="4 clients are left"):
+        play.group.take_keys(keys)
+    assert set(play.group.take_keys(keys | {4: play.members[4].public()})) == {0, 1, 2, 3, 4}
+    # copies are both left out, as nobody can tell which is which
+
+
 def test_shares_that_were_changed_on_their_way_are_refused() -> None:
     play = Play(6)
     play.begin()

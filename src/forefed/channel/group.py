@@ -8,11 +8,12 @@ it was learnt.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from forefed.channel.graph import degree, neighbours, threshold_of
-from forefed.channel.masks import PUBLIC_BYTES, TAG_BYTES, add_mask
+from forefed.channel.masks import PUBLIC_BYTES, TAG_BYTES, add_mask, usable
 from forefed.channel.member import MIN_GROUP, mask_pair, own_mask, pair_mask, place_of, sent_to
 from forefed.channel.shamir import SHARE_BYTES, combine
 from forefed.channel.words import Words
@@ -53,7 +54,9 @@ class Group:
         Raises:
             Abandoned: too few.
         """
-        clients = sorted(c for c, x in keys.items() if len(x) == 2 * PUBLIC_BYTES)
+        times = Counter(keys.values())
+        # one that copies another's keys, or sends none, would make its neighbours refuse the sum
+        clients = sorted(c for c, x in keys.items() if times[x] == 1 and usable(x))
         self._least(len(clients))
         if self.neighbours is None:
             k = degree(len(clients), self.colluding, self.lost)

@@ -61,6 +61,18 @@ class KeyPair:
             raise ProtocolError("what should be a public key is none") from None
 
 
+def usable(public: bytes) -> bool:
+    """Are these two public keys with which others can agree on anything? (Points of small order
+    give everybody the same.)"""
+    probe = X25519PrivateKey.generate()
+    try:
+        for part in (public[:PUBLIC_BYTES], public[PUBLIC_BYTES:]):
+            probe.exchange(X25519PublicKey.from_public_bytes(part))
+    except ValueError:
+        return False
+    return True
+
+
 def seal(key: bytes, text: bytes) -> bytes:
     """Encrypted and authenticated. A key seals one text in its life."""
     return AESGCM(key).encrypt(_ONCE, text, None)

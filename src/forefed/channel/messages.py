@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forefed.core.errors import ProtocolError
-from forefed.wire.message import pack, unpack
+from forefed.wire.message import kind_of, pack, unpack
 
 SESSION_BYTES = 8
 
@@ -74,6 +74,11 @@ class Message:
         if len(session) != SESSION_BYTES or list(clients) != sorted(set(clients)):
             raise ProtocolError("a channel's message names clients twice, or no session")
         return Message(phase, session, group, clients, bytes(body), without)
+
+
+def phase_of(data: bytes) -> str:
+    """The phase that a message asks for ("": it is no channel's, or stands beside a question)."""
+    return Message.decode(data).phase if kind_of(data) == "channel" else ""
 
 
 def encode_masked(session: bytes, words: bytes) -> bytes:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from forefed.channel.messages import phase_of
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 from forefed.core.states import below, flat, of_flat
@@ -183,7 +184,10 @@ class InProcess:
         assert self.secret is not None, "masks are drawn from a secret"
         own = self.secret.fold(client, round, "secure sum")
         kept = self.store.sums.get(client)
-        payload, self.store.sums[client] = self.summing.tell(message, client, data, kept, own)
+        payload, kept = self.summing.tell(message, client, data, kept, own)
+        self.store.sums[client] = kept
+        if phase_of(message) == "unmask":
+            del self.store.sums[client]  # the sum is over, and whoever was asked may be a million
         return payload
 
     def kept(self, orders: Sequence[Order]) -> tuple[Params, Params] | None:
