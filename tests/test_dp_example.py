@@ -11,22 +11,26 @@ import torch
 from torch import Tensor
 
 import forefed
+from federation import CLASSES, World
 from forefed.core import trees
 from forefed.core.keys import Key, Secret
-from forefed.core.types import ClientContext, Order, Params, Update
+from forefed.core.types import Batch, ClientContext, Order, Params, Update
+from forefed.data.encoding import encode_texts
 from forefed.data.examples import ClientData
 from forefed.gradients import Backprop
 from forefed.gradients.forward import Forward
-from forefed.local import LocalTraining, Trainer
+from forefed.local import LocalTraining, TaskView, Trainer
 from forefed.local.samplers import Poisson
+from forefed.models.load import load_tokenizer
 from forefed.modifiers import DpExample
 from forefed.optimisers import Sgd
 from forefed.privacy import epsilon
+from forefed.run.build import load_model
 from forefed.run.compat import conflicts
 from forefed.run.config import configure
 from forefed.run.simulate import Rows, Simulation
 from forefed.wire import Dense, Scalars
-from toy import toy_clients, toy_params, toy_task
+from toy import HEAD, ToyLoss, toy_clients, toy_params, toy_task
 
 SECRET = Secret.rehearsed(4)
 
@@ -89,6 +93,53 @@ def test_one_example_moves_a_step_by_the_clip_bound_at_most(engine: Any, codec: 
     assert noisy.n_examples == quiet.n_examples == len(data.train)
     a, b = (x.grad or x.slopes for x in (noisy, quiet))
     assert trees.norm(trees.subtract(a, b)) > 0
+
+
+class EachToy(ToyLoss):
+    """The toy's loss, with that of every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def each(self, params: Params, batch: Batch) -> Tensor:
+        self.passes += 1
+        mask = batch.inputs["attention_mask"].to(self.embedding.dtype)
+        x = (self.embedding[batch.inputs["input_ids"]] * mask[..., None]).sum(1)
+        h = x / mask.sum(1, keepdim=True)
+        for i in range(3):
+            h = h + torch.tanh(h @ params[f"layer.{i}.weight"])
+        logits = h @ params["head.weight"] + params["head.bias"]
+        return torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+
+
+@pytest.mark.parametrize("codec", [Dense(), Scalars()])
+def test_slopes_of_all_examples_from_one_pass_are_those_of_one_by_one(codec: Any) -> None:
+    data, quiet = toy_clients()[1], (DpExample(clip=0.05, noise_multiplier=0),)
+    engine = Forward(directions=3, head="perturbed", clamp=0, micro_batch="all")
+    settings = LocalTraining(optimiser=Sgd(lr=0.1), sampler=Poisson(rate=1.0), max_steps=2)
+    loss = EachToy()
+    found = [
+        Trainer(settings, engine, codec, TaskView(one, one, HEAD), quiet)(
+            order(), data, {}, SECRET
+        )[0]
+        for one in (loss, ToyLoss())
+    ]
+    assert loss.passes == 2  # one for each step, of 13 rows
+    a, b = (x.grad or x.slopes or {} for x in found)
+    for n in a:
+        torch.testing.assert_close(a[n], b[n], rtol=1e-5, atol=1e-9)
+
+
+def test_a_models_loss_tells_its_examples_apart(world: World) -> None:
+    config = world.config(world.root, "strategy=fedavg")
+    task = load_model(config, CLASSES)
+    texts = ["w5 w6", "w20 w21 w22 w23", "w40"]
+    batch = encode_texts(load_tokenizer(config.model), texts, 12, None).batch(range(3))
+    assert task.loss.each is not None and task.loss_recomputed.each is None
+    losses = task.loss.each(task.params, batch)
+    alone = [task.loss(task.params, batch.rows(i, i + 1)) for i in range(3)]
+    torch.testing.assert_close(losses, torch.stack(alone), rtol=1e-5, atol=1e-6)
 
 
 def test_noise_has_the_stated_size_in_empty_batches_too() -> None:

@@ -83,6 +83,16 @@ class LossFn(Protocol):
     def weight(self, batch: Batch) -> int: ...
 
 
+Each = Callable[[Params, Batch], Tensor]
+"""The loss of every example [B], as if it were a batch of its own."""
+
+
+def each_of(loss: LossFn) -> Each | None:
+    """A loss's attribute ``each``; None: its examples cannot be told apart in one pass."""
+    each: Each | None = getattr(loss, "each", None)
+    return each
+
+
 class DirectionSet(Protocol):
     """The K directions of one step over a set of parameters, as an engine walks along them."""
 

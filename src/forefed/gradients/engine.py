@@ -240,11 +240,17 @@ feed-forward activation of a 1,024-wide model takes 8 MB."""
 Rows = int | Literal["auto"] | None
 
 
+def rows_at_once(batch: Batch, rows: Rows) -> int:
+    """Rows of a micro-batch."""
+    if rows == "auto":
+        return max(1, AUTO_TOKENS // batch.length)
+    return batch.size if rows is None else rows
+
+
 def micro_batches(loss: LossFn, batch: Batch, rows: Rows) -> Iterator[tuple[Batch, float]]:
     """The batch in parts of at most ``rows`` rows, each with its share of the batch's mean."""
-    if rows == "auto":
-        rows = max(1, AUTO_TOKENS // batch.length)
-    if rows is None or rows >= batch.size:
+    rows = rows_at_once(batch, rows)
+    if rows >= batch.size:
         yield batch, 1.0
         return
     total = loss.weight(batch)

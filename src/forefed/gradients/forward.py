@@ -22,9 +22,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forefed.core.types import Batch, DirectionSet, LossFn, Params
+from forefed.core.types import Batch, DirectionSet, Each, LossFn, Params
 from forefed.gradients.dual import Dual, Pass, ReadAgain, recording
-from forefed.gradients.engine import SlopeEngine, Slopes
+from forefed.gradients.engine import SlopeEngine, Slopes, rows_at_once
 
 
 class Forward(SlopeEngine):
@@ -64,6 +64,30 @@ class Forward(SlopeEngine):
         return found
 
     @property
+    def in_one_pass(self) -> bool:
+        """Can ``each`` stand for a call on every example by itself?"""
+        return self.ad == "dual" and not self.rehearses and self.independent == 1
+
+    def each(self, loss: Each, body: Params, batch: Batch, directions: DirectionSet) -> Tensor:
+        """The slopes of every example's own loss, [B, K] float64, from passes over the batch."""
+        total = directions.count(body)
+        rows = []
+        at_once = rows_at_once(batch, self.micro_batch)
+        for first in range(0, batch.size, at_once):
+            part = batch.rows(first, min(first + at_once, batch.size))
+            found = []
+            for start in range(0, total, self.tangents):
+                ks = range(start, min(start + self.tangents, total))
+                with torch.no_grad():
+                    along = directions.tangents(body, ks)
+                    result, _ = of_dual(loss, body, {}, part, along)
+                slopes_KB = result.slices[1:] if isinstance(result, Dual) else None
+                none = torch.zeros(len(ks), part.size)
+                found.append(none if slopes_KB is None else slopes_KB.detach().cpu())
+            rows.append(torch.cat(found).double().T)
+        return torch.cat(rows)
+
+    @property
     def at_once(self) -> int:
         return self.tangents
 
@@ -76,18 +100,24 @@ _KEEPERS: defaultdict[frozenset[str], set[Any]] = defaultdict(set)
 do not depend on it: it only spares the repeated pass from the second step on."""
 
 
-def by_dual(loss: LossFn, body: Params, fixed: Params, batch: Batch, tangents_K: Params) -> Slopes:
-    """Loss and slopes for K stacked tangents, by dual tensors."""
+def of_dual(
+    loss: Each, body: Params, fixed: Params, batch: Batch, tangents_K: Params
+) -> tuple[Tensor, Pass]:
+    """A loss of dual tensors, and the record of its pass."""
     keep = _KEEPERS[frozenset(body)]
     while True:
         record = Pass(keep=keep)
         slices = {n: torch.cat([x[None], tangents_K[n].to(x)]) for n, x in body.items()}
         try:
             with recording(record):
-                result = loss({**fixed, **{n: Dual(s) for n, s in slices.items()}}, batch)
-            break
+                return loss({**fixed, **{n: Dual(s) for n, s in slices.items()}}, batch), record
         except ReadAgain as again:
             keep.add(again.operator)
+
+
+def by_dual(loss: LossFn, body: Params, fixed: Params, batch: Batch, tangents_K: Params) -> Slopes:
+    """Loss and slopes for K stacked tangents, by dual tensors."""
+    result, record = of_dual(loss, body, fixed, batch, tangents_K)
     if not isinstance(result, Dual):  # no perturbed parameter takes part in this loss
         count = len(next(iter(tangents_K.values())))
         return _slopes(result, torch.zeros(count), record.fallbacks, record.saved_bytes)

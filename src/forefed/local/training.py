@@ -30,17 +30,20 @@ from forefed.core.types import (
     Batch,
     ClientContext,
     ClientState,
+    Each,
     Estimate,
     LossFn,
     Order,
     Params,
     Unit,
     Update,
+    each_of,
 )
 from forefed.data.examples import ClientData, Indices
 from forefed.gradients import GradientEngine
 from forefed.gradients.draw import FRESH, Draw
 from forefed.gradients.engine import SlopeEngine
+from forefed.gradients.forward import Forward
 from forefed.gradients.memory import measure_peak
 from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
 from forefed.local.samplers import SAMPLERS, Sampler, Shuffled
@@ -121,6 +124,11 @@ class AssignedLoss:
 
     def weight(self, batch: Batch) -> int:
         return self.loss.weight(batch)
+
+    @property
+    def each(self) -> Each | None:
+        inner = each_of(self.loss)
+        return None if inner is None else lambda p, batch: inner({**self.fixed, **p}, batch)
 
 
 @dataclass(frozen=True)
@@ -261,6 +269,20 @@ class Trainer:
         like |= {f"exact/{n}": torch.zeros_like(x) for n, x in params.items() if n not in named}
         total = {n: x.double() for n, x in like.items()}
         forwards, dropout = 0.0, ctx.key.fold("dropout", step)
+        each_loss = each_of(loss)
+        alone = [*groups] == ["body"] and len(named) == len(params)
+        if each_loss and alone and isinstance(self.engine, Forward) and self.engine.in_one_pass:
+            along = groups["body"].directions.at(step)
+            batch = data.examples.batch(rows, dropout=dropout) if len(rows) else None
+            none_BK = torch.zeros(0, along.count(params))
+            slopes_BK = (
+                none_BK if batch is None else self.engine.each(each_loss, params, batch, along)
+            )
+            for slopes_K in slopes_BK:
+                bounded = each.on_example({"slopes/body": slopes_K}, ctx)
+                total = {n: total[n] + x for n, x in bounded.items()}
+            forwards = self.engine.passes(along.count(params), False) * len(rows)
+            rows = rows[:0]
         for place, row in enumerate(rows):
             one = replace(data.examples.batch([row], dropout=dropout), first_row=place)
             found = self.estimate(loss, params, one, groups, step, log)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from forefed.core import trees
-from forefed.core.types import Batch, LossFn, Params
+from forefed.core.types import Batch, Each, LossFn, Params, each_of
 from forefed.models.functional import KeyedDropout, outside_transforms, replaced
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.task import Task
@@ -236,6 +236,18 @@ class CachedLoss:
 
     def weight(self, batch: Batch) -> int:
         return self.base.weight(batch)
+
+    @property
+    def each(self) -> Each | None:
+        inner = each_of(self.base)
+
+        def each(params: Params, batch: Batch) -> Tensor:
+            assert inner is not None
+            hidden_BSH = self.prefix.hidden(params, batch, self.depth)
+            with self.prefix.left_out(self.depth, hidden_BSH):
+                return inner(params, batch)
+
+        return None if inner is None else each
 
 
 class _Reached(Exception):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forefed.core.keys import Key
-from forefed.core.types import Batch, Params, Unit
+from forefed.core.types import Batch, Each, Params, Unit
 from forefed.data.examples import Examples, Indices
 from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
@@ -89,6 +89,17 @@ class ModelLoss:
     def weight(self, batch: Batch) -> int:
         """Terms of the mean: examples, or predicted tokens."""
         return self.forward.objective.weight(batch)
+
+    @property
+    def each(self) -> Each | None:
+        """The loss of every example, in one pass; None where it is computed in pieces."""
+        return None if self.blocks or self.tail is not None else self._each
+
+    def _each(self, params: Params, batch: Batch) -> Tensor:
+        def losses(batch: Batch) -> Tensor:
+            return self.forward.objective.losses(self.forward.of_call(batch), batch)
+
+        return self.forward.functional.run(self.forward.call_of(params, batch), losses, batch)
 
     def sum(self, params: Params, batch: Batch) -> Tensor:
         """Summed cross-entropy in nats."""

@@ -8,8 +8,9 @@ Source: Abadi et al., "Deep learning with differential privacy" (arXiv 1607.0013
 What is clipped is what decides the step of one example: its exact gradient, or its slopes along the
 step's directions together with the exact gradient of the head. Directions are public, so whatever
 is rebuilt from noisy slopes costs nothing more, and K slopes get K numbers of noise. An empty batch
-is a noisy step. Examples are computed one by one (a micro-batch of one): as many passes as a batch
-has rows.
+is a noisy step. Slopes of all examples come from one forward-mode pass over the batch where nothing
+else is trained (``Forward.each``: the head perturbed or frozen); otherwise examples are computed
+one by one, as many passes as a batch has rows.
 
 Departure: the number D of a client's rows counts as known (an example that is not there counts as
 zeros), so that the divisor q D is a constant. The server is no party to trust: the noise is the
