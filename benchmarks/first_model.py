@@ -1,9 +1,12 @@
-"""`python -m benchmarks first_model`: heads in closed form against a probe and a bag of words.
+"""`python -m benchmarks first_model`: whole default runs against a probe and a bag of words.
 
-Sets of FOREFED_DATA, at most 3,000 training and 1,000 test texts, 64 tokens, MiniLM. The head sees
-80 % of the training rows and chooses by the rest, three seeds of that split; TF-IDF (one and two
-words, C = 10, whole texts) and the probe (mean-pooled, standardised) have all of them. Sums do not
-see the partition, so a Dirichlet concentration would change nothing but who holds which row out.
+Nine sets of FOREFED_DATA, 1,000 training and 300 test texts each, drawn anew for every seed; 50
+clients, Dirichlet 1.0 and 0.1; of what decides quality nothing else is set. TF-IDF (whole texts,
+one and two words, C = 10) and the probe (mean-pooled last layer of 64 tokens, standardised, C = 1)
+have all training rows in one place. Differences are paired by seed.
+
+A row's features do not depend on what it is computed with, so runs of the same rows share them here
+(FIRST_MODEL_CACHE names a file that keeps them, FIRST_MODEL_SETS and _SEEDS fewer of both).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,18 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import nll_loss
 
 from benchmarks.table import markdown
-from forefed.core.keys import Key
-from forefed.data.encoding import encode_texts
-from forefed.models.adapters import HeadOnly
-from forefed.models.load import load_task
-from forefed.models.settings import ModelSettings
-from forefed.start import ClosedForm
-from forefed.start.closed_form import SCALES, Solver, choose
+from forefed.core.types import Params
+from forefed.data.examples import Examples, Indices
+from forefed.models.task import Task
+from forefed.report.comparison.statistics import student
+from forefed.run import configure, run
+from forefed.start import answer
 from forefed.start.features import features
-from forefed.start.sums import Sums
 
 SETS: dict[str, tuple[str, str | None, tuple[str, ...], str]] = {
     "trec": ("trec/train", "trec/test", ("text",), "label"),
@@ -43,42 +44,176 @@ SETS: dict[str, tuple[str, str | None, tuple[str, ...], str]] = {
     "shakespeare, play": ("shakespeare/speeches", None, ("text",), "play"),
 }
 """Training file, test file (None: other rows of the same), texts, label."""
-TRAIN, TEST, SEEDS = 3000, 1000, 3
+TRAIN, TEST = 3000, 1000
+"""Rows of which a seed draws."""
+OF_TRAIN, OF_TEST = 1000, 300
+ALPHAS = (1.0, 0.1)
+Row = tuple[tuple[str, ...], str]
 
 
 def tables() -> Iterator[tuple[str, str]]:
-    rows = [[name, *(f"{x:.3f}" for x in measured(name))] for name in SETS]
-    means = np.mean([[float(x) for x in row[1:]] for row in rows], axis=0)
-    rows.append(["mean", *(f"{x:.3f}" for x in means)])
-    head = ["set", "majority", "TF-IDF", "probe", "head, last layer", "head, spread"]
-    yield "A first model: accuracy without an adapter", markdown(head, rows)
+    names = os.environ.get("FIRST_MODEL_SETS", ";".join(SETS)).split(";")
+    seeds = [int(s) for s in os.environ.get("FIRST_MODEL_SEEDS", "0 1 2").split()]
+    found = {name: [measured(name, seed) for seed in seeds] for name in names}
+    yield "A first model: whole default runs", page(found)
 
 
-def measured(name: str) -> list[float]:
-    """Test accuracies of majority, TF-IDF, probe, and the head on the last or on three layers."""
+def page(found: dict[str, list[dict[str, float]]]) -> str:
+    """The table of what was measured, by set and seed."""
+    columns = ["majority", "TF-IDF", "probe", "head alone", "default", "default 0.1"]
+    rows = []
+    for name, lines in found.items():
+        means = [float(np.mean([line[c] for line in lines])) for c in columns]
+        better = [max(line["TF-IDF"], line["probe"]) for line in lines]
+        ahead = [100 * (line["default"] - b) for line, b in zip(lines, better, strict=True)]
+        skew = [100 * (line["default 0.1"] - line["default"]) for line in lines]
+        rows.append([name, *(f"{m:.3f}" for m in means), paired(ahead), paired(skew)])
+    of = [[line[c] for line in lines] for lines in found.values() for c in columns]
+    total = np.array(of, dtype=object).reshape(len(found), len(columns))
+    means = [float(np.mean([np.mean(x) for x in total[:, i]])) for i in range(len(columns))]
+    rows.append(["mean", *(f"{m:.3f}" for m in means), "", ""])
+    head = ["set", *columns, "default less the better of TF-IDF and probe", "0.1 less 1.0"]
+    return markdown(head, rows)
+
+
+def paired(differences: Sequence[float]) -> str:
+    """Mean and half of a 95 % interval, in points."""
+    mean, n = float(np.mean(differences)), len(differences)
+    if n < 2:
+        return f"{mean:+.1f}"
+    return f"{mean:+.1f} ± {student(n - 1) * float(np.std(differences, ddof=1)) / n**0.5:.1f}"
+
+
+def measured(name: str, seed: int) -> dict[str, float]:
+    """Test accuracies of the baselines, and of default runs and their heads."""
+    train, test = drawn(name, seed)
+    found = baselines(name, train, test)
+    for alpha in ALPHAS:
+        with tempfile.TemporaryDirectory() as folder:
+            line = default_run(Path(folder), name, train, test, alpha, seed)
+        ending = "" if alpha == 1 else f" {alpha:g}"
+        found |= {f"{what}{ending}": x for what, x in line.items()}
+    print(json.dumps({"set": name, "seed": seed, **found}), flush=True)
+    return found
+
+
+def baselines(name: str, train: list[Row], test: list[Row]) -> dict[str, float]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     warnings.simplefilter("ignore")
-    train, test = parts(name)
     first, second = (["\n".join(t) for t, _ in p] for p in (train, test))
-    classes = sorted({label for _, label in (*train, *test)})
-    y, truth = (np.array([classes.index(label) for _, label in p]) for p in (train, test))
+    y, truth = ([label for _, label in p] for p in (train, test))
     counts = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    bag = LogisticRegression(C=10, max_iter=500).fit(counts.fit_transform(first), y)
-    found = [float((truth == np.bincount(y).argmax()).mean())]
-    found.append(float(bag.score(counts.transform(second), truth)))
-    for layers in ("last", "spread"):
-        x, z = (pooled(p, layers, name == "sick") for p in (train, test))
-        if layers == "last":
-            mean, scale = x.mean(0), x.std(0)
-            probe = LogisticRegression(max_iter=300).fit(((x - mean) / scale).numpy(), y)
-            found.append(float(probe.score(((z - mean) / scale).numpy(), truth)))
-        found.append(np.mean([solved(x, y, z, truth, len(classes), s) for s in range(SEEDS)]))
-    return found
+    bag = LogisticRegression(C=10, max_iter=300).fit(counts.fit_transform(first), y)
+    x, z = (pooled(p, name == "sick") for p in (train, test))
+    mean, scale = x.mean(0), x.std(0) + 1e-9
+    probe = LogisticRegression(max_iter=300).fit((x - mean) / scale, y)
+    frequent = max(sorted(set(y)), key=y.count)
+    return {
+        "majority": float(np.mean([t == frequent for t in truth])),
+        "TF-IDF": float(bag.score(counts.transform(second), truth)),
+        "probe": float(probe.score((z - mean) / scale, truth)),
+    }
 
 
-def parts(name: str) -> list[list[tuple[tuple[str, ...], str]]]:
+def default_run(
+    folder: Path, name: str, train: list[Row], test: list[Row], alpha: float, seed: int
+) -> dict[str, float]:
+    """What a default run ends with, and what it began with."""
+    sets = [f"out='{folder}'", "data.source.kind=files", f"seed={seed}"]
+    for part, rows in (("path", train), ("test", test)):
+        path = folder / f"{part}.jsonl"
+        path.write_text(
+            "".join(json.dumps(as_row(row, name)) + "\n" for row in rows), encoding="utf-8"
+        )
+        sets.append(f"data.source.{part}='{path}'")
+    sets += ["data.task.kind=pairs"] if name == "sick" else []
+    sets += ["model.dtype=float32", "partition.clients=50", f"partition.alpha={alpha}"]
+    kept = answer.features
+    answer.features = remembered  # type: ignore[assignment]
+    try:
+        result = run(configure(sets=sets))
+    finally:
+        answer.features = kept
+    summary = result.summary
+    return {
+        "default": summary["final"]["accuracy"],
+        "head alone": summary["baseline"]["head alone"],
+        "rounds": summary["rounds"],
+        "forwards": summary["totals"]["forwards"],
+        "up": summary["totals"]["bytes_up"],
+        "down": summary["totals"]["bytes_down"],
+        "seconds": summary["totals"]["seconds"],
+    }
+
+
+def as_row(row: Row, name: str) -> dict[str, str]:
+    texts, label = row
+    if name == "sick":
+        return {"text1": texts[0], "text2": texts[1], "label": label}
+    return {"text": "\n".join(texts), "label": label}
+
+
+MEMORY: dict[bytes, torch.Tensor] = {}
+"""By a row's tokens: its features at the first parameters."""
+
+
+def remembered(
+    task: Task,
+    params: Params,
+    examples: Examples,
+    rows: Indices,
+    batch_size: int,
+    same: dict[int, bool] | None = None,
+) -> torch.Tensor:
+    """``features``, each row once."""
+    load_memory()
+    keys = [examples.batch([i]).inputs["input_ids"].numpy().astype("<i8").tobytes() for i in rows]
+    body = [n for n in task.params if n not in task.head]
+    if any(not torch.equal(params[n], task.params[n]) for n in body):
+        return features(task, params, examples, rows, batch_size, same)
+    new = [i for i, key in enumerate(keys) if key not in MEMORY]
+    if new:
+        computed = features(task, params, examples, rows[new], 1, same)
+        MEMORY.update((keys[i], x) for i, x in zip(new, computed, strict=True))
+    width = sum(p.shape[1] for n, p in task.params.items() if n in task.head and p.dim() == 2)
+    return torch.stack([MEMORY[key] for key in keys]) if keys else torch.zeros(0, width)
+
+
+def load_memory() -> None:
+    path = os.environ.get("FIRST_MODEL_CACHE")
+    if path and not MEMORY and Path(path).exists():
+        MEMORY.update(torch.load(path))
+
+
+def pooled(rows: list[Row], pairs: bool) -> Any:
+    """The last layer of 64 tokens, mean-pooled, [N, D]."""
+    from forefed.core.keys import Key
+    from forefed.data.encoding import encode_texts
+    from forefed.models.adapters import HeadOnly
+    from forefed.models.load import load_task
+    from forefed.models.settings import ModelSettings
+
+    task, words = load_task(ModelSettings(dtype="float32"), HeadOnly(), Key(0), ("a", "b"))
+    if pairs:
+        given = [[t[0] for t, _ in rows], [t[1] for t, _ in rows]]
+    else:
+        given = [["\n".join(t) for t, _ in rows]]
+    examples = encode_texts(words, given[0], 64, *given[1:])
+    every = remembered(task, task.params, examples, np.arange(len(examples)), 1)
+    return every[:, -384:].numpy()
+
+
+def drawn(name: str, seed: int) -> list[list[Row]]:
+    """Training and test rows of a seed."""
+    draw = np.random.default_rng(seed)
+    sizes = (OF_TRAIN, OF_TEST)
+    both = zip(parts(name), sizes, strict=True)
+    return [[p[i] for i in draw.permutation(len(p))[:n]] for p, n in both]
+
+
+def parts(name: str) -> list[list[Row]]:
     """(texts, label) of the training and the test rows."""
     files = SETS[name]
     first, second = (None if f is None else read(f, files[2], files[3]) for f in files[:2])
@@ -93,44 +228,8 @@ def parts(name: str) -> list[list[tuple[tuple[str, ...], str]]]:
     ]
 
 
-def read(file: str, texts: Sequence[str], label: str) -> list[tuple[tuple[str, ...], str]]:
+def read(file: str, texts: Sequence[str], label: str) -> list[Row]:
     path = Path(os.environ["FOREFED_DATA"]) / f"{file}.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return [(tuple(str(row[t]) for t in texts), str(row[label])) for row in rows]
-
-
-def pooled(rows: list[tuple[tuple[str, ...], str]], layers: Any, pairs: bool) -> torch.Tensor:
-    settings = ModelSettings(pooling="mean", layers=layers, dtype="float32")
-    task, words = load_task(settings, HeadOnly(), Key(0), ("a", "b"))
-    if pairs:
-        given = [[t[0] for t, _ in rows], [t[1] for t, _ in rows]]
-    else:
-        given = [["\n".join(t) for t, _ in rows]]
-    examples = encode_texts(words, given[0], 64, *given[1:])
-    return features(task, task.params, examples, np.arange(len(examples)), 32)
-
-
-def solved(x: torch.Tensor, y: Any, z: torch.Tensor, truth: Any, classes: int, seed: int) -> float:
-    """Test accuracy of the head that the held-out fifth prefers."""
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))
-    labels, fifth = torch.from_numpy(y), len(y) // 5
-    held, kept = order[:fifth], order[fifth:]
-    solver = Solver.of(
-        Sums.of(x[kept], labels[kept], classes), tuple(str(c) for c in range(classes))
-    )
-    candidates = ClosedForm().candidates()
-    heads = [solver.solve(kind, share) for kind, share in candidates]
-    logits = [x[held].double() @ h.weight_CD.T + h.bias_C for h in heads]
-    logs = [[(s * one).log_softmax(1) for s in SCALES] for one in logits]
-    right = [[nll_loss(x, labels[held], reduction="sum") for x in each] for each in logs]
-    tried = {
-        "loss": torch.tensor(right),
-        "flat": torch.tensor([[-x.mean(1).sum() for x in each] for each in logs]),
-        "correct": torch.stack([(one.argmax(1) == labels[held]).sum().double() for one in logits]),
-        "n": torch.tensor(float(fifth)),
-        "classes": torch.tensor(float(classes)),
-    }
-    best = heads[choose(tried, candidates)[0]]
-    said = (z.double() @ best.weight_CD.T + best.bias_C).argmax(1).numpy()
-    return float((said == truth).mean())

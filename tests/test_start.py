@@ -278,6 +278,33 @@ def test_no_step_is_taken_on_a_loss_that_so_few_rows_cannot_vouch_for() -> None:
     assert step(0.06, classes=False) == 1
 
 
+def test_a_step_is_taken_only_where_it_is_worth_another_round() -> None:
+    state, after = RunState(1, {"w": torch.zeros(2)}), RunState(2, {"w": torch.ones(2)})
+
+    class Fixed:
+        """One client, for whom the whole step lowers the loss of 1 to ``to``."""
+
+        def __init__(self, to: float):
+            self.losses = torch.tensor([1.0, to, 1.0, 1.0]).double() * 50
+
+        def members(self) -> tuple[int, ...]:
+            return (0,)
+
+        def ask(self, *_: Any) -> Any:
+            answer = {"loss": self.losses, "n": torch.tensor(50.0)}
+            yield Reply(1, 0, encode_answer("loss", "it", answer), 1)
+
+    def step(to: float, **settings: float) -> float:
+        transport = cast(Transport, Fixed(to))
+        guard = HeldOut.model_validate(settings)
+        said = guarded(guard, transport, "it", Key(0), state, after, None, True)
+        assert ("reason" in said[1]) == (said[1]["step"] == 0)
+        return float(said[1]["step"])
+
+    assert step(0.995) == 0 and step(0.985) == 1
+    assert step(0.995, worth=0.0) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [

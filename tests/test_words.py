@@ -24,6 +24,7 @@ from forefed.run.build import build
 from forefed.run.forget import forget
 from forefed.run.run import run
 from forefed.start import words as start_words
+from forefed.start.closed_form import WORDS, words_of
 from forefed.start.words import by_class, documents_of, kept, products, solved, sparse, whole
 
 CLASSES = 3
@@ -200,7 +201,7 @@ def test_forgetting_weighs_words_by_the_others_alone(spoken: Path, tmp_path: Pat
     rows = np.concatenate([np.concatenate([c.train, c.test]) for c in clients])
     train = np.concatenate([c.train for c in clients])
     row_E, bucket_E, _ = occurrences(*population.examples.tokens_of(train))
-    bag = kept(documents_of(row_E, bucket_E)[:, 0], len(train), config.start.words)
+    bag = kept(documents_of(row_E, bucket_E)[:, 0], len(train), WORDS)
     entries = bag.entries(*population.examples.tokens_of(rows))
     labels = torch.from_numpy(population.examples.labels[rows])
     weight = solved(
@@ -211,6 +212,17 @@ def test_forgetting_weighs_words_by_the_others_alone(spoken: Path, tmp_path: Pat
     together = left.line["scale_with_words"] * left.line["share"]
     assert left.words is not None and torch.equal(left.words.bag.buckets, bag.buckets)
     assert torch.equal(left.words.weight, weight * together)
+
+
+def test_words_leave_a_site_only_where_nobody_sees_its_own(world: World, tmp_path: Path) -> None:
+    def count(*more: str) -> int:
+        return words_of(world.config(tmp_path, "start=closed_form", *more), "mean")
+
+    sites = ("partition.kind=sites", "partition.names=['a','b','c','d','e']")
+    assert count() == WORDS and count("start.words=50") == 50 and count("start.words=0") == 0
+    assert count(*sites) == 0 and count(*sites, "start.words=50") == 50
+    assert count(*sites, "channel=secure_sum") == WORDS
+    assert count("data.task=pairs") == 0
 
 
 def test_words_say_the_same_in_any_batch() -> None:

@@ -44,8 +44,11 @@ class HeldOut(Guard):
     kind: Literal["held_out"] = "held_out"
     clients: Annotated[int, Field(ge=1)] = 20
     """Clients asked after each round, drawn anew (all, where there are fewer)."""
-    patience: Annotated[int, Field(ge=1)] | None = 3
+    patience: Annotated[int, Field(ge=1)] | None = 1
     """The run ends after so many rounds in a row without a step; None: never."""
+    worth: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """The part of the held-out loss by which a step has to lower it; less is what rows that happen
+    to be asked explain, and no reason to go on."""
 
     steps: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.25)
     """Parts of the step that are tried besides none."""

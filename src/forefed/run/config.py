@@ -97,7 +97,7 @@ class Config(Settings):
     """Folder of the run below ``out``."""
     out: Annotated[Path, SERVER_ONLY] = Path("runs")
     seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
-    rounds: Annotated[int, Field(ge=0)] = 20
+    rounds: Annotated[int, Field(ge=0)] = 10
     cohort: Annotated[int, Field(ge=1)] = 10
     """Clients per round: so many (``select.kind = "uniform"``), or so many on average ("poisson");
     the answers that a round wants."""

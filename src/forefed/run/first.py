@@ -23,7 +23,7 @@ from forefed.data.preview import preview
 from forefed.run.compat import check
 from forefed.run.config import configure
 
-ROUNDS, COHORT = 20, 10
+ROUNDS, COHORT = 10, 10
 ROWS_OF_A_CLIENT = 50
 """Of simulated clients, where nobody is named in the data."""
 ROOM = 1_500_000_000

@@ -141,6 +141,9 @@ def guarded(
     if n:
         losses = (total["loss"] / n).nan_to_num(torch.inf, torch.inf)
         best = min(range(len(sets)), key=lambda i: (float(losses[i]), i == 0))
+        if best and float(losses[best]) > (1 - guard.worth) * float(losses[0]):
+            best = 0
+            line |= {"reason": f"no part of the step lowers the loss by {guard.worth:.0%}"}
         if classes and float(losses[0]) <= vouched(int(n)):
             best = 0
             line |= {"reason": f"{int(n)} rows cannot tell such a loss from a smaller one"}

@@ -310,6 +310,13 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
         secret,
         ledger.enter,
     )
+    if begun.words is not None and hidden is None and config.start.words == "auto":
+        text = (
+            "words count beside the features here; between machines they do under channel.kind = "
+            "'secure_sum' only, or where start.words is a number, as they tell what a site's "
+            "texts have"
+        )
+        begun = replace(begun, line={**begun.line, "notes": [*begun.line["notes"], text]})
     begun.save(folder)
     return begun
 

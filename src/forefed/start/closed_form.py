@@ -34,6 +34,8 @@ SCALES = tuple(2.0**k for k in range(-8, 7))
 """Candidates by which logits are multiplied (inverse temperatures)."""
 SHARES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 """Candidates by which the words' logits are multiplied before they are added."""
+WORDS = 16_384
+"""That are kept by default."""
 RIDGE = 8.0
 """Logits of a ridge head, which are near 0 and 1, are multiplied by it before that."""
 TOLERANCE = 0.25
@@ -58,10 +60,12 @@ class ClosedForm(Start):
     is, too; more is faster on an accelerator, and rounding then depends on the partition."""
     min_count: Annotated[int, Field(ge=1)] = 1
     """A client leaves out its rows of a class of which it has fewer: a sum of one is the row."""
-    words: Annotated[int, Field(ge=0, le=30_000)] = 16_384
+    words: Annotated[int, Field(ge=0, le=30_000)] | Literal["auto"] = "auto"
     """Words and pairs of neighbours whose presence counts beside the features, most frequent first
     (0: none). Solved by ridge regression in six passes of sums over rows, without the model. For
-    one text a row (``data.task.kind = "classification"``), as long as ``words_length``."""
+    one text a row (``data.task.kind = "classification"``), as long as ``words_length``. Sums of one
+    site tell which words its texts have, so "auto" is 16,384, and between machines 0 unless
+    ``channel.kind = "secure_sum"``."""
     words_length: Annotated[int, Field(ge=4)] = 512
     """Tokens of a text that are looked at for words; the model reads ``data.max_length``."""
     again: bool = True
@@ -139,8 +143,12 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
 def words_of(config: Any, pooling: str) -> int:
     """How many words count beside the features of a configuration's head; 0: none."""
     start = start_of(config, pooling)
-    one_text = config.data.task.kind == "classification"
-    return start.words if start is not None and one_text and not start.private else 0
+    if start is None or start.private or config.data.task.kind != "classification":
+        return 0
+    if start.words != "auto":
+        return start.words
+    seen = config.partition.kind == "sites" and config.channel.kind == "plain"
+    return 0 if seen else WORDS
 
 
 def _conflicts(start: ClosedForm, config: Any) -> Iterator[str]:
