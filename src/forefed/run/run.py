@@ -310,7 +310,7 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
         secret,
         ledger.enter,
     )
-    if begun.words is not None and hidden is None and config.start.words == "auto":
+    if begun.words is not None and hidden is None and start.words == "auto":
         text = (
             "words count beside the features here; between machines they do under channel.kind = "
             "'secure_sum' only, or where start.words is a number, as they tell what a site's "
