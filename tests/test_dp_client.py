@@ -221,3 +221,26 @@ def test_what_the_population_does_not_allow_is_one_sentence(
     noise = {} if "target_epsilon" in more else {"noise_multiplier": 1.0}
     with pytest.raises(UserError, match=said):
         play(clients(6), {"kind": "dp_client", **noise, **more}, cohort=2, rounds=5)
+
+
+@pytest.mark.parametrize("settings", [{}, SLOPES], ids=["dense", "slopes"])
+def test_under_a_secure_sum_the_server_adds_the_same_up(settings: dict[str, Any]) -> None:
+    pytest.importorskip("cryptography")
+    clipping = {"kind": "dp_client", "clip": 0.3, "noise_multiplier": 0}
+    hidden = {"channel": {"kind": "secure_sum", "max_examples": 1}}
+    shares = clients(6)
+    found = [
+        play(shares, clipping, rounds=2, cohort=6, **settings, **more).params["w"]
+        for more in ({}, hidden)
+    ]
+    assert torch.norm(found[0]) > 0.01
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+    noisy = {"kind": "dp_client", "clip": 0.3, "noise_multiplier": 1.0}
+    made = play(shares, noisy, rounds=2, cohort=6, **settings, **hidden)
+    assert all(len(r.releases) == 1 for r in made.reports)
+
+
+def test_a_secure_sum_does_not_tell_how_many_were_drawn() -> None:
+    sets = [NOISY, "channel=secure_sum", "select=poisson", "cohort=10"]
+    found = conflicts(configure(sets=[*BASE, *sets]))
+    assert any("set select.kind = 'uniform'" in c for c in found)

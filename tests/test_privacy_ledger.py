@@ -101,6 +101,7 @@ def test_everybody_is_told_mechanism_unit_budget_adversary_and_cap(
     report(result.folder, output=page)
     assert "differential privacy of every client" in page.read_text()
     sets = [x for s in world.sets(tmp_path, *PRIVATE, "name=told") for x in ("--set", s)]
+    assert "the whole run will cost (10.2, 0.001)" in forefed_command("check", *sets).out
     said = forefed_command("run", *sets).out
     assert f"spent: {spent['text']}" in said and "the whole run will cost (10.2, 0.001)" in said
 
