@@ -39,8 +39,9 @@ class Member:
     """One client in one round's sum.
 
     ``session`` names the sum (drawn by the server for every attempt); ``keys`` are the neighbours'
-    public keys, ``shares`` what they have sent, ``sent`` a digest of the words that left masked and
-    ``unmasked`` the survivors for whom shares were told.
+    public keys, ``agreed`` what this client and each of them have in common, ``own`` its share of
+    its own mask's seed, ``shares`` what neighbours have sent, ``sent`` a digest of the words that
+    left masked and ``unmasked`` the survivors for whom shares were told.
     """
 
     client: int
@@ -48,6 +49,8 @@ class Member:
     seed: Secret
     min_group: int = MIN_GROUP
     keys: Mapping[int, bytes] = field(default_factory=dict)
+    agreed: Mapping[int, bytes] = field(default_factory=dict)
+    own: bytes = b""
     shares: Mapping[int, bytes] = field(default_factory=dict)
     sent: str = ""
     unmasked: tuple[int, ...] | None = None
@@ -80,9 +83,15 @@ class Member:
             raise ProtocolError("a client stands twice in the sum")
         if any(len(x) != 2 * PUBLIC_BYTES for x in keys.values()):
             raise ProtocolError("what should be public keys are none")
-        letters, dealt = self._dealt(keys)
-        sealed = {c: seal(letters[c][0], dealt[c]) for c in sent_to(self.client, keys)}
-        return sealed, replace(self, keys=dict(keys))
+        pair = self._sealing()
+        agreed = {c: pair.agree(public[:PUBLIC_BYTES]) for c, public in keys.items()}
+        dealt = self._dealt(agreed)
+        sealed = {
+            c: seal(self._letters(agreed[c], self.client, c)[0], dealt[c])
+            for c in sent_to(self.client, keys)
+        }
+        own = dealt[self.client][:SHARE_BYTES]
+        return sealed, replace(self, keys=dict(keys), agreed=agreed, own=own)
 
     def mask(self, words: Words, shares: Mapping[int, bytes], group: int) -> tuple[Words, Member]:
         """Phase "train": the words with all masks.
@@ -105,10 +114,9 @@ class Member:
         if self.sent and self.sent != digest.hexdigest():
             # two messages under the same masks: their difference is that of the words
             raise ProtocolError("other words for a sum that has had this client's")
-        pair = self._sealing()
         opened = {}
         for other, x in shares.items():
-            letter, known = self._letters(pair, other, self.client, self.keys[other])
+            letter, known = self._letters(self.agreed[other], other, self.client)
             opened[other] = unseal(letter, x) if x else known
         masked = words.copy()
         seed, secret = self._numbers()
@@ -140,12 +148,11 @@ class Member:
         if not set(alive) <= self.shares.keys() or len(set(alive)) != len(alive):
             raise ProtocolError("survivors that took no part")
         self._enough(group, len(alive) + 1)
-        _, dealt = self._dealt(self.keys)
         told = {
             other: x[:SHARE_BYTES] if other in alive else x[SHARE_BYTES:]
             for other, x in self.shares.items()
         }
-        told[self.client] = dealt[self.client][:SHARE_BYTES]
+        told[self.client] = self.own
         return b"".join(told[c] for c in sorted(told)), replace(self, unmasked=alive)
 
     def _enough(self, group: int, there: int) -> None:
@@ -158,15 +165,11 @@ class Member:
         own, key = (self.seed.fold("secure sum", x).value % PRIME for x in ("own", "key"))
         return own, key
 
-    def _dealt(
-        self, keys: Mapping[int, bytes]
-    ) -> tuple[dict[int, tuple[bytes, bytes]], dict[int, bytes]]:
-        """By neighbour the key of a letter to it and what both know; by holder the shares of both
-        seeds, this client's own among them."""
-        pair = self._sealing()
-        letters = {c: self._letters(pair, self.client, c, public) for c, public in keys.items()}
+    def _dealt(self, agreed: Mapping[int, bytes]) -> dict[int, bytes]:
+        """The shares of both seeds by holder, this client's own among them."""
+        known = {c: self._letters(x, self.client, c)[1] for c, x in agreed.items()}
         mine = derive(self.seed.fold("secure sum", "share").bytes, self.session, b"own share")
-        known = {c: both for c, (_, both) in letters.items()} | {self.client: _reduced(mine)}
+        known[self.client] = _reduced(mine)
         holders = sorted(known)
         degree = threshold_of(len(holders)) - 1
         dealt = {c: known[c] for c in holders[:degree]}
@@ -177,18 +180,16 @@ class Member:
         ]
         for c, own, key in zip(holders[degree:], *columns, strict=True):
             dealt[c] = _bytes(own) + _bytes(key)
-        return letters, dealt
+        return dealt
 
     def _sealing(self) -> KeyPair:
         seed = self.seed.fold("secure sum", "sealing").bytes
         return KeyPair.of(seed, self.session, b"forefed sealing key 1")
 
-    def _letters(
-        self, pair: KeyPair, sender: int, receiver: int, public: bytes
-    ) -> tuple[bytes, bytes]:
+    def _letters(self, agreed: bytes, sender: int, receiver: int) -> tuple[bytes, bytes]:
         """Between two neighbours: the key of what the sender seals for the receiver, of one text;
         and a pair of shares that both know."""
-        agreed, ids = pair.agree(public[:PUBLIC_BYTES]), _ids(sender, receiver)
+        ids = _ids(sender, receiver)
         letter = derive(agreed, self.session, b"forefed share 1" + ids)
         return letter, _reduced(derive(agreed, self.session, b"forefed known share 1" + ids))
 
@@ -201,6 +202,8 @@ class Member:
                 "seed": self.seed.bytes.hex(),
                 "min_group": self.min_group,
                 "keys": {str(c): x.hex() for c, x in self.keys.items()},
+                "agreed": {str(c): x.hex() for c, x in self.agreed.items()},
+                "own": self.own.hex(),
                 "shares": {str(c): x.hex() for c, x in self.shares.items()},
                 "sent": self.sent,
                 "unmasked": self.unmasked,
@@ -217,6 +220,8 @@ class Member:
             Secret.of_bytes(bytes.fromhex(kept["seed"])),
             kept["min_group"],
             {int(c): bytes.fromhex(x) for c, x in kept["keys"].items()},
+            {int(c): bytes.fromhex(x) for c, x in kept["agreed"].items()},
+            bytes.fromhex(kept["own"]),
             {int(c): bytes.fromhex(x) for c, x in kept["shares"].items()},
             kept["sent"],
             None if kept["unmasked"] is None else tuple(kept["unmasked"]),
