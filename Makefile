@@ -33,7 +33,7 @@ test-deploy: $(READY) ## three sites, a server, certificates: real processes on 
 	$(BIN)/python -m pytest -m deploy
 
 faults: $(READY) ## what every fault of a deployment leads to, as a table in docs/FAULTS.md
-	FOREFED_FAULTS=all $(BIN)/python -m pytest -m fault --faults docs/FAULTS.md
+	FOREFED_FAULTS=all $(BIN)/python -m pytest tests -m fault --faults=docs/FAULTS.md
 
 check: $(READY) ## format, lint, types, import order, file length
 	$(BIN)/ruff format --check src tests benchmarks tools examples

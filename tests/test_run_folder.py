@@ -319,3 +319,21 @@ with locked(Path({str(tmp_path / "lock")!r}), "busy"):
         other.kill()
     with files.locked(tmp_path / "lock", "busy"):
         pass
+
+
+def test_a_run_of_a_version_with_other_settings_is_used_with_a_note(
+    runs: dict[str, Path], forefed_command: Command, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(runs["whole"], tmp_path / "whole")
+    asked = ("predict", folder, "w5 w6")
+    before = forefed_command(*asked)
+    assert before.status == 0 and not before.err
+    config = json.loads((folder / "config.json").read_text())
+    config["evaluate"]["every"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    after = forefed_command(*asked)
+    assert after.out == before.out and "another version of forefed" in after.err
+    for name in ("summary.json", "checkpoint-best.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+    said = forefed_command("run", folder, "--resume", "--set", f"out='{tmp_path}'")
+    mistake(said, "other settings", "version of forefed")

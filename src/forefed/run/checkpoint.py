@@ -70,13 +70,21 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, config: Config, device: torch.device, file: str = FILE
+    folder: Path,
+    config: Config,
+    device: torch.device,
+    file: str = FILE,
+    to_go_on: bool = True,
 ) -> Checkpoint | None:
     """The checkpoint of a run (``file``: BEST for its best parameters), or None when it never
     finished a round.
 
+    Args:
+        to_go_on: with exactly these settings. A version of this package that knows more settings
+            reads ``config.json`` as another configuration, and can use the parameters all the same.
+
     Raises:
-        UserError: damaged, of another format version, or of another configuration.
+        UserError: damaged, of another format version, or ``to_go_on`` of another configuration.
     """
     path = folder / file
     if not path.exists() and not path.is_symlink():
@@ -103,10 +111,11 @@ def load_checkpoint(
             f"{path}: the checkpoint is damaged (its digest does not match); it was left as it is. "
             "Restore it from a copy, or start the run anew under another name"
         )
-    if about.get("config") != config_digest(config):
+    if to_go_on and about.get("config") != config_digest(config):
         raise UserError(
-            f"{folder}: the run was started with other settings (see {folder / 'config.json'}); "
-            "resume with the same ones, or give this run another name"
+            f"{folder}: the run was started with other settings (see {folder / 'config.json'}), or "
+            "by a version of forefed that had others (see environment.json); go on with the same "
+            "ones, or give this run another name"
         )
     round = about.get("round")
     if not isinstance(round, int) or round < 0:
@@ -115,6 +124,19 @@ def load_checkpoint(
     log = RecordLog.of_tensors(below(tensors, "log"))
     moved = {n: x.to(device) for n, x in tensors.items() if not n.startswith(("client/", "log/"))}
     return Checkpoint(replace(RunState.of_flat(round, moved), log=log), clients)
+
+
+def made_with(folder: Path, config: Config) -> bool:
+    """Was the checkpoint written under exactly these settings? Also where there is none yet."""
+    path = folder / FILE
+    if not path.is_file():
+        return True
+    try:
+        with safetensors.safe_open(path, framework="pt") as opened:
+            about = json.loads((opened.metadata() or {}).get("forefed", "{}"))
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError):
+        return True  # damage is said by who loads it
+    return bool(about.get("config") == config_digest(config))
 
 
 def check_fits(folder: Path, saved: RunState, params: Params) -> None:

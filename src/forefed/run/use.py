@@ -25,7 +25,7 @@ from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.begin import load_begun
 from forefed.run.build import load_model, whole_length
-from forefed.run.checkpoint import FILE, check_fits, load_checkpoint
+from forefed.run.checkpoint import FILE, check_fits, load_checkpoint, made_with
 from forefed.run.config import Config
 from forefed.run.state import RunState
 
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 CONTINUATION_TOKENS = 40
 BATCH = 16
+OTHER_SETTINGS = (
+    "the settings of this run are not read as they were when it trained: another version of forefed "
+    "made it (environment.json says which), or config.json was changed"
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,9 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
 
 def told(run: Path) -> str:
     """What must be said beside this run's predictions and exports; empty: nothing."""
-    return parse(Config, record.read_config(run)).sharing.told()
+    config = parse(Config, record.read_config(run))
+    other = "" if made_with(run, config) else OTHER_SETTINGS
+    return "; ".join(text for text in (config.sharing.told(), other) if text)
 
 
 def asked_columns(run: Path, config: Config) -> list[list[str]]:
@@ -159,7 +165,7 @@ def trained(
         model = model.model_copy(update={"dtype": "float32", "quantise": "none"})
     as_asked = config.model_copy(update={"model": model})
     task = load_model(as_asked, record.label_names(run))
-    saved = load_checkpoint(run, config, task.device, file)
+    saved = load_checkpoint(run, config, task.device, file, to_go_on=False)
     if saved is None:
         raise UserError(f"{run}: nothing is trained yet (there is no {file})")
     check_fits(run, saved.state, task.params)
