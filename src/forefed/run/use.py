@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 CONTINUATION_TOKENS = 40
 BATCH = 16
 OTHER_SETTINGS = (
-    "the settings of this run are not read as they were when it trained: another version of forefed "
-    "made it (environment.json says which), or config.json was changed"
+    "the settings of this run are not read as they were when it trained: another version of "
+    "forefed made it (environment.json says which), or config.json was changed"
 )
 
 
