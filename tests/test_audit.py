@@ -4,6 +4,7 @@ the command on a tiny model."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from torch.nn.functional import cross_entropy
 from commands import Command, mistake, options, plain
 from federation import World
 from forefed.audit import labels as a0
-from forefed.audit.audit import audit, first_alone, residuals
+from forefed.audit.audit import Auxiliary, audit, first_alone, residuals
 from forefed.audit.finding import Client, finding
 from forefed.audit.layers import TokenLayers, read
+from forefed.audit.optimise import Inversion, Pairs, of_texts, overlap
 from forefed.audit.reveals import reveals
 from forefed.audit.rowspace import inside, ranked_right, row_space
 from forefed.audit.scalars import cosine, recovered
+from forefed.audit.subject import subject_of
 from forefed.audit.synthetic import joined, near_copy, relabelled, skewed, taken
 from forefed.audit.tokens import tokens_of
 from forefed.core.keys import Key
@@ -217,6 +220,45 @@ def test_synthetic_clients_are_unlike_and_copies_are_near() -> None:
     assert int((copy.tokens != taken(rows, [0]).tokens).sum()) == 1
     counts = [np.bincount(skewed(40, 3, KEY.fold(i)), minlength=3).max() for i in range(50)]
     assert np.mean(counts) > 20  # of 40; alike they would have 16
+
+
+# A4
+
+
+def test_optimisation_ends_at_the_text_whose_gradient_it_is(world: World, tmp_path: Path) -> None:
+    """At the text itself the gap is 0; from embeddings near its own its tokens are found."""
+    config = world.config(
+        tmp_path, "strategy=fedsgd", "adapter.r=4", "rounds=0", "model.pooling=mean"
+    )
+    subject = subject_of(config, None, False, 1, lambda text: None)
+    row = taken(subject.rows, subject.drawn(1, KEY))
+    truth, label = row.tokens.tolist(), int(row.labels[0])
+    target = subject.mean_gradient(row)
+    prior = Pairs.of([truth], 50)
+    attack = Inversion(subject, target, label, prior, steps=10)
+    x_SD = attack.embeddings_VD[truth]
+    assert float(attack.gap(x_SD, create=False)) == pytest.approx(0, abs=1e-5)
+    wrong = Inversion(subject, target, (label + 1) % 3, prior)
+    assert float(wrong.gap(x_SD, create=False)) > 0.5
+    free = [i for i, token in enumerate(truth) if token in subject.vocabulary]
+    assert len(free) == len(truth) - 2  # all but the special tokens
+    moved_away = x_SD + 0.8 * x_SD.std() * KEY.fold("away").normal(x_SD.shape)
+    start, _ = attack.discrete(moved_away, truth, [])
+    found, value = attack.discrete(moved_away, truth, free)
+    assert start == truth and found == truth and value < 0.1
+    random = attack.continuous(truth, free, KEY)
+    assert float(attack.gap(random, create=False)) < 1
+    (one,) = of_texts(subject, 1, Auxiliary.of(subject), lambda text: None, steps=3, restarts=1)
+    assert one.step == "A4" and 0 <= one.value <= 1 and one.client.rows == 1
+
+
+def test_pairs_of_tokens_are_a_language_model() -> None:
+    pairs = Pairs.of([[4, 5, 6, 4, 5, 7]], 50)
+    assert pairs.after(4, 2) == [5] and pairs.after(5, 1) == [6] and pairs.after(9, 1) == []
+    assert pairs.surprise([4, 5, 6]) < pairs.surprise([6, 5, 4]) < pairs.surprise([9, 10, 11])
+    total = sum(np.exp(-pairs.surprise([4, b]) * np.log(50)) for b in range(50))
+    assert total == pytest.approx(1)
+    assert overlap(Counter([4, 4, 5]), Counter([4, 5, 5, 6])) == 0.5
 
 
 # The command

@@ -494,6 +494,9 @@ def audit_command(
             "--own-rows", help="Messages of the configuration's own rows, not of synthetic ones."
         ),
     ] = False,
+    optimise: Annotated[
+        bool, typer.Option("--optimise", help="Rebuild texts by optimisation, too (slow).")
+    ] = False,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write everything to this file too.")
     ] = None,
@@ -522,6 +525,7 @@ def audit_command(
             run,
             trials=trials,
             own_rows=own_rows,
+            optimise=optimise,
             say=lambda text: status.update(styled(text)),
         )
     out.print(audit_page(found))

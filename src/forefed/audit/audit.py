@@ -90,6 +90,7 @@ def audit(
     *,
     trials: int = TRIALS,
     own_rows: bool = False,
+    optimise: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Audit:
     """Measure what one client's message tells a server that is honest but curious.
@@ -99,6 +100,7 @@ def audit(
         run: a run of it; its parameters are then those of the later round.
         trials: messages per attack, size of client and round.
         own_rows: make messages of the configuration's own rows, not of synthetic ones.
+        optimise: rebuild texts by optimisation, too (A4; minutes).
         say: told what is being done.
 
     Raises:
@@ -113,6 +115,10 @@ def audit(
         findings += Bench.of(subject, rows, trials, aux).findings(notes)
     say("what is sent before round 1")
     findings += of_start(subject, trials)
+    if optimise:
+        from forefed.audit.optimise import of_texts
+
+        findings += of_texts(subject, trials, aux, say)
     made_of = "the configuration's own rows" if own_rows else "synthetic rows"
     lengths = subject.rows.lengths()
     about: Json = {
