@@ -34,6 +34,13 @@ from forefed.start.sums import STEP, Sums
 from tiny import moved, tiny_examples, tiny_task
 
 KEY = Key(3)
+DP_CLIENT = ["strategy=fedavg", "modifiers=[{kind='dp_client', noise_multiplier=1.0}]"]
+DP_EXAMPLE = [
+    "strategy=fedavg",
+    "modifiers=[{kind='dp_example', noise_multiplier=1.0}]",
+    "client.sampler={kind='poisson', rate=0.5}",
+    "client.max_steps=1",
+]
 
 
 # A0
@@ -319,6 +326,19 @@ def test_a_secure_sum_hides_rows_but_not_from_who_knows_all_others(
     assert "in a sum of 3 clients" in " ".join(found.sentences())
 
 
+def test_noise_of_the_clients_hides_what_noise_of_the_server_does_not(
+    world: World, tmp_path: Path
+) -> None:
+    def rate(sets: list[str]) -> float:
+        found = audit(world.config(tmp_path, *sets, "rounds=0"), trials=1)
+        one = {f.attack: f for f in found.findings if f.client.rows == 1}
+        return one["a guessed text, recomputed to the bit"].value
+
+    assert rate(DP_CLIENT) == 1 and rate(DP_EXAMPLE) == 0
+    quiet = [s.replace("noise_multiplier=1.0", "noise_multiplier=0.0") for s in DP_EXAMPLE]
+    assert rate([*quiet, "client.sampler.rate=1.0"]) == 1
+
+
 def test_own_rows_are_read_when_asked_for(world: World, tmp_path: Path) -> None:
     config = world.config(
         tmp_path,
@@ -367,6 +387,8 @@ def test_mistakes_are_told(forefed_command: Command, world: World, tmp_path: Pat
             ["channel=secure_sum", "codec=dense", "strategy=fedavg"],
             ["sums over groups", "of 5 clients"],
         ),
+        (DP_CLIENT, ["no noise and no secure sum", "'dp_client' is the server's own"]),
+        (DP_EXAMPLE, ["in between: noise of 'dp_example' in every client's own steps"]),
         (["start=closed_form"], ["the features of a row that is alone"]),
         (["start=closed_form", "start.min_count=3"], ["counts of its classes; no noise"]),
     ],

@@ -31,7 +31,7 @@ from forefed.audit.scalars import cosine
 from forefed.audit.subject import Subject, subject_of, summed, sums_of
 from forefed.audit.tokens import tokens_of
 from forefed.core import trees
-from forefed.core.keys import Key
+from forefed.core.keys import Key, Secret
 from forefed.core.types import Json, Order, Params, Update
 from forefed.data.examples import Examples
 from forefed.run.config import Config
@@ -206,14 +206,15 @@ class Bench:
             others = [
                 client_rows(subject, rows, key.fold("other", i)) for i in range(1, len(orders))
             ]
-            seen = subject.seen(order, own)
+            secret = Secret.new()
+            seen = subject.seen(order, own, secret)
             made.append(
                 Trial(
                     order=order,
                     rows=own,
                     seen=synthetic.taken(own, seen),
                     target=int(seen[0]),
-                    update=subject.seen_by_server(orders, [own, *others]),
+                    update=subject.seen_by_server(orders, [own, *others], secret),
                     others=tuple(zip(orders[1:], others, strict=True)),
                     reading=Reading.of(subject, order, steps),
                     key=key,

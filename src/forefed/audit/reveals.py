@@ -18,6 +18,11 @@ def protections(config: Config) -> list[str]:
     if isinstance(config.channel, SecureSum):
         least = config.channel.min_group
         found.append(f"a secure sum, of {least} clients at least, which hides whose part is whose")
+    found += [
+        f"noise of '{m.kind}' in every client's own steps"
+        for m in config.modifiers
+        if m.private and m.per_example
+    ]
     return found
 
 
@@ -56,10 +61,15 @@ def reveals(config: Config) -> str:
             parts.append(f"before round 1 each client sends the counts of its classes{alone}")
     between = protections(config)
     parts.append(
-        f"in between: {', '.join(between)}; no noise"
+        f"in between: {' and '.join(between)}"
         if between
         else "no noise and no secure sum stand in between"
     )
+    parts += [
+        f"the noise of '{m.kind}' is the server's own and protects from everybody else"
+        for m in config.modifiers
+        if m.private and not m.per_example
+    ]
     return f"what one message reveals: {'; '.join(parts)} ('forefed audit' measures it)"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from forefed.audit import synthetic
@@ -31,6 +32,7 @@ from forefed.gradients.backprop import Backprop
 from forefed.gradients.engine import value_and_grad
 from forefed.gradients.forward import Forward
 from forefed.local import Trainer, replay
+from forefed.local.samplers import Poisson
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
@@ -97,17 +99,14 @@ class Nobody:
 
 
 class Silent(Secret):
-    """A secret whose draws are all their mean: the attacker, who knows the defence but not its
-    noise, computes without it."""
+    """A secret of which Gaussian noise is 0: the attacker, who knows the defence but not its noise,
+    computes without it."""
 
     def fold(self, *labels: Any) -> Secret:
         return self
 
-    def normal(self, shape: Sequence[int], step: int = 0, k: int = 0) -> Tensor:
-        return torch.zeros(tuple(shape))
-
-    def uniform(self, shape: Sequence[int], offset: int = 0) -> Tensor:
-        return torch.full(tuple(shape), 0.5)
+    def blocks(self, start: int, count: int, word2: int = 0, word3: int = 0) -> NDArray[np.uint32]:
+        return np.full((count, 4), 0xFFFFFFFF, dtype=np.uint32)  # privacy/noise.py makes 0 of it
 
 
 @dataclass(frozen=True)
@@ -170,16 +169,23 @@ class Subject:
         payload = self.config.codec.encode(update, context)
         return self.config.codec.decode(payload, order)
 
-    def seen_by_server(self, orders: Sequence[Order], rows: Sequence[Examples]) -> Update:
+    def seen_by_server(
+        self, orders: Sequence[Order], rows: Sequence[Examples], secret: Secret
+    ) -> Update:
         """One client's message, or the sum over a group as it comes out of the channel (without its
         masks, which cancel, and its rounding)."""
-        pairs = zip(orders, rows, strict=True)
-        return summed([self.message(order, some, Secret.new()) for order, some in pairs])
+        secrets = [secret, *(Secret.new() for _ in orders[1:])]
+        each = zip(orders, rows, secrets, strict=True)
+        return summed([self.message(order, some, own) for order, some, own in each])
 
     def guessed(self, order: Order, rows: Examples) -> Update:
-        """The same as the attacker computes it, who does not have the client's secret, and who gets
-        slopes from one backward pass where that is quicker."""
+        """The same as the attacker computes it, who does not have the client's secret: it takes all
+        rows where some are drawn in secret, and gets slopes from one backward pass where that is
+        quicker."""
         trainer = self.trainer
+        if isinstance(trainer.settings.sampler, Poisson):
+            whole = trainer.settings.model_copy(update={"sampler": Poisson(rate=1.0)})
+            trainer = replace(trainer, settings=whole)
         if isinstance(trainer.engine, Forward):
             quick = trainer.engine.model_copy(update={"rehearse": True})
             trainer = replace(trainer, engine=quick)
@@ -242,12 +248,15 @@ class Subject:
     def steps(self, rows: int) -> int:
         """Local steps of a client with so many rows, as the server knows them."""
         data = ClientData(self.rows, np.arange(rows), np.arange(0))
-        return len(self.trainer.batches(Order(self.config.seed, 1, 0, (), {}), data))
+        order = Order(self.config.seed, 1, 0, (), {})
+        return len(self.trainer.batches(order, data, ClientContext(order=order, own=Silent(0))))
 
-    def seen(self, order: Order, rows: Examples) -> Indices:
-        """The client's rows that a message of this order is made of; it may leave some out."""
-        data = ClientData(rows, np.arange(len(rows)), np.arange(0))
-        return np.unique(np.concatenate(self.trainer.batches(order, data)))
+    def seen(self, order: Order, rows: Examples, secret: Secret) -> Indices:
+        """The client's rows that a message of this order is made of; all, where it is of none."""
+        context = ClientContext(order=order, own=secret)
+        batches = self.trainer.batches(order, everything(rows), context)
+        drawn = np.unique(np.concatenate([np.arange(0), *batches])).astype(np.int64)
+        return drawn if len(drawn) else np.arange(len(rows))
 
     def batch_size(self, rows: int) -> int:
         """Rows of its largest step."""
