@@ -75,7 +75,7 @@ def test_the_mean_is_the_plain_one_up_to_its_rounding() -> None:
 
 
 def test_slopes_along_shared_directions_are_summed() -> None:
-    settings = {"strategy": "decomfl", "client": {"max_steps": 2}}
+    settings = {"strategy": "decomfl", "client": {"max_steps": 2}, "rounds": 1}
     plain, summed = play(**settings), play(**settings, channel="secure_sum")
     assert torch.allclose(plain.params["w"], summed.params["w"], atol=1e-4)
     least = min(r.bytes_up for r in summed.reports) / 7
@@ -281,7 +281,7 @@ def test_with_privacy_noise_the_divisor_is_constant_and_clients_bound_themselves
         (update,) = report.updates
         assert update.n_examples == update.clients == len(report.heard)
         assert update.metrics["steps"] == update.metrics["clipped"] == 0
-    slopes = {"strategy": "decomfl", "client": {"max_steps": 2}, "rounds": 2, "modifiers": [dp]}
+    slopes = {"strategy": "decomfl", "client": {"max_steps": 2}, "rounds": 1, "modifiers": [dp]}
     one, other = (play(**slopes, channel=c) for c in ("plain", "secure_sum"))
     assert torch.allclose(one.params["w"], other.params["w"], atol=1e-4)
 
@@ -299,7 +299,7 @@ POLICY = {"channels": ["secure_sum"], "min_group": 3}
 
 
 def test_sites_end_with_the_bits_of_the_rehearsal(world: World, tmp_path: Path) -> None:
-    more = [*SUMS, "rounds=2", "start=closed_form", "start.then=trained", "guard=none"]
+    more = [*SUMS, "rounds=1", "start=closed_form", "start.then=trained", "guard=none"]
     alone = run(rehearsal(world, tmp_path / "a", *more))
     post = FakePost(make_sites(world, tmp_path / "b", policy=POLICY))
     together = run(deployed(world, tmp_path / "b", *more), connect=connect_by(post))
