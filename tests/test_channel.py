@@ -266,6 +266,8 @@ def test_the_solved_head_and_the_guard_see_sums_only(world: World, tmp_path: Pat
     (one,), (other,) = (lines(r.folder, "rounds.jsonl") for r in (plain, summed))
     assert one["guard"]["rows"] == other["guard"]["rows"] > 0
     assert one["guard"]["before"] == pytest.approx(other["guard"]["before"], abs=1e-4)
+    cards = [(r.folder / "adapter" / "README.md").read_text() for r in (plain, summed)]
+    assert ["sums over groups of 5 clients" in c for c in cards] == [False, True]
     assert other["replies"] == 6 and other["contributions"] == []
 
 

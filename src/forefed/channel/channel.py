@@ -20,6 +20,10 @@ class Channel(Choice):
     sums: ClassVar[bool] = False
     """The server sees sums over groups of clients, and no single contribution."""
 
+    def told(self) -> str:
+        """What a model's card says of it; empty where the server saw every contribution."""
+        return ""
+
 
 class Plain(Channel):
     """Every client's contribution by itself."""

@@ -55,6 +55,12 @@ class SecureSum(Channel):
     phases: ClassVar[tuple[str, ...]] = ("keys", "shares", "train", "unmask")
     sums: ClassVar[bool] = True
 
+    def told(self) -> str:
+        return (
+            f"The server saw sums over groups of {self.min_group} clients or more (secure "
+            "aggregation), and no single contribution."
+        )
+
     def degree(self) -> int | None:
         """Neighbours of each client as a number; None: by the size of the group."""
         if self.neighbours == "all":

@@ -68,6 +68,7 @@ def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft"
         f"`{base}`",
         "model": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights",
     }[form]
+    seen = config.channel.told()
     attack = config.attack.told() if isinstance(config.attack, Hostile) else ""
     # of "peft" a hub shows code of its own, which would not do
     library = "transformers" if form == "model" else "forefed" if run.own_head else "peft"
@@ -82,7 +83,7 @@ tags: [forefed, federated-learning]
 
 {what}, trained by Forefed with
 `{config.strategy.name}` over {run.clients} simulated clients, {config.cohort} per round,
-{run.rounds} rounds.
+{run.rounds} rounds.{f" {seen}" if seen else ""}
 
 {caution}{_outcome(config, run, objective)}
 {labels}
