@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import forefed
-from commands import Command
+from commands import Command, mistake
 from federation import Interrupted, StopAfter, World, lines
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Params, Unit
-from forefed.run import run
+from forefed.run import run, use
 from forefed.run.simulate import Rows
 from forefed.sharing import Everything, PersonalHead
 from forefed.wire.orders import encode_broadcast
@@ -115,3 +115,30 @@ def test_private_heads_survive_a_stop_and_are_tested_each_with_its_own(
         assert "note: sharing.kind = 'personal_head'" in said.err and "untrained" in said.err
     card = (whole.folder / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "**Mind**: sharing.kind = 'personal_head'" in card
+
+
+def test_predictions_as_a_client_are_those_of_its_own_head(
+    world: World, tmp_path: Path, forefed_command: Command
+) -> None:
+    """By hand: the common parameters with the client's own; and nobody is taken for a client."""
+    sets = ["strategy=fedavg", "sharing=personal_head", "cohort=2", "client.optimiser.lr=0.1"]
+    config = world.config(tmp_path, *sets, "name=own")
+    folder = run(config).folder
+    saved = load_file(folder / "checkpoint.safetensors")
+    heads = {int(n.split("/")[1]) for n in saved if n.startswith("client/") and "/private/" in n}
+    trained, other = min(heads), min({*range(6)} - heads)
+    task, state = use.trained(folder, config, client=trained)
+    start = f"client/{trained}/private/"
+    own = {n.removeprefix(start): x for n, x in saved.items() if n.startswith(start)}
+    assert own and all(torch.equal(state.params[n], x) for n, x in own.items())
+    common = use.trained(folder, config)[1].params
+    assert all(torch.equal(state.params[n], x) for n, x in common.items() if n not in own)
+    said = forefed_command("predict", folder, "w5 w6", "--client", trained)
+    assert said.status == 0 and not said.err
+    assert said.out != forefed_command("predict", folder, "w5 w6").out
+    mistake(forefed_command("predict", folder, "w5", "--client", other), f"--client {other}")
+    mistake(forefed_command("predict", folder, "w5", "--client", "6"), "clients 0 to 5")
+    plain = world.run(tmp_path, "name=plain").folder
+    mistake(
+        forefed_command("predict", plain, "w5", "--client", "0"), "keep nothing", "leave it out"
+    )

@@ -229,6 +229,10 @@ def predict(
     format: Annotated[
         str | None, typer.Option(help="csv, jsonl or parquet (default: by the output's suffix).")
     ] = None,
+    client: Annotated[
+        int | None,
+        typer.Option(help="Answer as this client (from 0), where clients keep heads of their own."),
+    ] = None,
 ) -> None:
     """Label texts with a run's model, continue them, or answer questions, as it was trained to.
 
@@ -242,8 +246,8 @@ def predict(
     if file is not None and texts:
         raise UserError("predict: give texts or a file of them (--file), not both")
     rows, wanted = use.texts_of_file(run, file) if file else (None, texts or [])
-    found = use.predict(run, wanted)
-    tell(use.told(run))
+    found = use.predict(run, wanted, client)
+    tell(use.told(run, client))
     if asked is None:
         width = max(20, out.width - 30) if out.is_terminal else None
         for one in found:

@@ -25,7 +25,7 @@ from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.begin import load_begun
 from forefed.run.build import load_model, whole_length
-from forefed.run.checkpoint import FILE, check_fits, load_checkpoint, made_with
+from forefed.run.checkpoint import FILE, Checkpoint, check_fits, load_checkpoint, made_with
 from forefed.run.config import Config
 from forefed.run.state import RunState
 
@@ -58,12 +58,16 @@ class Prediction:
         return f"{self.predicted}{sure}"
 
 
-def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
+def predict(run: Path, texts: Sequence[str], client: int | None = None) -> Iterator[Prediction]:
     """A prediction for every text, with the parameters of the run's last checkpoint.
 
+    Args:
+        client: with what this client has trained for itself (``sharing``), by its number from 0;
+            None: the model of all clients.
+
     Raises:
-        UserError: no run there, nothing trained yet, texts missing where an example has two, or
-            a text that is none.
+        UserError: no run there, nothing trained yet, texts missing where an example has two, a
+            text that is none, or a client that has nothing of its own.
     """
     config = parse(Config, record.read_config(run))
     columns = asked_columns(run, config)
@@ -78,7 +82,7 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"predict: text {number} is not UTF-8 ({text[:40]!r}); mend it")
     by_column = [list(texts[i :: len(columns)]) for i in range(len(columns))]
-    task, saved = trained(run, config)
+    task, saved = trained(run, config, client=client)
     params = saved.params
     tokenizer = load_tokenizer(config.model)
     if task.causal:
@@ -103,11 +107,15 @@ def predict(run: Path, texts: Sequence[str]) -> Iterator[Prediction]:
             yield Prediction(by_column[0][i], answer, one, task.objective.of_one)
 
 
-def told(run: Path) -> str:
-    """What must be said beside this run's predictions and exports; empty: nothing."""
+def told(run: Path, client: int | None = None) -> str:
+    """What must be said beside this run's predictions (as ``client``, where one is given) and
+    exports; empty: nothing."""
     config = parse(Config, record.read_config(run))
+    shared = config.sharing.told() if client is None else ""
+    if shared and not config.partition.kind == "sites":
+        shared += " ('forefed predict --client 0' answers as client 0 would)"
     other = "" if made_with(run, config) else OTHER_SETTINGS
-    return "; ".join(text for text in (config.sharing.told(), other) if text)
+    return "; ".join(text for text in (shared, other) if text)
 
 
 def asked_columns(run: Path, config: Config) -> list[list[str]]:
@@ -149,16 +157,22 @@ def classes_of(run: Path) -> list[str]:
 
 
 def trained(
-    run: Path, config: Config, exact: bool = False, file: str = FILE
+    run: Path,
+    config: Config,
+    exact: bool = False,
+    file: str = FILE,
+    client: int | None = None,
 ) -> tuple[Task, RunState]:
     """The run's task, and the state of its last checkpoint.
 
     Args:
         exact: the base in float32 and not quantised, whatever the run took.
         file: BEST for the parameters of the best evaluation.
+        client: with the parameters that this client keeps to itself; None: nobody's.
 
     Raises:
-        UserError: no checkpoint, a damaged one, or one of another model.
+        UserError: no checkpoint, a damaged one, or one of another model; or a client that keeps
+            nothing.
     """
     model = config.model
     if exact:
@@ -169,7 +183,28 @@ def trained(
     if saved is None:
         raise UserError(f"{run}: nothing is trained yet (there is no {file})")
     check_fits(run, saved.state, task.params)
-    return task, saved.state
+    if client is None:
+        return task, saved.state
+    own = _own(run, config, saved, client)
+    return task, replace(saved.state, params={**saved.state.params, **own})
+
+
+def _own(run: Path, config: Config, saved: Checkpoint, client: int) -> Params:
+    """What a client has trained for itself."""
+    clients = record.read_json(run / "partition.json").get("clients", 0)
+    if not config.sharing.personal:
+        raise UserError(
+            f"--client: clients of {run} keep nothing to themselves (sharing.kind = "
+            f"'{config.sharing.kind}'), so all have the same model; leave it out"
+        )
+    if config.partition.kind == "sites":
+        raise UserError(f"--client: what sites of {run} keep to themselves is not here")
+    if not 0 <= client < clients:
+        raise UserError(f"--client {client}: {run} has clients 0 to {clients - 1}")
+    own = saved.clients.private(client)
+    if not own:
+        raise UserError(f"--client {client}: this client has not trained in any round of {run}")
+    return {name: x.to(saved.state.params[name]) for name, x in own.items()}
 
 
 def _continue(task: Task, params: Params, tokenizer: Any, text: str) -> str:
