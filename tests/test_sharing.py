@@ -127,7 +127,7 @@ def test_predictions_as_a_client_are_those_of_its_own_head(
     saved = load_file(folder / "checkpoint.safetensors")
     heads = {int(n.split("/")[1]) for n in saved if n.startswith("client/") and "/private/" in n}
     trained, other = min(heads), min({*range(6)} - heads)
-    task, state = use.trained(folder, config, client=trained)
+    state = use.trained(folder, config, client=trained)[1]
     start = f"client/{trained}/private/"
     own = {n.removeprefix(start): x for n, x in saved.items() if n.startswith(start)}
     assert own and all(torch.equal(state.params[n], x) for n, x in own.items())
