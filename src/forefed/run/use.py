@@ -112,7 +112,7 @@ def told(run: Path, client: int | None = None) -> str:
     exports; empty: nothing."""
     config = parse(Config, record.read_config(run))
     shared = config.sharing.told() if client is None else ""
-    if shared and not config.partition.kind == "sites":
+    if shared and config.partition.kind != "sites":
         shared += " ('forefed predict --client 0' answers as client 0 would)"
     other = "" if made_with(run, config) else OTHER_SETTINGS
     return "; ".join(text for text in (shared, other) if text)
