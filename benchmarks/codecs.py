@@ -1,4 +1,4 @@
-"""`python -m benchmarks codecs`: what fewer bits up cost, on a head over frozen features.
+"""`python -m benchmarks.codecs`: what fewer bits up cost, on a head over frozen features.
 
 TREC as in benchmarks/robust.py (MiniLM, 384 features, 50 clients, Dirichlet 1.0, 500 training rows
 held out, three seeds of clients and order), from a head of zeros.

@@ -89,7 +89,7 @@ EIGHT = ["codec.head_directions=8"]
 METHODS = [(n, c) for n, s in STRATEGIES.items() for c in s.fixed.get("codec", CODECS.kinds())]
 WITH_ALL = ("dense", "quantised", "scalars")
 """Codecs that are run with every strategy; the others with these, and with all by ``-m full``."""
-WITH_THESE = ("spry", "fedavg", "feedsign")
+WITH_THESE = ("fedavg", "feedsign")
 ADAPTED = list(product(STRATEGIES, ADAPTERS.kinds()))
 
 

@@ -13,6 +13,7 @@ Departures, each a setting:
 - random signs as directions (published: Gaussian values); ``engine.law = "gauss16"``;
 - the head's exact gradient is projected on shared directions of its own (published: perturbed with
   everything else); ``engine.head = "perturbed"``;
+- rates that were not tuned on any task: a step's length is the rate's alone, whatever the slopes;
 - a tie of an even cohort moves nothing (published: by chance);
 - what travels down is a record with float32 votes (published: one bit).
 """
