@@ -7,7 +7,18 @@ import sys
 from pathlib import Path
 
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
-from benchmarks import engines, first_model, forward, loop, plan, reading, scale, secure_sum, wire
+from benchmarks import (
+    engines,
+    first_model,
+    forward,
+    loop,
+    plan,
+    reading,
+    robust,
+    scale,
+    secure_sum,
+    wire,
+)
 from benchmarks.table import machine_line
 
 DOCS = Path(__file__).parents[1] / "docs" / "BENCHMARKS.md"
@@ -20,10 +31,11 @@ PARTS = {
     "plan": plan,
     "first_model": first_model,
     "reading": reading,
+    "robust": robust,
     "secure_sum": secure_sum,
 }
 
-LONG = ("first_model", "secure_sum")
+LONG = ("first_model", "robust", "secure_sum")
 """Made by name only: minutes, or data sets that are not shipped."""
 
 HEAD = (

@@ -26,6 +26,7 @@ from forefed.aggregate import (
     NearestMixing,
     NearestNeighbours,
     NormBound,
+    Spectral,
     TrimmedMean,
 )
 from forefed.core.errors import UserError
@@ -79,6 +80,10 @@ def column(*values: float) -> Tensor:
         (NearestMixing(f=1), [1, 2, 4, 9], 7 / 3),
         # all 3 of v = 5, 4, 6 centred at 5; squares along the only direction: 90 goes
         (DivideAndConquer(f=1), [4, 5, 6, 90], 5),
+        # cut to the median length 5.5: 4, 5, 5.5, 5.5, whose mean is 5; 4 is farthest from it
+        (DivideAndConquer(f=1, cut=1.0), [4, 5, 6, 90], 16 / 3),
+        # 90 goes first; of 1, 2, 3, 30 it is 30
+        (Spectral(f=2), [1, 2, 3, 30, 90], 2),
     ],
     ids=repr,
 )
@@ -103,7 +108,8 @@ def test_centred_clipping_by_hand() -> None:
 
 ATTACKED = [
     *(Krum(f=3), Median(), TrimmedMean(f=3), Bulyan(f=3), DivideAndConquer(f=3)),
-    *(MultiKrum(f=3), NearestNeighbours(f=3), NearestMixing(f=3)),
+    *(MultiKrum(f=3), NearestNeighbours(f=3), NearestMixing(f=3), Spectral(f=3)),
+    DivideAndConquer(f=3, cut=1.0),
 ]
 
 
@@ -162,8 +168,23 @@ def test_order_scale_and_shift_change_nothing_else(kind: str, settings: dict[str
         torch.testing.assert_close(shifted, plain + shift, **close)
 
 
+def test_liars_of_several_lengths_and_directions_go_one_by_one() -> None:
+    x_ND = torch.cat([0.1 * WIDE.normal((12, 30)).double(), 50 * torch.eye(30).double()[:3]])
+    x_ND[12] *= 3
+    honest = x_ND[:12].mean(0)
+    torch.testing.assert_close(combined(Spectral(f=3), x_ND), honest)
+    assert float(combined(Spectral(f=2), x_ND).norm()) > 1  # one is left
+
+
 @pytest.mark.parametrize(
-    "rule", [TrimmedMean(f=0), DivideAndConquer(f=0), NearestNeighbours(f=0), NearestMixing(f=0)]
+    "rule",
+    [
+        TrimmedMean(f=0),
+        DivideAndConquer(f=0),
+        NearestNeighbours(f=0),
+        NearestMixing(f=0),
+        Spectral(f=0),
+    ],
 )
 def test_without_liars_it_is_the_mean(rule: Aggregator) -> None:
     x_ND = WIDE.normal((6, 4)).double()

@@ -13,6 +13,7 @@ from forefed.aggregate.multi_krum import MultiKrum
 from forefed.aggregate.nna import NearestNeighbours
 from forefed.aggregate.nnm import NearestMixing
 from forefed.aggregate.norm_bound import NormBound
+from forefed.aggregate.spectral import Spectral
 from forefed.aggregate.trimmed_mean import TrimmedMean
 from forefed.core.settings import Registry
 
@@ -29,6 +30,7 @@ AGGREGATORS: Registry[Aggregator] = Registry(
         MultiKrum,
         Bulyan,
         DivideAndConquer,
+        Spectral,
         NearestNeighbours,
         NearestMixing,
         MudHog,
@@ -50,6 +52,7 @@ __all__ = [
     "NearestNeighbours",
     "NormBound",
     "PerUnit",
+    "Spectral",
     "Tolerant",
     "TrimmedMean",
 ]

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from forefed.aggregate.aggregator import Tolerant
+from forefed.aggregate.vectors import clipped, middle
 from forefed.core.states import State
 from forefed.core.types import ServerContext, Unit
 
@@ -33,12 +34,18 @@ class DivideAndConquer(Tolerant):
     coordinates: Annotated[int, Field(ge=1)] = 10_000
     """b: drawn in each iteration (all, where there are fewer)."""
 
+    cut: Annotated[float, Field(gt=0)] | None = None
+    """Vectors are first cut to so many median lengths, so that no few long ones decide what the
+    direction is; None: not (published)."""
+
     source: ClassVar[str] = "Shejwalkar and Houmansadr, NDSS 2021"
 
     def tolerate(
         self, x_ND: Tensor, f: int, unit: Unit, state: State, ctx: ServerContext
     ) -> tuple[Tensor, State]:
         n, d = x_ND.shape
+        if self.cut is not None:
+            x_ND = clipped(x_ND, self.cut * middle(x_ND.norm(dim=1)))
         keep = max(1, n - math.floor(self.factor * f + 1e-9))
         votes_N = torch.zeros(n, dtype=torch.int64)
         for i in range(self.iterations):
