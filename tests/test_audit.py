@@ -310,7 +310,8 @@ def test_audit_reads_slopes_and_the_sums_of_the_start(world: World, tmp_path: Pa
     assert one["labels, from the counts"].value == 1
     assert one["a guessed text alone in its class, by its features"].value == 1
     assert 0 < one["gradient"].value < 0.9  # 4 of more than 4 dimensions
-    assert "counts of its classes" in found.line
+    assert "counts of its classes" in found.line and "pair of words" in found.line
+    assert one["tokens, from the counts of words"].value == 1
 
 
 def test_a_secure_sum_hides_rows_but_not_from_who_knows_all_others(
@@ -390,7 +391,7 @@ def test_mistakes_are_told(forefed_command: Command, world: World, tmp_path: Pat
         (DP_CLIENT, ["no noise and no secure sum", "'dp_client' is the server's own"]),
         (DP_EXAMPLE, ["in between: noise of 'dp_example' in every client's own steps"]),
         (["start=closed_form"], ["the features of a row that is alone"]),
-        (["start=closed_form", "start.min_count=3"], ["counts of its classes; no noise"]),
+        (["start=closed_form", "start.min_count=3", "start.words=0"], ["classes; no noise"]),
     ],
 )
 def test_the_line_follows_from_the_settings(sets: list[str], words: list[str]) -> None:

@@ -28,13 +28,16 @@ from forefed.audit.reading import Reading
 from forefed.audit.reveals import protections, remedy_of, reveals
 from forefed.audit.rowspace import ranked_right, row_space
 from forefed.audit.scalars import cosine
-from forefed.audit.subject import Subject, subject_of, summed, sums_of
+from forefed.audit.subject import Subject, everything, subject_of, summed, sums_of
 from forefed.audit.tokens import tokens_of
 from forefed.core import trees
 from forefed.core.keys import Key, Secret
 from forefed.core.types import Json, Order, Params, Update
 from forefed.data.examples import Examples
+from forefed.models.words import occurrences
+from forefed.run.build import answers, start_at
 from forefed.run.config import Config
+from forefed.start import words_of
 from forefed.start.features import features, names_of_head
 from forefed.start.sums import STEP
 
@@ -484,8 +487,6 @@ def embedding_names(subject: Subject) -> list[str]:
 
 def of_start(subject: Subject, trials: int) -> Iterator[Finding]:
     """The sums of one client, asked before round 1."""
-    from forefed.run.build import start_at
-
     start = start_at(subject.config, subject.task)
     if start is None or not subject.classes:
         return
@@ -526,6 +527,41 @@ def of_start(subject: Subject, trials: int) -> Iterator[Finding]:
             yield finding("start", name, client, alone, 1 / GUESSES, note=note)
         name = "a guessed text, by the span of the features"
         yield finding("start", name, client, span, 1 / GUESSES)
+        if words_of(subject.config, pooling_of(subject)):
+            yield of_words(subject, client, trials)
+
+
+def pooling_of(subject: Subject) -> str:
+    return str(getattr(subject.task.model.get_base_model(), "pooling", "pooler"))
+
+
+def of_words(subject: Subject, client: Client, trials: int) -> Finding:
+    """The tokens of a client, from the counts of words: each token of the vocabulary has a bucket,
+    and where nobody counted in it, it does not occur."""
+    answer = answers(subject.config, subject.task, None)
+    ids = torch.from_numpy(subject.vocabulary)
+    _, bucket_V, _ = occurrences(torch.arange(len(ids)), ids)
+    values, blind = [], []
+    for t in range(trials):
+        key = Key(subject.config.seed).fold("audit words", client.rows, t)
+        rows = client_rows(subject, client.rows, key)
+        others = [
+            client_rows(subject, client.rows, key.fold("other", i)) for i in range(1, subject.group)
+        ]
+        counts = torch.stack(
+            [
+                answer.numbers("documents", {}, everything(some))["documents"][:, 0]
+                for some in (rows, *others)
+            ]
+        ).sum(0)
+        found = set(ids[counts[bucket_V] > 0].tolist())
+        stranger = client_rows(subject, client.rows, key.fold("stranger"))
+        truth, guess = (set(r.tokens.tolist()) & set(ids.tolist()) for r in (rows, stranger))
+        values.append(len(found & truth) / max(1, len(found | truth)))
+        blind.append(len(guess & truth) / max(1, len(guess | truth)))
+    note = "share of the tokens found or there that are both"
+    name = "tokens, from the counts of words"
+    return finding("start", name, client, values, float(np.mean(blind)), note=note)
 
 
 def residuals(xx_DD: Tensor, x_ND: Tensor) -> Tensor:

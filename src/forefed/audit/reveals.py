@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from forefed.channel import SecureSum
 from forefed.run.config import Config
-from forefed.start import ClosedForm, start_of
+from forefed.start import ClosedForm, start_of, words_of
 
 
 def protections(config: Config) -> list[str]:
@@ -55,10 +55,15 @@ def reveals(config: Config) -> str:
         alone = (
             ", and the features of a row that is alone in its class" if start.min_count == 1 else ""
         )
+        words = ""
+        if words_of(config, config.model.pooling):
+            words = ", and in how many rows each word and each pair of words is"
         if config.channel.sums:
-            parts.append("before round 1 such sums tell the counts of the classes")
+            parts.append(f"before round 1 such sums tell the counts of the classes{words}")
         else:
-            parts.append(f"before round 1 each client sends the counts of its classes{alone}")
+            parts.append(
+                f"before round 1 each client sends the counts of its classes{alone}{words}"
+            )
     between = protections(config)
     parts.append(
         f"in between: {' and '.join(between)}"
@@ -85,6 +90,8 @@ def remedy_of(config: Config) -> list[str]:
     said.append("no loss beside the update: policy.metrics without 'loss' at the sites")
     start = solved(config)
     if start is not None:
+        if words_of(config, config.model.pooling):
+            said.append("start.words = 0, without which the words of a client are no secret")
         few = "start.min_count = 5, or " if start.min_count < 5 else ""
         said.append(f"{few}start.kind = 'none', which sends no sums")
     said.append("none of these bounds what is learnt: only noise with an account of it does")

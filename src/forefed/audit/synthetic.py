@@ -7,6 +7,7 @@ know them, rows are random words of the vocabulary itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,32 +92,36 @@ def taken(examples: Examples, indices: Sequence[int] | Indices) -> Examples:
     """These rows alone, in their order."""
     parts = [slice(examples.offsets[i], examples.offsets[i + 1]) for i in indices]
     where = np.asarray(indices, dtype=np.int64)
-    lengths = [part.stop - part.start for part in parts]
-    return Examples(
-        np.concatenate([examples.tokens[part] for part in parts]),
-        None if examples.types is None else np.concatenate([examples.types[p] for p in parts]),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        examples.labels[where],
-        examples.n_bytes[where],
-        examples.pad_id,
-        examples.causal,
+    types = examples.types
+    return replace(
+        examples,
+        tokens=np.concatenate([examples.tokens[part] for part in parts]),
+        types=None if types is None else np.concatenate([types[part] for part in parts]),
+        offsets=_offsets([part.stop - part.start for part in parts]),
+        labels=examples.labels[where],
+        n_bytes=examples.n_bytes[where],
+        chars=None,
+        passages=None,
     )
 
 
 def joined(*parts: Examples) -> Examples:
     """One after the other."""
-    first = parts[0]
-    lengths = np.concatenate([part.lengths() for part in parts])
     types = [part.types for part in parts if part.types is not None]
-    return Examples(
-        np.concatenate([part.tokens for part in parts]),
-        np.concatenate(types) if types else None,
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.n_bytes for part in parts]),
-        first.pad_id,
-        first.causal,
+    return replace(
+        parts[0],
+        tokens=np.concatenate([part.tokens for part in parts]),
+        types=np.concatenate(types) if types else None,
+        offsets=_offsets(np.concatenate([part.lengths() for part in parts])),
+        labels=np.concatenate([part.labels for part in parts]),
+        n_bytes=np.concatenate([part.n_bytes for part in parts]),
+        chars=None,
+        passages=None,
     )
+
+
+def _offsets(lengths: Sequence[int] | Indices) -> Indices:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def near_copy(one: Examples, key: Key, vocabulary: Indices) -> Examples:
@@ -132,20 +137,12 @@ def near_copy(one: Examples, key: Key, vocabulary: Indices) -> Examples:
         at = inner[int(key.fold("place").integers(1, len(inner))[0])]
         others = vocabulary[vocabulary != tokens[at]]
         tokens[at] = others[int(key.fold("token").integers(1, len(others))[0])]
-    return Examples(tokens, one.types, one.offsets, one.labels, one.n_bytes, one.pad_id, one.causal)
+    return replace(one, tokens=tokens)
 
 
 def relabelled(examples: Examples, labels: Any) -> Examples:
     """The same texts with other labels."""
-    return Examples(
-        examples.tokens,
-        examples.types,
-        examples.offsets,
-        np.asarray(labels, dtype=examples.labels.dtype),
-        examples.n_bytes,
-        examples.pad_id,
-        examples.causal,
-    )
+    return replace(examples, labels=np.asarray(labels, dtype=examples.labels.dtype))
 
 
 def skewed(rows: int, classes: int, key: Key) -> Any:
