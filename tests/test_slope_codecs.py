@@ -145,11 +145,11 @@ def four_clients() -> list[dict[str, torch.Tensor]]:
 
 
 def final(strategy: str, **more: object) -> float:
-    client = {"batch_size": "all", "optimiser": {"kind": "sgd", "lr": 0.05}}
+    client = {"batch_size": "all", "optimiser": {"kind": "sgd", "lr": 0.08}}
     settings = {"client": client, "engine": {"kind": "forward", "directions": 4}, "server": "sgd"}
     settings |= more
     result = forefed.simulate(
-        loss, {"w": torch.zeros(5)}, four_clients(), strategy=strategy, rounds=120, **settings
+        loss, {"w": torch.zeros(5)}, four_clients(), strategy=strategy, rounds=60, **settings
     )
     return result.losses[-1]
 

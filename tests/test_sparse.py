@@ -218,19 +218,19 @@ def test_what_does_not_go_together(sets: list[str], reason: str) -> None:
 
 
 def test_feedback_finds_what_a_few_elements_alone_do_not() -> None:
-    """A quadratic of 50 parameters, one of which is sent a round."""
+    """A quadratic of 50 parameters, two of which are sent a round."""
     target = Key(2).normal((50,))
 
     def loss(params: Any, batch: Any) -> Tensor:
         return ((params["w"] - batch["t"]) ** 2).sum(1).mean()
 
-    def left(*modifiers: Any, ratio: float = 0.02, lr: float = 1.0) -> float:
-        client = {"batch_size": "all", "optimiser": {"kind": "sgd", "lr": 0.01}}
+    def left(*modifiers: Any, ratio: float = 0.04, lr: float = 1.0) -> float:
+        client = {"batch_size": "all", "optimiser": {"kind": "sgd", "lr": 0.02}}
         return forefed.simulate(
             loss,
             {"w": torch.zeros(50)},
-            [{"t": target + Key(i).fold("own").normal((1, 50))} for i in range(4)],
-            rounds=300,
+            [{"t": target + Key(i).fold("own").normal((1, 50))} for i in range(3)],
+            rounds=100,
             codec={"kind": "sparse", "ratio": ratio},
             modifiers=modifiers,
             client=client,
