@@ -129,6 +129,9 @@ def default_run(
         )
         sets.append(f"data.source.{part}='{path}'")
     sets += ["data.task.kind=pairs"] if name == "sick" else []
+    known = {label for _, label in train}
+    if not {label for _, label in test} <= known:  # a class of test rows that no training row has
+        sets.append(f"data.task.labels={json.dumps(sorted(known | {x for _, x in test}))}")
     sets += ["model.dtype=float32", "partition.clients=50", f"partition.alpha={alpha}"]
     kept = answer.features
     answer.features = remembered  # type: ignore[assignment]
