@@ -244,3 +244,23 @@ def test_a_secure_sum_does_not_tell_how_many_were_drawn() -> None:
     sets = [NOISY, "channel=secure_sum", "select=poisson", "cohort=10"]
     found = conflicts(configure(sets=[*BASE, *sets]))
     assert any("set select.kind = 'uniform'" in c for c in found)
+
+
+def test_sums_are_divided_by_the_expected_count_whoever_is_heard() -> None:
+    shares = [{"x": torch.ones(2, 4)} for _ in range(12)]
+    states = [torch.zeros(4)]
+    found = forefed.simulate(
+        lambda p, b: (b["x"] @ p["w"]).mean(),  # every client would move by (1, 1, 1, 1)
+        {"w": torch.zeros(4)},
+        shares,
+        select="poisson",
+        cohort=3,
+        rounds=8,
+        modifiers=[{"kind": "dp_client", "clip": 0.1, "noise_multiplier": 0}],
+        client={"optimiser": {"kind": "sgd", "lr": 1.0}, "batch_size": "all"},
+        on_round=lambda state, _: states.append(state.params["w"]),
+    )
+    sizes = [len(r.updates) for r in found.reports]
+    assert len({*sizes}) > 2
+    steps = [float(torch.norm(b - a)) for a, b in pairwise(states)]
+    assert steps == pytest.approx([n * 0.1 / 3 for n in sizes], abs=1e-6)

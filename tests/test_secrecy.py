@@ -152,9 +152,17 @@ def test_the_noise_of_a_deployment_cannot_be_taken_off(
     private_noise = [honest(zeros, 1.0, secret)["w"] for secret in drawn_by]
     assert len({x.numpy().tobytes() for x in private_noise}) == len(private_noise)
     for role in ("server", "clients"):
-        for public in (Secret(11), Secret.rehearsed(11), Secret.rehearsed(11).fold(role)):
+        known = [Key(11), Key(11).fold(role, 1), Key(11).fold("round", 1)]
+        known += [Key(11).fold("client", 1, c) for c in range(3)]
+        secrets = [Secret(key.value) for key in known]
+        for public in (*secrets, Secret.rehearsed(11), Secret.rehearsed(11).fold(role)):
             for round in (0, 1):
-                for key in (public.fold(round), public.fold(0, round), public.fold("x", round)):
+                for key in (
+                    public,
+                    public.fold(round),
+                    public.fold(0, round),
+                    public.fold("x", round),
+                ):
                     for last in (key.fold(kind), key.fold(kind, 0), key):
                         guess = honest(zeros, 1.0, last)["w"]
                         along = [
