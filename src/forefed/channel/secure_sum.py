@@ -76,8 +76,6 @@ class SecureSum(Channel):
 
     def conflicts(self, config: Any) -> Iterator[str]:
         here = "channel.kind = 'secure_sum'"
-        if find_spec("cryptography") is None:
-            yield f"{here} needs the library 'cryptography': pip install 'forefed[secure]'"
         if config.cohort < self.min_group:
             yield (
                 f"cohort = {config.cohort} is below channel.min_group = {self.min_group}, so every "
@@ -88,12 +86,6 @@ class SecureSum(Channel):
                 yield (
                     f"{slot}.kind = '{getattr(config, slot).kind}' reads single contributions, "
                     f"which {here} hides; choose another, or channel.kind = 'plain'"
-                )
-        for modifier in config.modifiers:
-            if modifier.individual:
-                yield (
-                    f"modifiers: '{modifier.kind}' reads single contributions at the server, which "
-                    f"{here} hides; leave it out, or set channel.kind = 'plain'"
                 )
         if config.codec.kind not in ("dense", "scalars"):
             yield (
@@ -128,7 +120,20 @@ class SecureSum(Channel):
                 "memory: groups with engines of unequal noise are weighed one by one, which "
                 f"{here} hides; give one budget"
             )
+        yield from self._outside(config)
         yield from self._too_coarse(config)
+
+    def _outside(self, config: Any) -> Iterator[str]:
+        """What depends on the machine, and on modifiers of others (none of ours is individual)."""
+        here = "channel.kind = 'secure_sum'"
+        if find_spec("cryptography") is None:
+            yield f"{here} needs the library 'cryptography': pip install 'forefed[secure]'"
+        for modifier in config.modifiers:
+            if modifier.individual:
+                yield (
+                    f"modifiers: '{modifier.kind}' reads single contributions at the server, which "
+                    f"{here} hides; leave it out, or set channel.kind = 'plain'"
+                )
 
     def _too_coarse(self, config: Any) -> Iterator[str]:
         point = self.point(config.codec.payload, config.cohort)
