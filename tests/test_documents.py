@@ -10,7 +10,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -95,16 +94,16 @@ def test_commands_exist(block: Block) -> None:
 
 def check_command(arguments: list[str]) -> None:
     """Known commands, options and settings; files of this repository are read."""
-    command: click.Command = typer.main.get_command(cli.app)
-    context = click.Context(command, info_name="forefed")
-    while isinstance(command, click.Group):
+    command: Any = typer.main.get_command(cli.app)
+    context = typer.Context(command, info_name="forefed")
+    while isinstance(command, typer.core.TyperGroup):
         name, *arguments = arguments
         if name.startswith("-"):
             assert name in {option for p in command.params for option in p.opts}, name
             return
         assert name in command.commands, f"forefed {name}"
         command = command.commands[name]
-        context = click.Context(command, parent=context, info_name=name)
+        context = typer.Context(command, parent=context, info_name=name)
     command.parse_args(context, arguments)
     given = context.params
     sets = given.get("sets") or ()
@@ -148,7 +147,7 @@ def test_the_python_example_runs(world: World, tmp_path: Path) -> None:
 def test_every_command_is_in_the_reference() -> None:
     page = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     command = typer.main.get_command(cli.app)
-    assert isinstance(command, click.Group)
+    assert isinstance(command, typer.core.TyperGroup)
     assert not [name for name in command.commands if f"`forefed {name}" not in page]
 
 

@@ -104,7 +104,8 @@ def _keep_trace(error: Exception) -> str:
 
 def _first(number: int, frame: FrameType | None) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, _second)
+        if signal.getsignal(each) is _first:  # what is ignored in the background stays so
+            signal.signal(each, _second)
     raise KeyboardInterrupt
 
 
