@@ -4,7 +4,7 @@ Source: DAGER (Petrov et al., arXiv 2405.15586). The gradient of a matrix by whi
 multiplied is a sum of products (dL/dh) x^T, so its rows are combinations of the inputs: where it
 has as many rows as there are inputs, every input lies in their span, and hardly anything else. For
 LoRA's A the rows are r per matrix (and 0 as long as B is 0); matrices that read the same inputs are
-stacked, which DAGER's code does not do.
+stacked.
 
 The first block's inputs are one token each, so a vocabulary of candidates can be tried.
 
