@@ -22,11 +22,12 @@ from forefed.audit.optimise import Inversion, Pairs, of_texts, overlap
 from forefed.audit.reveals import reveals
 from forefed.audit.rowspace import inside, ranked_right, row_space
 from forefed.audit.scalars import cosine, recovered
-from forefed.audit.subject import subject_of
+from forefed.audit.subject import Silent, subject_of
 from forefed.audit.synthetic import joined, near_copy, relabelled, skewed, taken
 from forefed.audit.tokens import tokens_of
-from forefed.core.keys import Key
+from forefed.core.keys import Key, Secret
 from forefed.models.adapters import Lora
+from forefed.privacy.noise import gaussian
 from forefed.report import read_run, write_report
 from forefed.run import run
 from forefed.run.config import configure
@@ -197,6 +198,11 @@ def test_a_row_alone_in_its_class_is_its_sum_and_few_rows_are_in_their_span() ->
     rounded = (torch.cat([x, KEY.fold("other").normal((3, 20))]).double() / STEP).round() * STEP
     left = residuals(xx, rounded)
     assert float(left[:4].max()) < 1e-6 and float(left[4:].min()) > 0.5
+
+
+def test_noise_that_the_attacker_cannot_know_is_0_to_it() -> None:
+    noise = gaussian(Silent(0).fold("any", 3), (4, 5))
+    assert float(noise.abs().max()) < 1e-9 and float(gaussian(Secret(1), (9,)).abs().max()) > 0.5
 
 
 def test_a_tie_is_as_good_as_its_draw() -> None:
