@@ -13,8 +13,8 @@ set -euo pipefail
 place=$(mktemp -d); trap 'rm -rf "$place"' EXIT
 python3.11 -m venv "$place/venv"
 pip() { "$place/venv/bin/pip" install -q --disable-pip-version-check "$@"; }
-pip --no-deps "byzfl==0.0.11"  # its rules need torch and numpy only; the rest of it torchvision, seaborn and others
-pip "torch==2.13.0" "numpy==2.4.6"
+pip --no-deps "byzfl==0.0.11"  # its rules need torch, numpy and scipy only; the rest of it torchvision, seaborn and others
+pip "torch==2.13.0" "numpy==2.4.6" "scipy==1.17.1"
 cat > "$place/try.py" <<'PY'
 import importlib.util
 import sys
