@@ -15,18 +15,18 @@ import torch
 
 from benchmarks.table import markdown
 from forefed.assign import Contiguous
+from forefed.config.config import Config
 from forefed.core.keys import Secret
 from forefed.core.types import Lost, Order, Params, Reply, Unit, Update
 from forefed.data.examples import ClientData, Examples
+from forefed.federation.inprocess import ClientStore
+from forefed.federation.replica import Replica
+from forefed.federation.star import RunState, Star
 from forefed.gradients.backprop import Backprop
 from forefed.local import TaskView, Trainer
 from forefed.optimisers import Sgd
 from forefed.run.build import assemble
-from forefed.run.config import Config
-from forefed.run.inprocess import ClientStore
-from forefed.run.replica import Replica
 from forefed.run.simulate import OwnLoss, OwnModel
-from forefed.run.star import RunState, Star
 from forefed.wire import Dense
 
 UNITS = [Unit(f"u{i}", (f"u{i}",), i, 16) for i in range(4)]

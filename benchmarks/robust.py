@@ -33,11 +33,11 @@ from forefed.core.keys import Key
 from forefed.core.types import Params
 from forefed.data.encoding import encode_texts
 from forefed.data.partition import Dirichlet
+from forefed.federation.adversary import Adversary
+from forefed.federation.star import RoundReport, RunState
 from forefed.models.adapters import HeadOnly
 from forefed.models.load import load_task
 from forefed.models.settings import ModelSettings
-from forefed.run.adversary import Adversary
-from forefed.run.star import RoundReport, RunState
 from forefed.start.features import features
 
 CLIENTS, ROUNDS, SEEDS, HELD_OUT = 50, 8, 3, 500

@@ -17,19 +17,19 @@ import torch
 
 from benchmarks.table import markdown
 from forefed.assign import Everything
+from forefed.config.config import Config
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params, Reply, Unit, Update
 from forefed.data.examples import ClientData
+from forefed.federation.inprocess import ClientStore
+from forefed.federation.replica import Replica
+from forefed.federation.star import RunState, Star
 from forefed.gradients import Fresh
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView
 from forefed.optimisers import Sgd
 from forefed.run.build import assemble, make_trainer
-from forefed.run.config import Config
-from forefed.run.inprocess import ClientStore
-from forefed.run.replica import Replica
 from forefed.run.simulate import OwnLoss, OwnModel
-from forefed.run.star import RunState, Star
 from forefed.wire import Codec, Dense, Scalars
 
 

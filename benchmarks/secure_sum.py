@@ -1,8 +1,8 @@
 """What a secure sum costs in bytes, processor seconds and memory: against the plain channel, and
 against Flower's SecAgg+ on the same vectors.
 
-No training: clients have a vector each. Ours are the messages and halves of a run (run/summed.py,
-local/summed.py). Flower's are the functions of its client mod and of its server workflow, called in
+No training: clients have a vector each. Ours are the messages and halves of a run (summed.py in
+federation/ and local/). Flower's are the functions of its client mod and of its server workflow, called in
 the same order on the same vectors, with as many neighbours and the same threshold, without the
 transport around them. Five in a hundred clients drop out after they have shared. Of Flower's 1,000
 clients a few are worked through, and the rest counted like them.
@@ -29,8 +29,8 @@ from forefed.channel.words import Words
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Lost, Order, Reply, Transport, Update
 from forefed.data.examples import ClientData
+from forefed.federation.summed import Summation
 from forefed.local.summed import Summing, empty, of_words, to_words
-from forefed.run.summed import Summation
 from forefed.wire import Dense
 
 SIZES = (10, 100, 1000)

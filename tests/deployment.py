@@ -23,12 +23,12 @@ from forefed.deploy.envelope import Envelope, encode, read
 from forefed.deploy.remote import Delivery, Failure, RemoteClients
 from forefed.deploy.settings import SiteSettings
 from forefed.deploy.site import Site
+from forefed.federation.server import Server
+from forefed.federation.star import RunState, Star
 from forefed.gradients.backprop import Backprop
 from forefed.local import LocalTraining, Trainer
 from forefed.optimisers import Sgd
 from forefed.run import Config, configure, run
-from forefed.run.server import Server
-from forefed.run.star import RunState, Star
 from forefed.wire import Dense
 from forefed.wire.orders import decode_broadcast, decode_order
 from toy import HEAD, toy_clients, toy_params, toy_task, toy_units

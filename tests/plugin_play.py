@@ -11,7 +11,7 @@ from deployment import FakePost, connect_by, deployed, make_sites
 from federation import Interrupted, StopAfter, World
 from forefed.run import run
 from forefed.run.rebuild import replay_log
-from forefed.run.use import predict
+from forefed.use.predict import predict
 
 LION = "client.optimiser={kind='lion', lr=0.01}"
 

@@ -12,12 +12,12 @@ import torch
 from forefed.assign import Everything
 from forefed.collect import EveryRound
 from forefed.core.types import Params, Unit
+from forefed.federation.star import RunState, Star
 from forefed.gradients.draw import FRESH
 from forefed.local import LocalTraining
 from forefed.optimisers import Sgd
 from forefed.run import Config
 from forefed.run.simulate import star_over
-from forefed.run.star import RunState, Star
 from forefed.wire import Scalars
 from toy import HEAD, ToyLoss, toy_clients, toy_params, toy_units
 

@@ -10,7 +10,7 @@ import pytest
 
 from federation import World
 from forefed.compare import Study, schedule
-from forefed.run.config import assignment, merge
+from forefed.config.config import assignment, merge
 
 
 def base_of(world: World, *more: str) -> dict:

@@ -200,7 +200,7 @@ def test_these_adapters_have_no_dropout(world: World, tmp_path: Path) -> None:
 @BOTH
 def test_split_clients_send_their_own_units(adapter: Adapter, world: World, tmp_path: Path) -> None:
     """A run with exact gradients on a split, in bfloat16, that also can be used afterwards."""
-    from forefed.run.use import predict
+    from forefed.use.predict import predict
 
     result = world.run(
         tmp_path, "strategy=fedyogi_split", f"adapter={adapter.kind}", "model.dtype=bfloat16"

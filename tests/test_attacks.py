@@ -34,13 +34,13 @@ from forefed.attacks import (
     StatOpt,
 )
 from forefed.attacks.simple import by_formula, by_table
+from forefed.config.compat import check
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Params, Update
+from forefed.federation.adversary import Adversary
 from forefed.run import run
-from forefed.run.adversary import Adversary
-from forefed.run.compat import check
 from test_simulate import PLAIN, START, clients, squared
 
 BENIGN = Key(7).normal((12, 30)).double() + 0.5

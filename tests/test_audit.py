@@ -25,12 +25,12 @@ from forefed.audit.scalars import cosine, recovered
 from forefed.audit.subject import Silent, subject_of
 from forefed.audit.synthetic import joined, near_copy, relabelled, skewed, taken
 from forefed.audit.tokens import tokens_of
+from forefed.config.config import configure
 from forefed.core.keys import Key, Secret
 from forefed.models.adapters import Lora
 from forefed.privacy.noise import gaussian
 from forefed.report import read_run, write_report
 from forefed.run import run
-from forefed.run.config import configure
 from forefed.start.sums import STEP, Sums
 from tiny import moved, tiny_examples, tiny_task
 

@@ -105,7 +105,7 @@ def test_settings_of_memory() -> None:
     ids=lambda x: x[-1] if isinstance(x, list) else "",
 )
 def test_mistakes(sets: list[str], words: str) -> None:
-    from forefed.run.compat import check
+    from forefed.config.compat import check
 
     with pytest.raises(UserError) as refusal:
         check(configure(sets=sets))

@@ -19,17 +19,17 @@ from federation import World, lines
 from forefed.channel import SecureSum
 from forefed.channel.messages import Message
 from forefed.channel.words import Words
+from forefed.config.compat import conflicts
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Params, Reply, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.remote import Failure
 from forefed.deploy.settings import for_sites
+from forefed.federation.star import RunState
 from forefed.local.summed import ABOUT, of_words, to_words
 from forefed.run import configure, run
-from forefed.run.compat import conflicts
 from forefed.run.simulate import Simulation, star_over
-from forefed.run.star import RunState
 from forefed.wire.message import kind_of
 from forefed.wire.questions import encode_question
 

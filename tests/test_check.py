@@ -9,7 +9,7 @@ import pytest
 
 from commands import Command, mistake, options, plain
 from federation import World, snapshot, text_rows, write_lines
-from forefed.run.config import SLOTS, Config
+from forefed.config.config import SLOTS, Config
 
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "missing file": (["data.source.path=nowhere.csv"], ["data.source.path", "nowhere.csv"]),

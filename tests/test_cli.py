@@ -14,7 +14,7 @@ import pytest
 import forefed
 from commands import Command, options, plain
 from federation import CLASSES, World, snapshot
-from forefed.run.choices import LISTS as REGISTRIES
+from forefed.config.catalogue import LISTS as REGISTRIES
 from forefed.strategies import STRATEGIES
 
 
@@ -179,13 +179,13 @@ def test_a_bug_is_called_one_and_keeps_its_trace_in_a_file(
 ) -> None:
     import tempfile
 
-    import forefed.run.choices
+    import forefed.config.catalogue
 
     def broken(what: str, verbose: bool) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(forefed.run.choices, "choices_tables", broken)
+    monkeypatch.setattr(forefed.config.catalogue, "choices_tables", broken)
     said = forefed_command("list", "engines")
     (kept,) = tmp_path.iterdir()
     assert said.status == 70 and "Traceback" not in said.err + said.out

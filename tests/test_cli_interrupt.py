@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-import forefed.run.choices
+import forefed.config.catalogue
 from commands import Command, options
 from federation import World
 from forefed.cli import main
@@ -28,7 +28,7 @@ def test_a_command_that_keeps_nothing_says_nothing_of_rounds(stop, monkeypatch, 
     def interrupted(what, verbose):
         stop()
 
-    monkeypatch.setattr(forefed.run.choices, "choices_tables", interrupted)
+    monkeypatch.setattr(forefed.config.catalogue, "choices_tables", interrupted)
     monkeypatch.setattr(sys, "argv", ["forefed", "list", "engines"])
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(SystemExit) as ended:

@@ -12,10 +12,10 @@ import pytest
 import forefed
 from commands import Command, mistake, options
 from federation import World, snapshot, text_rows, write_lines
+from forefed.config.compat import EXCLUSIONS, check, conflicts
 from forefed.core.errors import UserError
 from forefed.run import configure
 from forefed.run.checkpoint import FILE
-from forefed.run.compat import EXCLUSIONS, check, conflicts
 
 SETTINGS: dict[str, tuple[list[str], list[str]]] = {
     "misspelt column": (["data.task.text=txet"], ["data.task.text", "txet", "'text'"]),

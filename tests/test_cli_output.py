@@ -14,10 +14,10 @@ from pyarrow import parquet
 
 from commands import Command, mistake, options
 from federation import CLASSES, World, text_rows, write_lines
+from forefed.config.catalogue import LISTS, QUESTIONS
+from forefed.config.config import SLOTS, Config
+from forefed.config.schema import config_schema
 from forefed.core.terminal import one_line, printable
-from forefed.run.choices import LISTS, QUESTIONS
-from forefed.run.config import SLOTS, Config
-from forefed.run.schema import config_schema
 from forefed.strategies import STRATEGIES
 
 NASTY = ("[/redacted]", "[name]", "[bold]x[/bold]", ":smile:")

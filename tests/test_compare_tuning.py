@@ -14,11 +14,11 @@ from forefed.compare import compare, schedule
 from forefed.compare.grid import cells_of
 from forefed.compare.study import check_study
 from forefed.compare.tune import choose, tuning_cells
+from forefed.config.config import merge
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.data.prepare import Prepared, prepare
 from forefed.models.load import load_tokenizer
-from forefed.run.config import merge
 from forefed.run.record import read_json
 from studies import tiny_study
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation import World
+from forefed.config.config import SLOTS, merge
 from forefed.core.errors import UserError
 from forefed.core.settings import Registry
 from forefed.models.adapters import Lora
 from forefed.optimisers import OPTIMISERS
 from forefed.run import Config, configure
 from forefed.run.checkpoint import config_digest
-from forefed.run.config import SLOTS, merge
 from forefed.run.record import read_config
 from forefed.strategies import STRATEGIES
 

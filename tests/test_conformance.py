@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from digests import check_digest
 from federation import CLASSES, SITES, World, lines, without_clock
+from forefed.config.config import SLOTS
 from forefed.core import trees
 from forefed.core.settings import parse
 from forefed.data.population import Population
@@ -28,10 +29,9 @@ from forefed.models.load import load_tokenizer
 from forefed.models.objectives import OBJECTIVES, Objective
 from forefed.run import Config, Result
 from forefed.run.checkpoint import BEST, config_digest
-from forefed.run.config import SLOTS
 from forefed.run.rebuild import replay_log
-from forefed.run.use import trained
 from forefed.strategies import STRATEGIES
+from forefed.use.predict import trained
 from forefed.wire import CODECS
 
 NEEDS: dict[str, list[str]] = {

@@ -8,12 +8,12 @@ import pytest
 
 from deployment import FakePost, deployed, make_sites
 from federation import World
+from forefed.config.config import configure
 from forefed.deploy.budget import of_order, of_question, spend
 from forefed.deploy.connect import connect_by
 from forefed.deploy.settings import Policy, Refusal
 from forefed.privacy import Ledger, Release, epsilon
 from forefed.run import run
-from forefed.run.config import configure
 
 EXAMPLE = [
     *("strategy=fedavg", "rounds=3", "client.sampler.kind=poisson", "client.sampler.rate=0.5"),

@@ -11,12 +11,12 @@ import pytest
 from commands import mistake
 from deployment import FakePost, deployed, deployed_sets, make_sites, rehearsal
 from federation import lines
+from forefed.config.compat import DEPLOYED, check
 from forefed.core.errors import UserError
 from forefed.core.files import write_json
 from forefed.deploy import places, runs
 from forefed.deploy.connect import connect_by
 from forefed.run import configure, run
-from forefed.run.compat import DEPLOYED, check
 
 CASES = {
     "deadline_s": ["deadline_s"],

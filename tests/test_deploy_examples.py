@@ -17,8 +17,8 @@ import typer
 import yaml
 
 from forefed import cli
+from forefed.config.compat import check
 from forefed.run import configure
-from forefed.run.compat import check
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "deploy"

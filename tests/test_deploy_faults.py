@@ -35,8 +35,8 @@ from forefed.core.keys import Key
 from forefed.core.types import LossReason, Order, Params
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
+from forefed.federation.inprocess import InProcess
 from forefed.run import Watcher, run
-from forefed.run.inprocess import InProcess
 from forefed.wire.message import pack, pack_tensors, unpack, unpack_tensors
 from toy import toy_clients
 

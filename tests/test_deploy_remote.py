@@ -26,8 +26,8 @@ from forefed.core.types import Lost, Reply
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.remote import Failure
+from forefed.federation.inprocess import SURPLUS, InProcess
 from forefed.run import run
-from forefed.run.inprocess import SURPLUS, InProcess
 from toy import toy_clients
 
 

@@ -19,9 +19,9 @@ from federation import World
 from forefed import cli
 from forefed.compare.show import study_of_options
 from forefed.compare.study import is_study, study_of_file
+from forefed.config.config import Config, configure
 from forefed.core.settings import parse
 from forefed.deploy.settings import SiteSettings
-from forefed.run.config import Config, configure
 
 BLOCKS = [block for page in pages() for block in blocks(page)]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

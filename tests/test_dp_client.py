@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 import forefed
+from forefed.config.compat import conflicts
+from forefed.config.config import configure
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Contribution, Order, Params, ServerContext, Update
 from forefed.modifiers import DpClient
 from forefed.privacy import capped, epsilon
-from forefed.run.compat import conflicts
-from forefed.run.config import configure
 from forefed.run.simulate import Rows, Simulation
 from forefed.wire.records import decode_record
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 import forefed
 from federation import CLASSES, World
+from forefed.config.compat import conflicts
+from forefed.config.config import configure
 from forefed.core import trees
 from forefed.core.keys import Key, Secret
 from forefed.core.types import Batch, ClientContext, Order, Params, Update
@@ -26,8 +28,6 @@ from forefed.modifiers import DpExample
 from forefed.optimisers import Sgd
 from forefed.privacy import epsilon
 from forefed.run.build import load_model
-from forefed.run.compat import conflicts
-from forefed.run.config import configure
 from forefed.run.simulate import Rows, Simulation
 from forefed.wire import Dense, Scalars
 from toy import HEAD, ToyLoss, toy_clients, toy_params, toy_task

@@ -15,8 +15,8 @@ import pytest
 
 from commands import Command, mistake
 from federation import World, text_rows, write_lines
-from forefed.run.exporting import export_adapter
-from forefed.run.use import predict
+from forefed.use.export import export_adapter
+from forefed.use.predict import predict
 
 TEXTS = ["w5 w6 w7", "w20 w21 w5 w30 w31 w32", "w40", "w9 w9 w22 w3"]
 PAIRS = [("w5 w6", "w7"), ("w20", "w21 w5 w30"), ("w8", "w8"), ("w4 w4 w4", "w33")]

@@ -8,6 +8,7 @@ from federation import World
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Order
+from forefed.federation.star import RunState
 from forefed.gradients import Pool
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.directions import RandomDirections
@@ -15,7 +16,6 @@ from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local.groups import groups_of
 from forefed.optimisers import Sgd
-from forefed.run.star import RunState
 from forefed.wire import Scalars
 from forefed.wire.orders import encode_order
 from forefed.wire.records import RoundRecord, encode_record

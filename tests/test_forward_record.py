@@ -3,11 +3,11 @@
 import torch
 
 from forefed.core.types import Order
+from forefed.federation.star import RoundReport
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer
 from forefed.run import configure
 from forefed.run.lines import notices, round_line
-from forefed.run.star import RoundReport
 from forefed.wire import Dense
 from toy import HEAD, ToyLoss, toy_clients, toy_params
 

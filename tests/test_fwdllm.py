@@ -10,6 +10,7 @@ from forefed.collect import EveryRound, UntilQuiet, spread
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Contribution, Order
+from forefed.federation.star import RunState
 from forefed.gradients.chosen import Candidates, SelectedDirections, largest_square
 from forefed.gradients.directions import RandomDirections
 from forefed.gradients.draw import FRESH
@@ -18,7 +19,6 @@ from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
 from forefed.modifiers import LastUpdate
 from forefed.optimisers import AdamW, Sgd
-from forefed.run.star import RunState
 from forefed.wire import Dense, Scalars
 from shared import params, play, star
 from toy import toy_clients, toy_params, toy_task, trained

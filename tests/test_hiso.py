@@ -6,6 +6,7 @@ import torch
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order, ServerContext
+from forefed.federation.star import RunState
 from forefed.gradients import Fresh
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.directions import RandomDirections
@@ -15,7 +16,6 @@ from forefed.local import LocalTraining, Trainer, replay
 from forefed.local.groups import groups_of, rebuild
 from forefed.modifiers import Curvature
 from forefed.optimisers import Sgd
-from forefed.run.star import RunState
 from forefed.wire import Scalars
 from shared import Deaf, params, star
 from toy import HEAD, ToyLoss, toy_clients, toy_params, toy_task, trained

@@ -12,9 +12,9 @@ import pytest
 
 from commands import Command, mistake, options
 from federation import CLASSES, World, question_rows, snapshot, text_rows, write_lines
-from forefed.run.checking import check_run
-from forefed.run.config import Config, configure
-from forefed.run.first import Machine, write_first
+from forefed.config.checking import check_run
+from forefed.config.config import Config, configure
+from forefed.config.init import Machine, write_first
 
 LAPTOP = Machine(8_000_000_000, "cpu")
 PLAIN = text_rows()

@@ -41,13 +41,13 @@ import pytest
 from commands import Command
 from corpus_files import make_files
 from federation import tokenizer
+from forefed.config.compat import check
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.data.prepare import Prepared, prepare
 from forefed.models.adapters import HeadOnly, Lora
 from forefed.models.load import check_model, load_task
 from forefed.run import configure
-from forefed.run.compat import check
 
 DEFAULTS = (
     "data.source=files",

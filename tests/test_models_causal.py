@@ -11,7 +11,7 @@ from forefed.data.encoding import Texts, tokenise
 from forefed.data.prompts import ending, prompt_tokens
 from forefed.models.load import load_base
 from forefed.models.settings import ModelSettings
-from forefed.run.use import predict
+from forefed.use.predict import predict
 from tiny import tiny_model
 
 

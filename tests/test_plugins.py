@@ -18,6 +18,7 @@ from torch import Tensor
 
 import forefed
 from federation import CLASSES, World
+from forefed.config.config import SLOTS
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.plugins import Entries
 from forefed.core.types import ClientContext, Order, Update
@@ -25,7 +26,6 @@ from forefed.gradients import Draw
 from forefed.gradients.directions import RandomDirections
 from forefed.optimisers import OPTIMISERS, Optimiser, Rate
 from forefed.run import Config, configure
-from forefed.run.config import SLOTS
 from forefed.run.rebuild import replay_log
 from forefed.strategies import STRATEGIES
 from forefed.wire import Codec

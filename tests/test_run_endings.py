@@ -14,8 +14,8 @@ from forefed.core.errors import UserError
 from forefed.core.metrics import BITS_PER_BYTE
 from forefed.run import Result, run
 from forefed.run.checkpoint import BEST, FILE, load_checkpoint
-from forefed.run.exporting import export_adapter
 from forefed.run.health import DIVERGED, NOT_TRAINED, UNHEARD, Ending, Health
+from forefed.use.export import export_adapter
 
 SGD = ["strategy=fedavg", "client.optimiser=sgd", "rounds=5"]
 
@@ -37,7 +37,7 @@ def test_sgd_at_1e6_ends_as_diverged(
 
 def test_adamw_at_1e5_keeps_what_was_good(world: World, tmp_path: Path) -> None:
     """The rate rises after two good rounds, by a server that then multiplies what it gets."""
-    from forefed.run.server import Server
+    from forefed.federation.server import Server
 
     config = world.config(tmp_path, *SGD, "client.optimiser.lr=0.1")
     real = Server.move

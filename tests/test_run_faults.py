@@ -18,8 +18,8 @@ from federation import World, lines, snapshot
 from forefed.core.keys import Key
 from forefed.report import read_run, write_report
 from forefed.run import Callback, Config, run
-from forefed.run.exporting import export_adapter
 from forefed.run.record import locked
+from forefed.use.export import export_adapter
 
 TINY = ["strategy=fedavg", "adapter=lora", "client.max_steps=1", "client.optimiser=sgd"]
 KILLED = 137

@@ -9,9 +9,9 @@ import pytest
 
 from federation import World, lines
 from forefed.core.types import Json
+from forefed.federation.outliers import outlying
 from forefed.local import Trainer
 from forefed.run import Callback, run
-from forefed.run.outliers import outlying
 
 
 def told(*contributions: tuple[float | None, float | None]) -> dict[int, str]:

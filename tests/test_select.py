@@ -11,7 +11,7 @@ import forefed
 from forefed.core.errors import UserError
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ServerContext
-from forefed.run.state import RunState
+from forefed.federation.state import RunState
 from forefed.select import Poisson, Uniform
 
 MEMBERS = range(10, 60)

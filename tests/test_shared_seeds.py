@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import forefed.run.star as star_module
+import forefed.federation.star as star_module
 from forefed.aggregate import Mean
 from forefed.assign import Contiguous
 from forefed.collect import UntilQuiet
@@ -15,6 +15,10 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Order, Reply, ServerContext, Update
+from forefed.federation.replica import Replica
+from forefed.federation.server import average_slopes
+from forefed.federation.star import RunState
+from forefed.federation.state import RunState as State
 from forefed.gradients import Candidates, Fresh
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.finite_difference import FiniteDifference
@@ -22,10 +26,6 @@ from forefed.gradients.forward import Forward
 from forefed.local.groups import groups_of, rebuild
 from forefed.modifiers import Curvature, LastUpdate
 from forefed.optimisers import Adam
-from forefed.run.replica import Replica
-from forefed.run.server import average_slopes
-from forefed.run.star import RunState
-from forefed.run.state import RunState as State
 from forefed.wire import Dense, Scalars
 from forefed.wire.orders import encode_broadcast, encode_order
 from forefed.wire.records import Entry, RecordLog, RoundRecord, decode_record, encode_record

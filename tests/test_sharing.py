@@ -15,9 +15,10 @@ from federation import Interrupted, StopAfter, World, lines
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Params, Unit
-from forefed.run import run, use
+from forefed.run import run
 from forefed.run.simulate import Rows
 from forefed.sharing import Everything, PersonalHead
+from forefed.use import predict as use
 from forefed.wire.orders import encode_broadcast
 
 UNITS = (Unit("body", ("body",), 0, 32), Unit("head", ("head",), 1, 24, is_head=True))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import forefed
 from federation import Interrupted, StopAfter, World
+from forefed.config.compat import check
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
 from forefed.core.states import State
@@ -20,7 +21,6 @@ from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.modifiers import Dgc, ErrorFeedback
 from forefed.modifiers.error_feedback import Feedback
 from forefed.run import configure, run
-from forefed.run.compat import check
 from forefed.wire import Codec, Quantised, Sparse
 from forefed.wire.message import HEAD_BYTES, pack, unpack
 

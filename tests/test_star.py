@@ -11,16 +11,16 @@ from forefed.assign import Contiguous, Everything
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Contribution, Lost, Reply, Update
+from forefed.federation.inprocess import ClientStore
+from forefed.federation.server import Server, described
+from forefed.federation.star import RunState, losses_by_reason
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining
 from forefed.modifiers import Modifier
 from forefed.optimisers import AdamW, Sgd, Yogi
 from forefed.run import Config
-from forefed.run.inprocess import ClientStore
-from forefed.run.server import Server, described
 from forefed.run.simulate import star_over
-from forefed.run.star import RunState, losses_by_reason
 from forefed.wire import Dense, Scalars
 from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_units
 

@@ -12,21 +12,21 @@ import torch
 
 from deployment import FakePost, deployed, make_sites, rehearsal
 from federation import World
+from forefed.compare.baselines import baselines
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
 from forefed.core.types import Reply, Transport
 from forefed.deploy.connect import connect_by
+from forefed.federation.guarding import guarded
+from forefed.federation.state import RunState
 from forefed.guard import HeldOut, guard_of, vouched
 from forefed.run import run
-from forefed.run.baselines import baselines
 from forefed.run.begin import load_begun
 from forefed.run.build import answers, build
-from forefed.run.forget import forget
-from forefed.run.guarding import guarded
-from forefed.run.state import RunState
 from forefed.start.answer import ALL
 from forefed.start.closed_form import RIDGE, SCALES, ClosedForm, Solver, choose, start_of
 from forefed.start.sums import STEP, Sums
+from forefed.use.forget import forget
 from forefed.wire.questions import encode_answer
 
 START = ("start=closed_form", "model.pooling=mean", "model.layers=spread")

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from federation import World
+from forefed.config.compat import conflicts
+from forefed.config.config import configure
 from forefed.core.errors import UserError
 from forefed.core.keys import Secret
 from forefed.privacy import gaussian
-from forefed.run.compat import conflicts
-from forefed.run.config import configure
-from forefed.run.forget import forget
 from forefed.start import ClosedForm
 from forefed.start.closed_form import Solver
 from forefed.start.private import private_sums, within
 from forefed.start.sums import STEP, Sums
+from forefed.use.forget import forget
 
 SECRET = Secret.rehearsed(8)
 NAMES = ("a", "b", "c")

@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from forefed.config.compat import check
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Batch, ClientContext, Order, Params, Unit
 from forefed.data.examples import ClientData, Examples
+from forefed.federation.star import RunState, Star
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
 from forefed.local import TaskView, Trainer, replay
 from forefed.models.adapters import Lora
 from forefed.modifiers import Proximal
 from forefed.run import Config, configure
-from forefed.run.compat import check
 from forefed.run.simulate import star_over
-from forefed.run.star import RunState, Star
 from forefed.strategies import STRATEGIES
 from forefed.wire import Scalars
 from tiny import tiny_examples, tiny_task

@@ -15,6 +15,7 @@ from sklearn import metrics as sklearn_metrics
 
 from commands import Command
 from federation import CLASSES, Interrupted, StopAfter, World, lines, write_lines
+from forefed.config.compat import check
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Batch
@@ -23,7 +24,6 @@ from forefed.data.tasks import MultiLabel as MultiLabelTask
 from forefed.data.tasks import Regression as RegressionTask
 from forefed.models.objectives import MultiLabel, Regression
 from forefed.run import configure, run
-from forefed.run.compat import check
 from forefed.strategies import STRATEGIES
 from forefed.wire import CODECS
 from test_metrics import examples_of, sums_of

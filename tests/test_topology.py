@@ -9,8 +9,8 @@ from torch import Tensor
 import forefed
 from forefed.core.states import of_flat
 from forefed.core.types import Params
+from forefed.federation.topology.ring import neighbours
 from forefed.optimisers import Sgd
-from forefed.run.topology.ring import neighbours
 
 STEP = {"batch_size": "all", "optimiser": Sgd(lr=0.5)}
 TARGETS = (0.0, 3.0, 6.0, 27.0)

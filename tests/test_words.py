@@ -18,14 +18,14 @@ from forefed.core.errors import ProtocolError
 from forefed.data.encoding import encode_texts, end_of
 from forefed.models.load import load_tokenizer
 from forefed.models.words import BUCKETS, STEP, Bag, Words, beginnings, occurrences
-from forefed.run import use
 from forefed.run.begin import load_begun
 from forefed.run.build import build
-from forefed.run.forget import forget
 from forefed.run.run import run
 from forefed.start import words as start_words
 from forefed.start.closed_form import WORDS, words_of
 from forefed.start.words import by_class, documents_of, kept, products, solved, sparse, whole
+from forefed.use import predict as use
+from forefed.use.forget import forget
 
 CLASSES = 3
 TEXTS = [[7, 8, 7], [9], [7, 8], [5, 5, 5, 5], [9, 8, 7], [7, 9], [8, 9, 9]]
@@ -188,9 +188,9 @@ def test_all_rows_are_learned_at_the_end(world: World, spoken: Path) -> None:
 def test_forgetting_weighs_words_by_the_others_alone(spoken: Path, tmp_path: Path) -> None:
     import shutil
 
+    from forefed.config.config import Config
     from forefed.core.settings import parse
     from forefed.run import record
-    from forefed.run.config import Config
 
     copy = tmp_path / spoken.name
     shutil.copytree(spoken, copy)

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
         run,
         simulate,
     )
-    from forefed.run.exporting import export_adapter
-    from forefed.run.use import predict
     from forefed.strategies import Strategy
+    from forefed.use.export import export_adapter
+    from forefed.use.predict import predict
 
 _HOMES = {
     "forefed.compare": ("Study", "compare"),
@@ -47,8 +47,8 @@ _HOMES = {
         *("Callback", "Config", "Result", "Watcher"),
         *("configure", "register", "run", "simulate"),
     ),
-    "forefed.run.exporting": ("export_adapter",),
-    "forefed.run.use": ("predict",),
+    "forefed.use.export": ("export_adapter",),
+    "forefed.use.predict": ("predict",),
     "forefed.strategies": ("Strategy",),
 }
 """Where each public name is defined. A package of the same name is callable (core/facade.py)."""

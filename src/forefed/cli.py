@@ -15,7 +15,7 @@ from forefed.core.places import new_place
 from forefed.core.terminal import console, one_line, printable, styled
 
 if TYPE_CHECKING:
-    from forefed.run.config import Config
+    from forefed.config.config import Config
 
 app = typer.Typer(
     name="forefed",
@@ -74,7 +74,7 @@ def init(
 
     forefed init notes.csv
     """
-    from forefed.run.first import Machine, write_first
+    from forefed.config.init import Machine, write_first
 
     out.print(printable(write_first(data, test, output, Machine.here())), soft_wrap=True)
 
@@ -204,8 +204,8 @@ def export(
     ] = False,
 ) -> None:
     """Write a finished run's model, its tokeniser and a card with code that uses them."""
-    from forefed.run import use
-    from forefed.run.exporting import export_adapter
+    from forefed.use import predict as use
+    from forefed.use.export import export_adapter
 
     note = export_adapter(run, new_place(folder, "export", folder=True), form, force, best)
     tell(note)
@@ -240,7 +240,8 @@ def predict(
 
     forefed predict runs/mine --file new.csv --output labelled.csv
     """
-    from forefed.run import predictions, use
+    from forefed.use import predict as use
+    from forefed.use import predictions
 
     asked = predictions.format_of(format, output)
     if file is not None and texts:
@@ -310,7 +311,7 @@ def baselines_command(config: ConfigFile = None, sets: Sets = None) -> None:
 
 
 def _print_baselines(config: Config) -> None:
-    from forefed.run.baselines import baselines
+    from forefed.compare.baselines import baselines
 
     for line in baselines(config, err.print):
         out.print(f"{line['name']:12} {line['accuracy']:.3f}  {line['about']}")
@@ -325,7 +326,7 @@ def forget_command(
 
     forefed forget 3 runs/demo
     """
-    from forefed.run.forget import forget
+    from forefed.use.forget import forget
 
     left = forget(run, client)
     out.print(
@@ -439,7 +440,7 @@ def list_command(
     ] = False,
 ) -> None:
     """Explain the choices of a slot, one line each."""
-    from forefed.run.choices import choices_tables
+    from forefed.config.catalogue import choices_tables
 
     for table in choices_tables(what, verbose):
         out.print(table)
@@ -458,8 +459,8 @@ def schema(
     """
     from json import dumps
 
+    from forefed.config.schema import config_schema
     from forefed.core.files import write_json
-    from forefed.run.schema import config_schema
 
     if output is None:
         typer.echo(dumps(config_schema(), indent=1))
@@ -472,8 +473,8 @@ def schema(
 def check(config: ConfigFile = None, sets: Sets = None) -> None:
     """Say what would run on which rows, and what cannot: no training, no network."""
     from forefed.audit import reveals
-    from forefed.run.checking import check_run, check_table
-    from forefed.run.choices import plan_table
+    from forefed.config.catalogue import plan_table
+    from forefed.config.checking import check_run, check_table
 
     chosen = _configure(config, sets)
     checked = check_run(chosen)
@@ -552,7 +553,7 @@ _deployment()
 
 
 def _configure(config: Path | None, sets: list[str] | None) -> Config:
-    from forefed.run.config import configure
+    from forefed.config.config import configure
     from forefed.run.record import read_config
 
     if config is not None and config.is_dir():

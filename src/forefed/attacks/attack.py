@@ -3,7 +3,7 @@
 Some clients of a simulation are hostile, for the whole run, drawn by its key. They train as the
 others do, then everything that they send is crafted: a function of the benign updates that they
 know and of the round's key, nothing else. What they crafted is encoded as any update, so that the
-server sees only bytes (run/adversary.py). Sites of a deployment are never attacked.
+server sees only bytes (federation/adversary.py). Sites of a deployment are never attacked.
 
     full     the benign updates of the round are known (worst case)
     partial  the hostile clients' own honest updates stand for them

@@ -30,13 +30,13 @@ from forefed.audit.rowspace import ranked_right, row_space
 from forefed.audit.scalars import cosine
 from forefed.audit.subject import Subject, everything, subject_of, summed, sums_of
 from forefed.audit.tokens import tokens_of
+from forefed.config.config import Config
 from forefed.core import trees
 from forefed.core.keys import Key, Secret
 from forefed.core.types import Json, Order, Params, Update
 from forefed.data.examples import Examples
 from forefed.models.words import occurrences
 from forefed.run.build import answers, start_at
-from forefed.run.config import Config
 from forefed.start import words_of
 from forefed.start.features import features, names_of_head
 from forefed.start.sums import STEP

@@ -8,7 +8,7 @@ what stands in between. It is printed where a run is checked and before a deploy
 from __future__ import annotations
 
 from forefed.channel import SecureSum
-from forefed.run.config import Config
+from forefed.config.config import Config
 from forefed.start import ClosedForm, start_of, words_of
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from forefed.audit import synthetic
 from forefed.channel import SecureSum
+from forefed.config.compat import check
+from forefed.config.config import Config
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key, Secret
@@ -27,6 +29,10 @@ from forefed.data.examples import ClientData, Examples, Indices
 from forefed.data.prepare import prepare
 from forefed.data.preview import preview
 from forefed.data.sources import Hub
+from forefed.federation.inprocess import ClientStore
+from forefed.federation.replica import Replica
+from forefed.federation.star import Star
+from forefed.federation.state import RunState
 from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.engine import value_and_grad
@@ -47,12 +53,6 @@ from forefed.run.build import (
     task_view,
 )
 from forefed.run.checkpoint import check_fits, load_checkpoint
-from forefed.run.compat import check
-from forefed.run.config import Config
-from forefed.run.inprocess import ClientStore
-from forefed.run.replica import Replica
-from forefed.run.star import Star
-from forefed.run.state import RunState
 from forefed.select import Uniform
 from forefed.start.closed_form import Solver
 from forefed.start.sums import Sums
@@ -426,7 +426,7 @@ def _state(subject: Subject, run: Path | None, say: Callable[[str], None]) -> Ru
 
 
 def _as_recorded(run: Path) -> Config:
-    from forefed.run.config import configure
+    from forefed.config.config import configure
 
     return configure(base=record.read_config(run))
 

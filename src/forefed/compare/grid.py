@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from forefed.compare.study import Study, Table, nested
+from forefed.config.compat import check
+from forefed.config.config import Config, configure, merge
 from forefed.core.errors import UserError
 from forefed.core.names import LONGEST
 from forefed.report.tables import flat
 from forefed.run import record
 from forefed.run.checkpoint import config_digest
-from forefed.run.compat import check
-from forefed.run.config import Config, configure, merge
 
 RUNS, TUNING = "runs", "tuning"
 """Folders below the study's: of the cells, and of the runs that chose settings."""

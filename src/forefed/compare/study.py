@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from forefed.config.config import assignment, merge, read_toml
 from forefed.core.errors import UserError, nearest
 from forefed.core.names import Name
 from forefed.core.settings import Settings, parse
 from forefed.core.sizes import parse_bytes
-from forefed.run.config import assignment, merge, read_toml
 
 Table = dict[str, Any]
 Grid = Annotated[dict[str, tuple[Any, ...]], BeforeValidator(lambda x: flat_grid(x))]

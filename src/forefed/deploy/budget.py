@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from forefed.config.config import Config
 from forefed.deploy.settings import Policy, Refusal
 from forefed.modifiers import DpClient, DpExample
 from forefed.privacy import Ledger, Release, epsilon
-from forefed.run.config import Config
 from forefed.start import ClosedForm
 from forefed.start.private import planned as of_start
 

@@ -161,10 +161,10 @@ def server_run(
 ) -> None:
     """Run a federation with the sites, and follow it. Ctrl-C leaves it running."""
     from forefed.audit import reveals
+    from forefed.config.config import configure
     from forefed.core.boundary import UNTRAINED
     from forefed.deploy.runs import follow, start_run
     from forefed.deploy.server_folder import read_server
-    from forefed.run.config import configure
     from forefed.run.run import FINISHED
 
     place, _ = read_server(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 
+from forefed.config.config import Config
 from forefed.core.files import write_atomic
 from forefed.data.partition import Sites
 from forefed.deploy.remote import Post, RemoteClients
@@ -12,7 +13,6 @@ from forefed.deploy.settings import for_sites
 from forefed.deploy.weights import model_of
 from forefed.models.task import Task
 from forefed.run.build import Connect
-from forefed.run.config import Config
 
 RUN_ID = "run-id"
 """File of a run's folder: the id by which sites know this run, also after it was resumed."""
@@ -26,7 +26,7 @@ def connect_by(post: Post, say: Callable[[str], None] = lambda _: None) -> Conne
     """What ``run`` needs to reach its clients by this post; ``say`` hears who comes, or why not."""
 
     def connect(config: Config, task: Task) -> RemoteClients:
-        assert isinstance(config.partition, Sites), "run/compat.py wants it"
+        assert isinstance(config.partition, Sites), "config/compat.py wants it"
         return RemoteClients(
             post,
             run_id(config),

@@ -14,12 +14,12 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from forefed.config.config import configure
 from forefed.core.errors import UserError
 from forefed.core.files import write_json
 from forefed.deploy.connect import ERROR, NOTES, connect_by
 from forefed.deploy.flower_post import GridPost
 from forefed.run import Watcher, run
-from forefed.run.config import configure
 from forefed.run.record import append, read_config
 
 app = ServerApp()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.types import ClientState
-from forefed.run.state import RunState
+from forefed.federation.state import RunState
 
 RUNS = 4  # whose files are kept
 FOLLOWED = "followed.safetensors"

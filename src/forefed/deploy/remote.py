@@ -20,8 +20,8 @@ from forefed.core.terminal import one_line
 from forefed.core.types import Json, LossReason, Lost, Order, Reply
 from forefed.core.untrusted import json_table
 from forefed.deploy.envelope import Envelope
-from forefed.run.inprocess import SURPLUS, ClientStore
-from forefed.run.replica import Replica
+from forefed.federation.inprocess import SURPLUS, ClientStore
+from forefed.federation.replica import Replica
 from forefed.wire.orders import encode_broadcast, encode_order
 
 LONGEST_REASON = 300  # characters of a site's own words that are kept
@@ -207,7 +207,7 @@ class RemoteClients:
         Args:
             judges: what an answer to a letter (by its ``id``) means.
         """
-        assert deadline_s is not None, "run/compat.py wants one"
+        assert deadline_s is not None, "config/compat.py wants one"
         last = time.monotonic() + deadline_s
         ids = self.post.push([(self.homes[e.client], e) for e in letters], deadline_s)
         open_: dict[str, Envelope] = {}

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from forefed import __version__
+from forefed.config.compat import check
+from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.metrics import Measures
@@ -20,8 +22,6 @@ from forefed.deploy.server_folder import CONNECTION, flwr
 from forefed.models.objectives import OBJECTIVES
 from forefed.run import record
 from forefed.run.card import against
-from forefed.run.compat import check
-from forefed.run.config import Config
 from forefed.run.origin import check_accepting
 from forefed.run.run import FINISHED
 

@@ -11,12 +11,12 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, SerializeAsAny
 
 from forefed.channel import SecureSum
+from forefed.config.config import Config, configure
 from forefed.core.errors import UserError
 from forefed.core.settings import Settings, Slot, parse, travelling
 from forefed.core.types import Json
 from forefed.data.sources import SOURCES, Files, Source
 from forefed.deploy.places import SITE, NodeSettings, read_toml
-from forefed.run.config import Config, configure
 
 METRICS = ("loss", "steps", "skipped", "clamped", "forwards", "peak_bytes", "fallback")
 """Plain numbers that local training reports; the last one with the name of an operator."""

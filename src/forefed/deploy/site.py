@@ -20,6 +20,7 @@ import numpy as np
 from forefed.audit.reveals import reveals
 from forefed.channel import SecureSum
 from forefed.channel.channel import TooFew
+from forefed.config.config import Config
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import kept_secret
@@ -35,6 +36,10 @@ from forefed.deploy.envelope import Envelope
 from forefed.deploy.ledger import Ledger, task_digest
 from forefed.deploy.settings import Refusal, SiteSettings, at_site
 from forefed.deploy.weights import model_of
+from forefed.federation.inprocess import ClientFn
+from forefed.federation.replica import Replica
+from forefed.federation.server import Server
+from forefed.federation.state import RunState
 from forefed.local import Trainer
 from forefed.local.summed import Summing
 from forefed.models.load import check_files
@@ -49,11 +54,6 @@ from forefed.run.build import (
     task_view,
     whole_length,
 )
-from forefed.run.config import Config
-from forefed.run.inprocess import ClientFn
-from forefed.run.replica import Replica
-from forefed.run.server import Server
-from forefed.run.state import RunState
 from forefed.start.answer import Answers
 from forefed.wire.message import check_shapes, frames, kind_of
 from forefed.wire.orders import decode_broadcast, decode_order

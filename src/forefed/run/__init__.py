@@ -1,8 +1,8 @@
 """Running a federation: configuration, the star loop, records, checkpoints."""
 
+from forefed.config.config import Config, configure, register
 from forefed.core.facade import callable_package
 from forefed.run.callback import Callback
-from forefed.run.config import Config, configure, register
 from forefed.run.run import Result, Watcher, run
 from forefed.run.simulate import Simulation, simulate
 

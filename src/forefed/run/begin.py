@@ -24,12 +24,12 @@ from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import read_table, write_atomic, write_json
 from forefed.core.keys import Secret
 from forefed.core.types import Json, Params, Transport, drawn_from
+from forefed.federation.guarding import Heard, ask
+from forefed.federation.summed import Hidden, SummedAnswer, ask_sum, real
 from forefed.models.task import Task
 from forefed.models.words import BUCKETS, Bag, Words
 from forefed.privacy import Release
-from forefed.run.guarding import Heard, ask
 from forefed.run.record import AGAIN, START
-from forefed.run.summed import Hidden, SummedAnswer, ask_sum, real
 from forefed.start import ClosedForm
 from forefed.start.answer import ALL, HELD_OUT, TRAINING, about
 from forefed.start.closed_form import SCALES, SHARES, Head, Solver, choose, choose_share

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from forefed.config.compat import check
+from forefed.config.config import Budget, Config
+from forefed.config.former import present_engine
 from forefed.core.files import write_json
 from forefed.core.keys import Key
 from forefed.core.sizes import format_bytes
@@ -24,9 +27,6 @@ from forefed.local.groups import groups_of
 from forefed.models.objectives import objective_of
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.plan import choose, noise_along, noise_of, own_precision
-from forefed.run.compat import check
-from forefed.run.config import Budget, Config
-from forefed.run.former import present_engine
 from forefed.run.record import read_json
 from forefed.wire import Codec
 

@@ -11,6 +11,9 @@ import torch
 
 from forefed.attacks import Hostile
 from forefed.channel import SecureSum
+from forefed.config.compat import check
+from forefed.config.config import Config
+from forefed.config.privacy import check_units
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.files import kept_secret
@@ -27,6 +30,13 @@ from forefed.core.types import (
 )
 from forefed.data.examples import ClientData
 from forefed.data.prepare import Prepared, prepare
+from forefed.federation.adversary import Adversary
+from forefed.federation.inprocess import ClientFn, ClientStore, InProcess
+from forefed.federation.pool import PooledServer, pooled_groups, sums_of
+from forefed.federation.replica import Replica
+from forefed.federation.server import Layout, Server
+from forefed.federation.star import RunState, Star
+from forefed.federation.summed import check_groups
 from forefed.gradients import GradientEngine
 from forefed.local import TaskView, Trainer, check_slopes, replay
 from forefed.local.groups import groups_of
@@ -38,17 +48,7 @@ from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.adversary import Adversary
 from forefed.run.budgets import Engines, Planner, measure_now, resolve, variance_of
-from forefed.run.compat import check
-from forefed.run.config import Config
-from forefed.run.inprocess import ClientFn, ClientStore, InProcess
-from forefed.run.pool import PooledServer, pooled_groups, sums_of
-from forefed.run.privacy import check_units
-from forefed.run.replica import Replica
-from forefed.run.server import Layout, Server
-from forefed.run.star import RunState, Star
-from forefed.run.summed import check_groups
 from forefed.start import ClosedForm, start_of, words_of
 from forefed.start.answer import Answers
 

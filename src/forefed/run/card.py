@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from forefed.attacks import Hostile
+from forefed.config.config import Config
 from forefed.core.metrics import Measures
 from forefed.core.types import Json
 from forefed.data.prepare import Prepared
@@ -16,7 +17,6 @@ from forefed.models.export import Form
 from forefed.models.load import portable_name
 from forefed.models.objectives import Objective, objective_of
 from forefed.run.build import whole_length
-from forefed.run.config import Config
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The checkpoint: one safetensors file with everything a run needs to go on bit for bit.
 
-Tensors: those of the state (run/state.py: "params/...", "server/..." and so on), "log/..." for what
+Tensors: those of the state (RunState: "params/...", "server/..." and so on), "log/..." for what
 clients need to catch up, "client/<id>/..."; the header's metadata holds, as one JSON text (several
 entries would be written in any order), the format version, the finished rounds, the digest of the
 configuration and a digest of the tensors.
@@ -17,13 +17,13 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save
 
+from forefed.config.config import Config
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.types import Params
-from forefed.run.config import Config
-from forefed.run.inprocess import ClientStore
-from forefed.run.state import RunState, below
+from forefed.federation.inprocess import ClientStore
+from forefed.federation.state import RunState, below
 from forefed.wire.records import RecordLog
 
 FORMAT = "3"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from forefed.config.config import Config
 from forefed.core.types import Json
+from forefed.federation.outliers import outlying
+from forefed.federation.star import RoundReport, losses_by_reason
 from forefed.gradients.memory import resident_bytes
 from forefed.run.budgets import Engines
-from forefed.run.config import Config
-from forefed.run.outliers import outlying
-from forefed.run.star import RoundReport, losses_by_reason
 
 
 def notices(line: Json, config: Config, cache_stopped: str) -> list[str]:

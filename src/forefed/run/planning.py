@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from forefed.config.config import Config, assignment, configure, merge
+from forefed.config.privacy import noise_plan
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import parse
 from forefed.models.settings import ModelSettings
 from forefed.plan import Plan, Scene, plan
-from forefed.run.config import Config, assignment, configure, merge
-from forefed.run.privacy import noise_plan
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from rich.status import Status
 from rich.text import Text
 
+from forefed.config.config import Config
 from forefed.core.errors import Stopped
 from forefed.core.shortfalls import shortfalls
 from forefed.core.sizes import format_bytes
@@ -23,7 +24,6 @@ from forefed.run import record
 from forefed.run.build import Federation
 from forefed.run.callback import Callback
 from forefed.run.card import against
-from forefed.run.config import Config
 from forefed.run.run import FINISHED, Result
 
 

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import torch
 
+from forefed.config.config import Config
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.settings import parse
+from forefed.federation.server import Server
+from forefed.federation.star import Star
+from forefed.federation.state import RunState
 from forefed.models.export import save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
@@ -23,11 +27,7 @@ from forefed.run.begin import load_begun
 from forefed.run.budgets import kept_engines
 from forefed.run.build import load_model, make_server, make_trainer, task_view
 from forefed.run.checkpoint import config_digest, load_checkpoint
-from forefed.run.config import Config
 from forefed.run.log import LOG, LoggedRound, ScalarLog, open_log
-from forefed.run.server import Server
-from forefed.run.star import Star
-from forefed.run.state import RunState
 from forefed.wire.records import decode_record
 
 

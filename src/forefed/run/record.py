@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 
+from forefed.config.config import Config
 from forefed.core import files
 from forefed.core.errors import UserError
 from forefed.core.files import read_table, read_table_lines, without_nan, write_atomic, write_json
 from forefed.core.shortfalls import HEAD, UNTRAINED
 from forefed.core.types import Json
-from forefed.run.config import Config
 
 ROUNDS, EVALUATIONS, SUMMARY = "rounds.jsonl", "evaluations.jsonl", "summary.json"
 DETAILS, START = "details.json", "start.json"

@@ -11,6 +11,10 @@ from pathlib import Path
 import torch
 
 from forefed.attacks import Hostile
+from forefed.config.compat import check
+from forefed.config.config import Config, configure
+from forefed.config.privacy import delta_of, statements
+from forefed.config.privacy import notes as privacy_notes
 from forefed.core import trees
 from forefed.core.boundary import UNTRAINED
 from forefed.core.errors import UserError, of_system
@@ -18,6 +22,10 @@ from forefed.core.files import write_json
 from forefed.core.keys import Key
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
+from forefed.federation.adversary import Adversary
+from forefed.federation.guarding import guarded, resting
+from forefed.federation.star import RunState
+from forefed.federation.summed import Hidden
 from forefed.guard import HeldOut, guard_of
 from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
@@ -26,7 +34,6 @@ from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.models.words import Words
 from forefed.privacy import Ledger
 from forefed.run import record
-from forefed.run.adversary import Adversary
 from forefed.run.begin import Begun, begin, finish, load_begun
 from forefed.run.build import Connect, Federation, build, start_at, whole_length, words_at
 from forefed.run.callback import Callback, Told
@@ -39,19 +46,12 @@ from forefed.run.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from forefed.run.compat import check
-from forefed.run.config import Config, configure
 from forefed.run.evaluate import evaluate_clients, evaluate_global
-from forefed.run.guarding import guarded, resting
 from forefed.run.health import Ending, Health, norm_of
 from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, create_log, open_log
 from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
-from forefed.run.privacy import delta_of, statements
-from forefed.run.privacy import notes as privacy_notes
 from forefed.run.rebuild import go_on
-from forefed.run.star import RunState
-from forefed.run.summed import Hidden
 from forefed.start.answer import about as about_task
 
 FINISHED, ADAPTER = "finished", "adapter"

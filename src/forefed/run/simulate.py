@@ -22,17 +22,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from forefed.config.compat import check
+from forefed.config.config import Config, configure
 from forefed.core.errors import UserError
 from forefed.core.keys import Key, Secret
 from forefed.core.types import Batch, LossFn, Lost, Params, Reply, Unit
 from forefed.data.examples import ClientData, Examples, Indices
+from forefed.federation.adversary import Adversary
+from forefed.federation.inprocess import InProcess
+from forefed.federation.star import RoundReport, RunState, Star
 from forefed.local import TaskView
-from forefed.run.adversary import Adversary
 from forefed.run.build import assemble, make_trainer
-from forefed.run.compat import check
-from forefed.run.config import Config, configure
-from forefed.run.inprocess import InProcess
-from forefed.run.star import RoundReport, RunState, Star
 
 Rows = Mapping[str, Tensor]
 """A client's data: tensors by name, all with one row per example."""

@@ -52,4 +52,4 @@ class NextToken(CrossEntropy):
         return int(sums["weight"])
 
     def answers(self, logits: Tensor, examples: Examples, rows: Rows) -> list[str]:
-        raise TypeError("a language model is asked token by token (run/use.py)")
+        raise TypeError("a language model is asked token by token (use/predict.py)")

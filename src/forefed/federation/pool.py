@@ -23,12 +23,12 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.states import keep
 from forefed.core.types import Order, Params, ServerState, Update
+from forefed.federation.server import Server
+from forefed.federation.state import RunState, below
 from forefed.gradients.chosen import PooledDirections
 from forefed.local import Trainer, check_slopes
 from forefed.local.groups import Group, groups_of
 from forefed.optimisers import Optimiser
-from forefed.run.server import Server
-from forefed.run.state import RunState, below
 from forefed.wire.records import RoundRecord, encode_record
 
 SUMS = "sums"  # where the server's state keeps them: "sums/group" -> [P] float64
@@ -102,5 +102,5 @@ def pooled_groups(trainer: Trainer, run: int, params: Params) -> dict[str, Group
 
 
 def _pooled(group: Group) -> PooledDirections:
-    assert isinstance(group.directions, PooledDirections), "run/compat.py wants a pool"
+    assert isinstance(group.directions, PooledDirections), "config/compat.py wants a pool"
     return group.directions

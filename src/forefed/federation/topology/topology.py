@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from forefed.core.settings import Choice
 from forefed.core.types import Lost, Reply
-from forefed.run.state import RunState
+from forefed.federation.state import RunState
 
 if TYPE_CHECKING:
-    from forefed.run.star import RoundReport, Star
+    from forefed.federation.star import RoundReport, Star
 
 Hook = Callable[[Reply | Lost], None]
 

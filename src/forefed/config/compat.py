@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from forefed.config.config import SLOTS, Config, chosen
 from forefed.core.errors import UserError
-from forefed.run.config import SLOTS, Config, chosen
 
 
 @dataclass(frozen=True)

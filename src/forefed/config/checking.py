@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
+from forefed.config.compat import check as refuse
+from forefed.config.config import Config
+from forefed.config.privacy import check_units
+from forefed.config.privacy import notes as privacy_notes
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.sizes import format_bytes
@@ -22,10 +26,6 @@ from forefed.models.inspect import Facts, look
 from forefed.models.load import check_model
 from forefed.models.objectives import objective_of
 from forefed.optimisers import Optimiser, Sgd
-from forefed.run.compat import check as refuse
-from forefed.run.config import Config
-from forefed.run.privacy import check_units
-from forefed.run.privacy import notes as privacy_notes
 
 SHOWN_CLASSES = 12
 

@@ -2,7 +2,7 @@
 
     plan      cohort, assignment -> one Order per client
     exchange  orders -> clients -> bytes -> Updates (replayed from slopes where they are slopes)
-    finish    rule per parameter over its holders -> server optimiser -> new state (run/server.py)
+    finish    rule per parameter over its holders -> server optimiser -> new state (server.py)
 
 State is an argument and a result; a round is a function of (run key, round number, state), so a
 run resumes at any round.
@@ -26,13 +26,13 @@ from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.states import keep
 from forefed.core.types import Cohort, Json, Lost, Order, Reply, Transport, Unit, Update
+from forefed.federation.server import Finished, Server
+from forefed.federation.state import PARTICIPATION, RunState
+from forefed.federation.summed import Came, hear_sums
+from forefed.federation.topology import Central, Topology
 from forefed.local.summed import Shapes
 from forefed.modifiers import Private
 from forefed.privacy import Release
-from forefed.run.server import Finished, Server
-from forefed.run.state import PARTICIPATION, RunState
-from forefed.run.summed import Came, hear_sums
-from forefed.run.topology import Central, Topology
 from forefed.select import Selector, Uniform
 from forefed.sharing import Everything, Sharing
 from forefed.wire.records import encode_record
@@ -62,7 +62,7 @@ class RoundReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the aggregator counted."""
     contributions: tuple[Json, ...] = ()
-    """{client, norm, cosine} of every answer that counted (run/server.py)."""
+    """{client, norm, cosine} of every answer that counted (federation/server.py)."""
     releases: tuple[Release, ...] = ()
     """What the round lets out of private data."""
     summed: tuple[int, ...] | None = None

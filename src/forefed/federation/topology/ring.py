@@ -25,12 +25,12 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.states import keep
 from forefed.core.types import Lost, Order, Params, Reply, Update
-from forefed.run.state import RunState
-from forefed.run.topology.topology import Hook, Topology
+from forefed.federation.state import RunState
+from forefed.federation.topology.topology import Hook, Topology
 from forefed.wire.orders import encode_broadcast
 
 if TYPE_CHECKING:
-    from forefed.run.star import RoundReport, Star
+    from forefed.federation.star import RoundReport, Star
 
 
 class Ring(Topology):
@@ -63,7 +63,7 @@ class Ring(Topology):
     def round(
         self, star: Star, state: RunState, on_outcome: Hook | None
     ) -> tuple[RunState, RoundReport]:
-        from forefed.run.star import RoundReport
+        from forefed.federation.star import RoundReport
 
         began, number = time.perf_counter(), state.round + 1
         nodes = list(star.transport.members())

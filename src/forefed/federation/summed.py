@@ -27,7 +27,7 @@ from forefed.wire.questions import encode_question
 
 if TYPE_CHECKING:
     from forefed.channel.group import Group
-    from forefed.run.star import Star
+    from forefed.federation.star import Star
 
 Hook = Callable[[Reply | Lost], None]
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from forefed.config.config import Config
 from forefed.core.settings import Settings, slot_of
 from forefed.core.types import Json
-from forefed.run.config import Config
 from forefed.strategies import STRATEGIES
 
 

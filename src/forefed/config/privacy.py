@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.modifiers import Private
 from forefed.privacy import Release, capped, epsilon
-from forefed.run.config import Config
 from forefed.start import ClosedForm, NoStart
 from forefed.start.private import planned as of_start
 

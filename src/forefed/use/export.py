@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from forefed.config.config import Config
 from forefed.core.errors import UserError, nearest
 from forefed.core.files import rename_folder
 from forefed.core.settings import parse
@@ -17,9 +18,8 @@ from forefed.run.begin import load_begun
 from forefed.run.build import whole_length
 from forefed.run.card import OWN_HEAD, Trained, model_card
 from forefed.run.checkpoint import BEST, FILE
-from forefed.run.config import Config
 from forefed.run.run import ADAPTER, FINISHED
-from forefed.run.use import trained
+from forefed.use.predict import trained
 
 
 def export_adapter(

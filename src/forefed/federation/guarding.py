@@ -10,10 +10,10 @@ import torch
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Json, Lost, Params, Transport
+from forefed.federation.state import RunState
+from forefed.federation.summed import Hidden, ask_sum, real
 from forefed.guard import HeldOut, vouched
 from forefed.local.summed import Shapes
-from forefed.run.state import RunState
-from forefed.run.summed import Hidden, ask_sum, real
 from forefed.wire.questions import decode_answer, encode_question
 
 

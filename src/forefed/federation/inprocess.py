@@ -28,9 +28,9 @@ from forefed.core.types import (
     Update,
 )
 from forefed.data.examples import ClientData
+from forefed.federation.replica import Replica
 from forefed.local.summed import Summing
 from forefed.local.training import PRIVATE
-from forefed.run.replica import Replica
 from forefed.wire.message import kind_of
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
 

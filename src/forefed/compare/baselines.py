@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
+from forefed.federation.summed import Hidden
 from forefed.run.begin import begin
 from forefed.run.build import build, words_at
-from forefed.run.config import Config
 from forefed.run.evaluate import evaluate_global
-from forefed.run.summed import Hidden
 from forefed.start import Auto, ClosedForm
 from forefed.start.features import features
 

@@ -18,8 +18,8 @@ from forefed.attacks.attack import likeness
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Lost, Order, Params, Reply, Unit, Update
-from forefed.run.inprocess import SURPLUS, ClientStore, InProcess
-from forefed.run.replica import Replica
+from forefed.federation.inprocess import SURPLUS, ClientStore, InProcess
+from forefed.federation.replica import Replica
 from forefed.wire import Codec
 
 

@@ -21,12 +21,14 @@ from forefed.assign import ASSIGNS, Assign, Contiguous
 from forefed.attacks import ATTACKS, Attack, NoAttack
 from forefed.channel import CHANNELS, Channel, Plain
 from forefed.collect import COLLECTS, Collect, EveryRound
+from forefed.config.former import FORMER, present
 from forefed.core.errors import UserError, nearest
 from forefed.core.names import Name
 from forefed.core.settings import SERVER_ONLY, Choice, Settings, Slot, canonical, parse, slots_of
 from forefed.core.sizes import parse_bytes
 from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
+from forefed.federation.topology import TOPOLOGIES, Central, Topology
 from forefed.gradients import DRAWS, ENGINES, Draw, Fresh, GradientEngine
 from forefed.gradients.forward import Forward
 from forefed.guard import GUARDS, Guard
@@ -36,8 +38,6 @@ from forefed.models.adapters import ADAPTERS, Adapter, TinyLora
 from forefed.models.settings import ModelSettings
 from forefed.modifiers import MODIFIERS, Modifier
 from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
-from forefed.run.former import FORMER, present
-from forefed.run.topology import TOPOLOGIES, Central, Topology
 from forefed.select import SELECTORS, Selector, Uniform
 from forefed.sharing import SHARINGS, Sharing
 from forefed.sharing import Everything as AllShared

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
+from forefed.config.config import SLOTS, Config, chosen
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import Choice, Registry, Settings, spellings
-from forefed.run.config import SLOTS, Config, chosen
 from forefed.strategies import STRATEGIES, strategy
 
 LISTS: dict[str, Registry[Any]] = {

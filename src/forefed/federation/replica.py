@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
-from forefed.run.server import Server
-from forefed.run.state import RunState
+from forefed.federation.server import Server
+from forefed.federation.state import RunState
 from forefed.wire.records import decode_records
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from forefed.core.errors import UserError, nearest
 from forefed.core.files import write_atomic
-from forefed.run.use import Prediction
+from forefed.use.predict import Prediction
 
 if TYPE_CHECKING:
     import pyarrow

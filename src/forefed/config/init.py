@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forefed.config.compat import check
+from forefed.config.config import configure
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.keys import Key
@@ -20,8 +22,6 @@ from forefed.core.sizes import format_bytes
 from forefed.core.terminal import one_line
 from forefed.data.inspect import Description, Owners, describe
 from forefed.data.preview import preview
-from forefed.run.compat import check
-from forefed.run.config import configure
 
 ROUNDS, COHORT = 10, 10
 ROWS_OF_A_CLIENT = 50

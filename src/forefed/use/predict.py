@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.settings import parse
 from forefed.core.types import Batch, Params
@@ -18,6 +19,7 @@ from forefed.data.columns import texts as texts_of
 from forefed.data.encoding import end_of
 from forefed.data.prompts import prompt_tokens
 from forefed.data.sources import Files
+from forefed.federation.state import RunState
 from forefed.models.inspect import longest_text
 from forefed.models.load import load_tokenizer
 from forefed.models.objectives import objective_of
@@ -26,8 +28,6 @@ from forefed.run import record
 from forefed.run.begin import load_begun
 from forefed.run.build import load_model, whole_length
 from forefed.run.checkpoint import FILE, Checkpoint, check_fits, load_checkpoint, made_with
-from forefed.run.config import Config
-from forefed.run.state import RunState
 
 if TYPE_CHECKING:
     import pyarrow

@@ -32,10 +32,10 @@ from forefed.core.types import (
     Update,
     drawn_from,
 )
+from forefed.federation.state import RunState
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
 from forefed.privacy import Release
-from forefed.run.state import RunState
 from forefed.wire.records import Entry, RoundRecord
 
 Rebuild = Callable[[Order, Update], Update]
