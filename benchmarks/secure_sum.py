@@ -2,10 +2,10 @@
 against Flower's SecAgg+ on the same vectors.
 
 No training: clients have a vector each. Ours are the messages and halves of a run (summed.py in
-federation/ and local/). Flower's are the functions of its client mod and of its server workflow, called in
-the same order on the same vectors, with as many neighbours and the same threshold, without the
-transport around them. Five in a hundred clients drop out after they have shared. Of Flower's 1,000
-clients a few are worked through, and the rest counted like them.
+federation/ and in local/). Flower's are the functions of its client mod and of its server workflow,
+called in the same order on the same vectors, with as many neighbours and the same threshold,
+without the transport around them. Five in a hundred clients drop out after they have shared. Of
+Flower's 1,000 clients a few are worked through, and the rest counted like them.
 """
 
 from __future__ import annotations
