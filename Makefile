@@ -24,7 +24,7 @@ demo: $(READY) ## SPRY fine-tunes MiniLM on the standard library's docstrings, o
 	$(BIN)/forefed demo
 
 test: check ## set up, check the house, pass the tests (a process per core)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-full: $(READY) ## the whole products of which make test takes covering pairs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m full

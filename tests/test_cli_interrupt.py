@@ -64,9 +64,11 @@ def test_a_run_says_what_is_kept(when, forefed_command: Command, world: World, t
 
 
 def test_a_second_signal_ends_at_once_without_a_trace(tmp_path):
+    # (a suite that runs in the background ignores Ctrl-C, and its children with it)
     code = """
-import sys, time
+import signal, sys, time
 from forefed.core.boundary import guarded
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def work():
     try:
         print("ready", flush=True)

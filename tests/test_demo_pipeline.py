@@ -36,7 +36,8 @@ def test_the_demo_from_start_to_report(forefed_command: Command, tmp_path: Path)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "demo" in page and len(page) > 10_000
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["rounds"] == 2 and 0 <= summary["final"]["accuracy"] <= 1
+    assert 1 <= summary["rounds"] <= 2  # the guard may end a run
+    assert 0 <= summary["final"]["accuracy"] <= 1
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["model"]["parameters"] > 22_000_000
     assert 0 < environment["model"]["trainable"] < 100_000
