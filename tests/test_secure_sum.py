@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("cryptography")
 
+from forefed.channel.client import Member, own_mask, pair_mask
 from forefed.channel.graph import at_least, degree, neighbours, threshold_of
-from forefed.channel.group import SEALED_BYTES, Abandoned, Group
 from forefed.channel.masks import add_mask, seal, unseal
-from forefed.channel.member import Member, own_mask, pair_mask
+from forefed.channel.server import SEALED_BYTES, Abandoned, Group
 from forefed.channel.shamir import PRIME, combine, extend
 from forefed.channel.words import FixedPoint, Words
 from forefed.core.errors import ProtocolError
@@ -257,7 +257,7 @@ def test_a_member_survives_being_written_down() -> None:
 
 def test_masks_follow_from_secrets_and_the_session() -> None:
     a, b = (Member(c, SESSION, Secret.rehearsed(c)) for c in (3, 4))
-    from forefed.channel.member import mask_pair
+    from forefed.channel.client import mask_pair
 
     pairs = [mask_pair(m._numbers()[1], SESSION) for m in (a, b)]
     one = pair_mask(pairs[0], pairs[1].public, SESSION, 3, 4)

@@ -21,8 +21,8 @@ from forefed.federation.guarding import guarded
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut, guard_of, vouched
 from forefed.run import run
-from forefed.run.begin import load_begun
 from forefed.run.build import answers, build
+from forefed.run.head_start import load_begun
 from forefed.start.answer import ALL
 from forefed.start.closed_form import RIDGE, SCALES, ClosedForm, Solver, choose, start_of
 from forefed.start.sums import STEP, Sums

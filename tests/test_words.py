@@ -18,8 +18,8 @@ from forefed.core.errors import ProtocolError
 from forefed.data.encoding import encode_texts, end_of
 from forefed.models.load import load_tokenizer
 from forefed.models.words import BUCKETS, STEP, Bag, Words, beginnings, occurrences
-from forefed.run.begin import load_begun
 from forefed.run.build import build
+from forefed.run.head_start import load_begun
 from forefed.run.run import run
 from forefed.start import words as start_words
 from forefed.start.closed_form import WORDS, words_of

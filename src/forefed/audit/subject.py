@@ -42,7 +42,6 @@ from forefed.local.samplers import Poisson
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
-from forefed.run.begin import load_begun, params_of
 from forefed.run.build import (
     answers,
     assemble,
@@ -53,6 +52,7 @@ from forefed.run.build import (
     task_view,
 )
 from forefed.run.checkpoint import check_fits, load_checkpoint
+from forefed.run.head_start import load_begun, params_of
 from forefed.select import Uniform
 from forefed.start.closed_form import Solver
 from forefed.start.sums import Sums

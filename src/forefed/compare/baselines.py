@@ -24,9 +24,9 @@ from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
 from forefed.federation.summed import Hidden
-from forefed.run.begin import begin
 from forefed.run.build import build, words_at
 from forefed.run.evaluate import evaluate_global
+from forefed.run.head_start import begin
 from forefed.start import Auto, ClosedForm
 from forefed.start.features import features
 

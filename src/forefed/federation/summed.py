@@ -26,7 +26,7 @@ from forefed.local.summed import UNIT, Shapes, empty, of_words
 from forefed.wire.questions import encode_question
 
 if TYPE_CHECKING:
-    from forefed.channel.group import Group
+    from forefed.channel.server import Group
     from forefed.federation.star import Star
 
 Hook = Callable[[Reply | Lost], None]
@@ -55,7 +55,7 @@ class Summation:
 
     def add(self, clients: Sequence[int], zero: Words) -> None:
         """One more group."""
-        from forefed.channel.group import Group
+        from forefed.channel.server import Group
 
         secret = self.secret.fold("group", len(self.groups))
         self.groups.append(
@@ -74,7 +74,7 @@ class Summation:
     def prepare(self) -> dict[int, bytes]:
         """Phases "keys" and "shares": what the channel says beside every client's work. Whoever is
         missing is lost."""
-        from forefed.channel.group import Abandoned
+        from forefed.channel.server import Abandoned
 
         invited = {
             c: Message("keys", group.session).encode()
@@ -124,7 +124,7 @@ class Summation:
 
     def finish(self) -> dict[int, Words]:
         """Phase "unmask": the sums by number of the group; those that were abandoned are absent."""
-        from forefed.channel.group import Abandoned
+        from forefed.channel.server import Abandoned
 
         asked: dict[int, bytes] = {}
         for i, group in enumerate(self.groups):

@@ -30,7 +30,7 @@ from forefed.local.training import Trainer
 from forefed.wire.message import frames, kind_of
 
 if TYPE_CHECKING:  # the library that it needs is an extra
-    from forefed.channel.member import Member
+    from forefed.channel.client import Member
 
 Shapes = Mapping[str, tuple[int, ...]]
 SUMMED = ("steps", "skipped", "clamped", "forwards")
@@ -178,8 +178,8 @@ class Summing:
     def _phase(
         self, asked: Message, client: int, kept: bytes | None, secret: Secret
     ) -> tuple[bytes, bytes]:
+        from forefed.channel.client import Member
         from forefed.channel.masks import PUBLIC_BYTES
-        from forefed.channel.member import Member
 
         if asked.phase == "keys":
             seed = secret.fold("session", asked.session.hex())
@@ -196,7 +196,7 @@ class Summing:
         return Message(asked.phase, asked.session, body=answer).encode(), member.dump()
 
     def _masked(self, asked: Message, words: Words, kept: bytes | None) -> tuple[bytes, bytes]:
-        from forefed.channel.group import SEALED_BYTES
+        from forefed.channel.server import SEALED_BYTES
 
         if asked.phase != "train":
             raise ProtocolError(f"words are sent in the phase 'train', not '{asked.phase}'")
@@ -205,7 +205,7 @@ class Summing:
         return encode_masked(asked.session, masked.to_bytes()), member.dump()
 
     def _member(self, asked: Message, kept: bytes | None) -> Member:
-        from forefed.channel.member import Member
+        from forefed.channel.client import Member
 
         if kept is None:
             raise ProtocolError("a phase of a sum that this client knows nothing of")

@@ -34,7 +34,6 @@ from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.models.words import Words
 from forefed.privacy import Ledger
 from forefed.run import record
-from forefed.run.begin import Begun, begin, finish, load_begun
 from forefed.run.build import Connect, Federation, build, start_at, whole_length, words_at
 from forefed.run.callback import Callback, Told
 from forefed.run.card import Trained, model_card
@@ -47,6 +46,7 @@ from forefed.run.checkpoint import (
     save_checkpoint,
 )
 from forefed.run.evaluate import evaluate_clients, evaluate_global
+from forefed.run.head_start import Begun, begin, finish, load_begun
 from forefed.run.health import Ending, Health, norm_of
 from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, create_log, open_log

@@ -14,10 +14,10 @@ from forefed.models.export import CONFIG, FORMS, WEIGHTS, Form, refusal, save_ad
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import HEAD, head_text
 from forefed.run import record
-from forefed.run.begin import load_begun
 from forefed.run.build import whole_length
 from forefed.run.card import OWN_HEAD, Trained, model_card
 from forefed.run.checkpoint import BEST, FILE
+from forefed.run.head_start import load_begun
 from forefed.run.run import ADAPTER, FINISHED
 from forefed.use.predict import trained
 

@@ -18,8 +18,8 @@ from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.settings import parse
 from forefed.run import record
-from forefed.run.begin import Begun, load_begun, params_of, words_again
 from forefed.run.build import answers, build, words_at
+from forefed.run.head_start import Begun, load_begun, params_of, words_again
 from forefed.start.answer import ALL, TRAINING
 from forefed.start.closed_form import Solver
 

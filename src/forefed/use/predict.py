@@ -25,9 +25,9 @@ from forefed.models.load import load_tokenizer
 from forefed.models.objectives import objective_of
 from forefed.models.task import Task
 from forefed.run import record
-from forefed.run.begin import load_begun
 from forefed.run.build import load_model, whole_length
 from forefed.run.checkpoint import FILE, Checkpoint, check_fits, load_checkpoint, made_with
+from forefed.run.head_start import load_begun
 
 if TYPE_CHECKING:
     import pyarrow

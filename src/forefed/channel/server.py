@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from forefed.channel.client import MIN_GROUP, mask_pair, own_mask, pair_mask, place_of, sent_to
 from forefed.channel.graph import degree, neighbours, threshold_of
 from forefed.channel.masks import PUBLIC_BYTES, TAG_BYTES, add_mask, usable
-from forefed.channel.member import MIN_GROUP, mask_pair, own_mask, pair_mask, place_of, sent_to
 from forefed.channel.shamir import SHARE_BYTES, combine
 from forefed.channel.words import Words
 from forefed.core.errors import ProtocolError
