@@ -6,7 +6,7 @@ one and two words, C = 10) and the probe (mean-pooled last layer of 64 tokens, s
 have all training rows in one place. Differences are paired by seed.
 
 A row's features do not depend on what it is computed with, so runs of the same rows share them here
-(FIRST_MODEL_CACHE names a file that keeps them, FIRST_MODEL_SETS and _SEEDS fewer of both).
+(FIRST_MODEL_SETS and FIRST_MODEL_SEEDS name fewer of both).
 """
 
 from __future__ import annotations
@@ -171,7 +171,6 @@ def remembered(
     same: dict[int, bool] | None = None,
 ) -> torch.Tensor:
     """``features``, each row once."""
-    load_memory()
     keys = [examples.batch([i]).inputs["input_ids"].numpy().astype("<i8").tobytes() for i in rows]
     body = [n for n in task.params if n not in task.head]
     if any(not torch.equal(params[n], task.params[n]) for n in body):
@@ -182,12 +181,6 @@ def remembered(
         MEMORY.update((keys[i], x) for i, x in zip(new, computed, strict=True))
     width = sum(p.shape[1] for n, p in task.params.items() if n in task.head and p.dim() == 2)
     return torch.stack([MEMORY[key] for key in keys]) if keys else torch.zeros(0, width)
-
-
-def load_memory() -> None:
-    path = os.environ.get("FIRST_MODEL_CACHE")
-    if path and not MEMORY and Path(path).exists():
-        MEMORY.update(torch.load(path))
 
 
 def pooled(rows: list[Row], pairs: bool) -> Any:

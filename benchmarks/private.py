@@ -52,10 +52,8 @@ def rows_of(name: str) -> tuple[list[str], Tensor]:
     return [r["text"] for r in rows], torch.tensor([int(r["label"]) for r in rows])
 
 
-def featured(cache: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def featured() -> dict[str, tuple[Tensor, Tensor]]:
     """Features and labels of every split, and of public texts ("public")."""
-    if cache.exists():
-        return dict(torch.load(cache))
     config = configure(sets=["strategy=fedavg", "model=minilm", "model.pooling=mean"])
     task, tokenizer = load_model(config, ("negative", "positive")), load_tokenizer(config.model)
     splits = {name: rows_of(name) for name in ("train", "dev", "test")}
@@ -66,7 +64,6 @@ def featured(cache: Path) -> dict[str, tuple[Tensor, Tensor]]:
         examples = encode_texts(tokenizer, texts, 64, None)
         x = features(task, task.params, examples, np.arange(len(texts)), 32)
         found[name] = (x, labels)
-    torch.save(found, cache)
     return found
 
 
@@ -127,7 +124,7 @@ def averaged(
 
 
 def main() -> None:
-    data = featured(Path(os.environ.get("FOREFED_FEATURES", "private-features.pt")))
+    data = featured()
     lengths = torch.linalg.vector_norm(data["public"][0], dim=1)
     radius = float(lengths.median())
     print(f"radius {radius:.3f} (median length of 500 docstrings' features)", flush=True)

@@ -25,6 +25,7 @@ Legend: N benign updates that are known, F hostile ones, D elements.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -194,6 +195,7 @@ class Crafted(Hostile):
 
     reads_others: ClassVar[bool] = True
 
+    @abstractmethod
     def vectors(self, known_ND: Tensor, own_FD: Tensor, scene: Scene) -> Tensor:
         """The hostile vectors [F, D], float64.
 
@@ -201,7 +203,6 @@ class Crafted(Hostile):
             known_ND: benign updates, N >= 1.
             own_FD: what the hostile clients would have sent.
         """
-        raise NotImplementedError
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
