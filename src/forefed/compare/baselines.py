@@ -23,7 +23,7 @@ from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
-from forefed.federation.summed import Hidden
+from forefed.federation.questions import Hidden
 from forefed.run.build import build, words_at
 from forefed.run.evaluate import evaluate_global
 from forefed.run.head_start import begin

@@ -2,99 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
-from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
-from forefed.core.types import Json, Lost, Params, Transport
+from forefed.core.types import Json, Params, Transport
+from forefed.federation.questions import Hidden, Question, ask_total
 from forefed.federation.state import RunState
-from forefed.federation.summed import Hidden, ask_sum, real
 from forefed.guard import HeldOut, vouched
-from forefed.local.summed import Shapes
-from forefed.wire.questions import decode_answer, encode_question
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Who answered a question, and what it cost."""
-
-    clients: tuple[int, ...]
-    lost: dict[str, int]
-    bytes_up: int
-    bytes_down: int
-
-
-def ask(
-    transport: Transport,
-    kind: str,
-    about: str,
-    tensors: Params,
-    round: int,
-    clients: Iterable[int],
-    deadline_s: float | None,
-    take: Callable[[int, Params], None],
-) -> Heard:
-    """Put a question to clients.
-
-    Args:
-        take: given every client's answer as it comes; one that it refuses (ProtocolError) is one
-            loss, by its reason, as is one that cannot be read.
-    """
-    question = encode_question(kind, about, tensors)
-    heard: list[int] = []
-    lost: dict[str, int] = {}
-    up = down = 0
-    for outcome in transport.ask(question, round, clients, deadline_s):
-        down += outcome.bytes_down
-        if isinstance(outcome, Lost):
-            lost[outcome.reason] = lost.get(outcome.reason, 0) + 1
-            continue
-        up += outcome.bytes_up
-        try:
-            take(outcome.client, decode_answer(outcome.payload, kind, about))
-            heard.append(outcome.client)
-        except ProtocolError:
-            lost["transport"] = lost.get("transport", 0) + 1
-    return Heard(tuple(sorted(heard)), lost, up, down)
-
-
-def ask_total(
-    transport: Transport,
-    kind: str,
-    about: str,
-    tensors: Params,
-    round: int,
-    clients: Sequence[int],
-    deadline_s: float | None,
-    shapes: Shapes,
-    hidden: Hidden | None = None,
-) -> tuple[Heard, Params]:
-    """Put a question to clients whose answers matter as their sum only.
-
-    Args:
-        shapes: of the answer's tensors; one that has others is a loss.
-        hidden: the server sees nothing but the sum (None: every answer).
-
-    Returns:
-        Who answered, and the sum, float64; no tensors where nobody did.
-    """
-    if hidden is not None:
-        came = ask_sum(hidden, transport, kind, about, tensors, round, clients, deadline_s, shapes)
-        return Heard(came.clients, came.lost, came.bytes_up, came.bytes_down), real(came.total)
-    answers: dict[int, Params] = {}
-
-    def take(client: int, answer: Params) -> None:
-        if {n: tuple(x.shape) for n, x in answer.items()} != shapes:
-            raise ProtocolError("other losses than were asked for")
-        answers[client] = answer
-
-    heard = ask(transport, kind, about, tensors, round, clients, deadline_s, take)
-    names = shapes if answers else ()
-    total = {n: torch.stack([answers[c][n].double() for c in heard.clients]).sum(0) for n in names}
-    return heard, total
 
 
 def guarded(
@@ -124,17 +41,9 @@ def guarded(
     tensors = {f"0/{n}": x for n, x in before.params.items()}
     tensors |= {f"{i}/{n}": sets[i][n] for i in range(1, len(sets)) for n in moved}
 
-    heard, total = ask_total(
-        transport,
-        "loss",
-        about,
-        tensors if moved else {},
-        after.round,
-        [members[i] for i in sorted(chosen)] if moved else [],
-        deadline_s,
-        {"loss": (len(sets),), "n": ()},
-        hidden,
-    )
+    asked = [members[i] for i in sorted(chosen)] if moved else []
+    question = Question("loss", about, tensors if moved else {}, after.round, asked, deadline_s)
+    heard, total = ask_total(transport, question, {"loss": (len(sets),), "n": ()}, hidden)
     n = float(total["n"]) if total else 0.0
     line: Json = {"step": 1.0 if moved else 0.0, "rows": int(n), "lost": heard.lost}
     line |= {"bytes_up": heard.bytes_up, "bytes_down": heard.bytes_down}

@@ -1,4 +1,4 @@
-"""A round, or a question, whose answers the server sees as sums (``channel.kind = "secure_sum"``).
+"""A round whose answers the server sees as sums (``channel.kind = "secure_sum"``).
 
     keys, shares   before anything is computed: who takes part, and who holds shares of whom
     train          the orders (or the question), and the masked words
@@ -13,17 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
 from forefed.channel import SecureSum
 from forefed.channel.messages import Message, decode_masked, heard
 from forefed.channel.words import Words
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Secret
-from forefed.core.types import Lost, Order, Params, Reply, Transport, Update, drawn_from
-from forefed.local.summed import UNIT, Shapes, empty, of_words
-from forefed.wire.questions import encode_question
+from forefed.core.types import Lost, Order, Reply, Transport, Update
+from forefed.local.summed import Shapes, empty, of_words
 
 if TYPE_CHECKING:
     from forefed.channel.server import Group
@@ -250,93 +246,6 @@ def hear_sums(
     there = sums.in_sum(opened)
     lost_answers = answers - len(there)
     return Came(updates, lost, sums.bytes_up, sums.bytes_down, there, lost_answers)
-
-
-@dataclass(frozen=True)
-class SummedAnswer:
-    """A question's answers, added up: whole numbers by name, and what they cost."""
-
-    total: dict[str, torch.Tensor]
-    clients: tuple[int, ...]
-    lost: dict[str, int]
-    bytes_up: int
-    bytes_down: int
-    reason: str = ""
-    """Why there is no sum."""
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """How answers are added up out of the server's sight. ``secret``: the server's."""
-
-    channel: SecureSum
-    secret: Secret
-
-    @staticmethod
-    def of(star: Star) -> Hidden | None:
-        """For the questions of a federation; None: answers come by themselves."""
-        if not isinstance(star.channel, SecureSum):
-            return None
-        return Hidden(star.channel, drawn_from(star.server.secret))
-
-
-def ask_sum(
-    hidden: Hidden,
-    transport: Transport,
-    kind: str,
-    about: str,
-    tensors: Params,
-    round: int,
-    clients: Sequence[int],
-    deadline_s: float | None,
-    shapes: Shapes,
-) -> SummedAnswer:
-    """Put a question to clients and learn the sum of their answers, int64, in the units that
-    ``start/answer.py`` gives to this question; nothing of a single one.
-
-    Args:
-        shapes: of the answer's tensors.
-    """
-    channel, secret = hidden.channel, hidden.secret.fold("ask", kind, round)
-    sums = Summation(channel, transport, round, deadline_s, secret)
-    ordered = dict(sorted(shapes.items()))
-    sizes = [int(np.prod(shape, dtype=np.int64)) for shape in ordered.values()]
-    sums.add(clients, Words.zero(0, sum(sizes), channel.bits))
-    question = encode_question(kind, about, tensors)
-    lost = dict[str, int]()
-    work = {c: question + message for c, message in sums.prepare().items()}
-    outcomes: list[Lost] = list(sums.lost)
-    for outcome in transport.tell(work, round, deadline_s) if work else ():
-        sums.bytes_down += outcome.bytes_down
-        if isinstance(outcome, Lost):
-            outcomes.append(outcome)
-            continue
-        sums.bytes_up += outcome.bytes_up
-        try:
-            sums.take(outcome.client, outcome.payload)
-        except ProtocolError as error:
-            outcomes.append(Lost(round, outcome.client, "transport", str(error)))
-    opened = sums.finish()
-    for one in outcomes:
-        lost[one.reason] = lost.get(one.reason, 0) + 1
-    total: dict[str, torch.Tensor] = {}
-    if opened:
-        flat = torch.from_numpy(opened[0].about.view(np.int64).copy())
-        parts = flat.split(sizes)
-        total = {n: x.reshape(s) for (n, s), x in zip(ordered.items(), parts, strict=True)}
-    return SummedAnswer(
-        total,
-        sums.in_sum(opened),
-        lost,
-        sums.bytes_up,
-        sums.bytes_down,
-        sums.abandoned.get(0, ""),
-    )
-
-
-def real(total: Mapping[str, torch.Tensor]) -> Params:
-    """Sums that are no whole numbers, float64."""
-    return {n: x.double() * UNIT for n, x in total.items()}
 
 
 def check_groups(channel: SecureSum, assigned: Sequence[tuple[str, ...]]) -> None:

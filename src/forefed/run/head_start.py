@@ -24,8 +24,7 @@ from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import read_table, write_atomic, write_json
 from forefed.core.keys import Secret
 from forefed.core.types import Json, Params, Transport, drawn_from
-from forefed.federation.guarding import Heard, ask
-from forefed.federation.summed import Hidden, SummedAnswer, ask_sum, real
+from forefed.federation.questions import Heard, Hidden, Question, ask, ask_sum, ask_total
 from forefed.models.task import Task
 from forefed.models.words import BUCKETS, Bag, Words
 from forefed.privacy import Release
@@ -140,13 +139,12 @@ class Asked:
             done += 1
             self.say(what, done, len(members))
 
-        asked = (self.transport, kind, about(self.task), tensors, 0, members, self.deadline_s)
-        heard: Heard | SummedAnswer
+        question = self._question(kind, tensors)
         if self.hidden is None:
-            heard = ask(*asked, take)
+            heard = ask(self.transport, question, take)
         else:
-            heard = ask_sum(self._anew(self.hidden), *asked, shapes)
-            total = heard.total or total
+            heard, found = ask_sum(self.transport, question, self._anew(self.hidden), shapes)
+            total = found or total
             self.reason = heard.reason
             self.say(what, len(heard.clients), len(members))
         self._spent(heard)
@@ -157,25 +155,16 @@ class Asked:
     ) -> tuple[tuple[int, ...], Params]:
         """The sum of held-out losses under heads, float64, and who has answered; no tensors where
         nobody did."""
-        answers: dict[int, Params] = {}
-        members = list(self.members)
-
-        def take(client: int, answer: Params) -> None:
-            if {n: tuple(x.shape) for n, x in answer.items()} != shapes:
-                raise ProtocolError("other losses than were asked for")
-            answers[client] = answer
-            self.say(what, len(answers), len(members))
-
-        asked = (self.transport, "heads", about(self.task), tensors, 0, members, self.deadline_s)
-        if self.hidden is not None:
-            came = ask_sum(self._anew(self.hidden), *asked, shapes)
-            self._spent(came)
-            return came.clients, real(came.total)
-        heard = ask(*asked, take)
+        of = len(self.members)
+        heard, total = ask_total(
+            self.transport,
+            self._question("heads", tensors),
+            shapes,
+            self.hidden and self._anew(self.hidden),
+            lambda done: self.say(what, done, of),
+        )
         self._spent(heard)
-        names = shapes if answers else ()
-        each = {n: [answers[c][n].double() for c in heard.clients] for n in names}
-        return heard.clients, {n: torch.stack(parts).sum(0) for n, parts in each.items()}
+        return heard.clients, total
 
     def bag(self, most: int) -> Bag:
         """The words that count."""
@@ -230,12 +219,14 @@ class Asked:
 
         return Words(bag, solved(by_class, chances_C, image).float())
 
-    def _anew(self, hidden: Hidden) -> Hidden:
-        """For one more sum, as no two questions may share masks."""
-        self.questions += 1
-        return replace(hidden, secret=hidden.secret.fold(self.when, self.questions))
+    def _question(self, kind: str, tensors: Params) -> Question:
+        return Question(kind, about(self.task), tensors, 0, list(self.members), self.deadline_s)
 
-    def _spent(self, heard: Heard | SummedAnswer) -> None:
+    def _anew(self, hidden: Hidden) -> Hidden:
+        self.questions += 1
+        return hidden.anew(self.when, self.questions)
+
+    def _spent(self, heard: Heard) -> None:
         self.bytes_up += heard.bytes_up
         self.bytes_down += heard.bytes_down
         self.lost |= {r: self.lost.get(r, 0) + n for r, n in heard.lost.items()}

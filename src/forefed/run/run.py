@@ -24,8 +24,8 @@ from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.federation.adversary import Adversary
 from forefed.federation.guarding import guarded, resting
+from forefed.federation.questions import Hidden
 from forefed.federation.star import RunState
-from forefed.federation.summed import Hidden
 from forefed.guard import HeldOut, guard_of
 from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
