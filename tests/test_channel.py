@@ -21,13 +21,14 @@ from forefed.channel.messages import Message
 from forefed.channel.words import Words
 from forefed.config.compat import conflicts
 from forefed.core.errors import ProtocolError, UserError
+from forefed.core.keys import Secret
 from forefed.core.types import Params, Reply, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.remote import Failure
 from forefed.deploy.settings import for_sites
 from forefed.federation.star import RunState
-from forefed.local.summed import ABOUT, of_words, to_words
+from forefed.local.summed import ABOUT, Summing, of_words, to_words
 from forefed.run import configure, run
 from forefed.run.simulate import Simulation, star_over
 from forefed.wire.message import kind_of
@@ -252,6 +253,29 @@ def test_what_cannot_work_with_it_is_refused_in_one_sentence(said: str) -> None:
     base = {"strategy": "fedavg", "channel": "secure_sum", **REFUSED[said]}
     (reason,) = [r for r in conflicts(configure(base=base)) if said in r]
     assert reason.count(". ") == 0
+
+
+def test_no_two_sums_of_a_run_share_their_masks(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The words of two questions under the same masks would tell their difference."""
+    begun: list[tuple[int, bytes]] = []
+    real = Summing._phase
+
+    def noted(
+        self: Summing, asked: Message, client: int, kept: bytes | None, secret: Secret
+    ) -> tuple[bytes, bytes]:
+        if asked.phase == "keys":
+            begun.append((client, asked.session))
+        return real(self, asked, client, kept, secret)
+
+    monkeypatch.setattr(Summing, "_phase", noted)
+    sets = ["strategy=fedavg", "rounds=2", "cohort=6", "start=closed_form", "start.words=64"]
+    sets += ["data.client_test_fraction=0.3", "guard=held_out", "channel=secure_sum"]
+    world.run(tmp_path, *sets)
+    per_client = len(begun) / len({c for c, _ in begun})
+    assert per_client > 5  # words, sums, passes, heads, rounds, held-out losses
+    assert len(set(begun)) == len(begun)
 
 
 def test_the_solved_head_and_the_guard_see_sums_only(world: World, tmp_path: Path) -> None:
