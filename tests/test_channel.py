@@ -240,7 +240,7 @@ REFUSED = {
     "collect.kind = 'variance' reads single": {"collect": "variance"},
     "cohort = 4 is below channel.min_group = 5": {"cohort": 4},
     "over_select": {"over_select": 0.2},
-    "has no server": {"topology": "ring"},
+    "has no server": {"topology": "gossip"},
     "does not fit words of 32 bits": {"channel": {"kind": "secure_sum", "fraction": 20}},
     "leaves fewer than 8 binary digits": {
         "channel": {"kind": "secure_sum", "max_examples": 2**20, "clip": 8.0}

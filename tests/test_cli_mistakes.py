@@ -136,7 +136,18 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "start.kind = 'closed_form': spans": ["start=closed_form", "data.task=causal_lm"],
     "start: with download.kind": ["strategy=fedkseed", "start=closed_form"],
     "start.then = 'frozen'": ["strategy=fedavg", "start=closed_form", "adapter=head"],
-    "topology.kind = 'ring'": ["topology=ring"],
+    "topology.kind = 'gossip' has no server": ["topology=gossip", "codec=dense"],
+    "topology.gamma": ["strategy=fedavg", "topology=gossip", "codec=sparse"],
+    "modifiers: 'error_feedback' carries": [
+        "strategy=fedavg",
+        "topology={kind='gossip', gamma=0.1}",
+        "codec=sparse",
+        'modifiers=["error_feedback"]',
+    ],
+    "aggregator.pivot = 'own'": [
+        "strategy=fedavg",
+        'aggregator={kind="nna", pivot="own"}',
+    ],
     "sharing.kind = 'personal_head': with": ["sharing=personal_head", "adapter=head"],
     "sharing.kind = 'personal_head': a language": ["sharing=personal_head", "data.task=causal_lm"],
     "codec.directions": ["codec=scalars", "codec.directions=4"],
@@ -186,7 +197,6 @@ CONTRADICTIONS: dict[str, list[str]] = {
         "attack=sign_flip",
         'partition={kind="sites", names=["a"]}',
     ],
-    "attack.kind = 'sign_flip' answers": ["strategy=fedavg", "attack=sign_flip", "topology=ring"],
     "attack.kind = 'sign_flip' replaces": [
         "strategy=fedavg",
         "channel=secure_sum",
@@ -245,7 +255,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
         "client.max_steps=1",
         "directions.shared=true",
     ],
-    "topology.kind = 'ring' has": ["strategy=fedavg", "channel=secure_sum", "topology=ring"],
+    "topology.kind = 'gossip' has": ["strategy=fedavg", "channel=secure_sum", "topology=gossip"],
     "over_select: under": ["strategy=fedavg", "channel=secure_sum", "over_select=0.5"],
     "memory: groups with": [
         "strategy=fedavg",

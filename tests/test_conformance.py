@@ -64,7 +64,7 @@ NEEDS: dict[str, list[str]] = {
     "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
     "assign=everything": ["strategy=fedfgd"],
     "channel=secure_sum": ["strategy=fedavg", "cohort=5"],
-    "topology=ring": ["strategy=fedavg", "codec=dense", "cohort=6"],
+    "topology=gossip": ["strategy=fedavg", "codec=dense", "cohort=6", "partition.clients=6"],
     "partition=natural": ["partition.column=site"],
     "partition=bootstrap": ["partition.clients=6", "partition.examples_per_client=9"],
     "data.task=pairs": ["data.source.path='{world.pairs}'"],

@@ -87,7 +87,7 @@ def guard_of(config: Any) -> HeldOut | None:
         return None
     # losses of held-out rows would be releases that nobody accounts for
     private = any(m.private for m in config.modifiers)
-    off = config.topology.kind != "star" or private or any(HeldOut().conflicts(config))
+    off = not config.topology.central or private or any(HeldOut().conflicts(config))
     return None if isinstance(guard, Auto) and off else guard
 
 

@@ -1,13 +1,15 @@
 """Nearest-neighbour averaging (NNA): Farhadkhani et al., "Robust collaborative learning with linear
 gradient overhead" (ICML 2023, arXiv 2209.10931), Algorithm 1, as a server's rule.
 
-Published: a node averages the n - f vectors nearest to its own, which it trusts. Departure: a
-server has no vector of its own; another rule's result is the pivot.
+Published: a node averages the n - f vectors nearest to its own, which it trusts: ``pivot = "own"``
+under a topology without a server (MoNNA, with the modifier ``momentum``). Departure: a server has
+no vector of its own; another rule's result is the pivot.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import SerializeAsAny
@@ -25,9 +27,21 @@ from forefed.core.settings import Registry, Slot
 from forefed.core.states import State
 from forefed.core.types import ServerContext, Unit
 
+
+class Own(PerUnit):
+    """The node's own model, from which its neighbours' are counted."""
+
+    kind: Literal["own"] = "own"
+
+    def combine(
+        self, x_ND: Tensor, w_N: Tensor, unit: Unit, state: State, ctx: ServerContext
+    ) -> tuple[Tensor, State]:
+        return x_ND.new_zeros(x_ND.shape[1]), state
+
+
 PIVOTS: Registry[PerUnit] = Registry(
     "aggregator.pivot",
-    [Median, TrimmedMean, GeometricMedian, CentredClipping, Krum, MultiKrum, Bulyan],
+    [Median, TrimmedMean, GeometricMedian, CentredClipping, Krum, MultiKrum, Bulyan, Own],
 )
 
 
@@ -40,6 +54,14 @@ class NearestNeighbours(Tolerant):
 
     source: ClassVar[str] = "Farhadkhani et al., arXiv 2209.10931"
     remembers: ClassVar[bool] = True  # a pivot may
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if self.pivot.kind == "own" and config.topology.central:
+            yield (
+                "aggregator.pivot = 'own': a server has no model of its own that it trusts; choose "
+                "another pivot ('median'), or topology.kind = 'gossip'"
+            )
 
     def tolerate(
         self, x_ND: Tensor, f: int, unit: Unit, state: State, ctx: ServerContext

@@ -159,11 +159,6 @@ class Hostile(Attack):
         place, codec = f"attack.kind = '{self.kind}'", config.codec
         if config.partition.kind == "sites":
             yield f"{place} is simulated, and sites are real; set attack.kind = 'none'"
-        if config.topology.kind != "star":
-            yield (
-                f"{place} answers a server, and topology.kind = '{config.topology.kind}' has none; "
-                "set topology.kind = 'star'"
-            )
         if config.channel.kind != "plain" and (self.crafts or self.claims != 1):
             yield (
                 f"{place} replaces single updates, and under channel.kind = "

@@ -108,7 +108,7 @@ class SecureSum(Channel):
                 "download.kind = 'pool' replays every client's slopes by themselves, which "
                 f"{here} hides; set download.kind = 'dense' or 'scalars'"
             )
-        if config.topology.kind != "star":
+        if not config.topology.central:
             yield f"topology.kind = '{config.topology.kind}' has no server, and {here} needs one"
         if config.over_select:
             yield (

@@ -96,24 +96,43 @@ class Adversary:
                     updates[outcome.client] = self.codec.decode(outcome.payload, order)
                 except ProtocolError:
                     continue  # the server will refuse it, too; nothing to learn from it
+        if not updates:
+            self.likeness = None
+            return {}
+        order = next(iter(asked.values()))
+        assigned = {c: o.assigned for c, o in asked.items()}
+        return {
+            u.client: self.codec.encode(u, ClientContext(order=asked[u.client]))
+            for u in self.lies(updates, order.round, order.params, assigned)
+        }
+
+    def lies(
+        self,
+        updates: Mapping[int, Update],
+        round: int,
+        params: Params,
+        assigned: Mapping[int, tuple[str, ...]],
+    ) -> list[Update]:
+        """What the hostile ones among ``updates`` make of theirs, and of all others.
+
+        Args:
+            params: those that all updates are counted from.
+            assigned: what each client trains.
+        """
         present = [updates[c] for c in sorted(updates)]
         # who has no example has nothing to hide behind, and the server does not count it
         own = [u for u in present if u.client in self.who and u.n_examples > 0]
         honest = [u for u in present if u.client not in self.who and u.n_examples > 0]
         self.likeness = likeness(honest, own)
         if not own:
-            return {}
-        order = asked[own[0].client]
+            return []
         ctx = AttackContext(
-            round=order.round,
+            round=round,
             key=Key(self.seed),
             aggregator=self.aggregator,
             units=self.units,
-            params=order.params,
+            params=params,
             first=self.first,
-            assigned={c: o.assigned for c, o in asked.items()},
+            assigned=dict(assigned),
         )
-        return {
-            u.client: self.codec.encode(u, ClientContext(order=asked[u.client]))
-            for u in self.attack.craft(honest, own, ctx)
-        }
+        return self.attack.craft(honest, own, ctx)

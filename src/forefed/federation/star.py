@@ -35,6 +35,7 @@ from forefed.modifiers import Private
 from forefed.privacy import Release
 from forefed.select import Selector, Uniform
 from forefed.sharing import Everything, Sharing
+from forefed.wire import Codec, Dense
 from forefed.wire.records import encode_record
 
 DIGITS = 16  # of the digest that clients who follow compare: 64 bits tell of any drift
@@ -114,6 +115,8 @@ class Star:
     channel: Channel = Plain()  # noqa: RUF009 (frozen)
     shapes: Callable[[Order], Shapes] | None = None
     """Of an answer to an order, where sums of answers come."""
+    codec: Codec = Dense()  # noqa: RUF009 (frozen)
+    """Of what a topology without a server sends."""
 
     def drawn(self, state: RunState) -> Cohort:
         """Who takes part in the next round."""

@@ -9,9 +9,10 @@ from forefed.gradients.engine import GradientEngine
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
+from forefed.gradients.sam import Sam
 
 ENGINES: Registry[GradientEngine] = Registry(
-    "engine", [Backprop, Checkpointed, Forward, FiniteDifference, ExactHead, Auto]
+    "engine", [Backprop, Checkpointed, Sam, Forward, FiniteDifference, ExactHead, Auto]
 )
 DRAWS: Registry[Draw] = Registry("directions", [Fresh, Pool, Candidates])
 __all__ = ["DRAWS", "ENGINES", "Candidates", "Draw", "Fresh", "GradientEngine", "Pool"]

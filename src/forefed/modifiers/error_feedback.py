@@ -33,6 +33,7 @@ class Feedback(Modifier):
 
     accepts: ClassVar[tuple[str, ...]] = ("delta",)
     replayable: ClassVar[bool] = False
+    restores: ClassVar[bool] = True
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)

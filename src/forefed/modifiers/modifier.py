@@ -42,6 +42,8 @@ class Modifier(Choice):
     private: ClassVar[bool] = False
     """Single contributions, and what clients say of themselves, are nobody's to see: they stand in
     no record, sums have a constant divisor (``ctx.divisor``), and it says what it ``releases``."""
+    restores: ClassVar[bool] = False
+    """Keeps at the client what the codec lost, and sends it later."""
     on_wire: ClassVar[bool] = False
     """Its server half works on what travels: on slopes, where those are averaged before anything
     is rebuilt. (A client that follows by records does not do it again.)"""
@@ -101,6 +103,12 @@ class Modifier(Choice):
         """The same with every number filled in that follows from the whole run. ``members``: the
         population (None: not known here, at a client)."""
         return self
+
+    @property
+    def serves(self) -> bool:
+        """Has it a server's half?"""
+        halves = ("on_receive", "on_aggregate", "broadcast")
+        return any(getattr(type(self), name) is not getattr(Modifier, name) for name in halves)
 
     @property
     def bends_steps(self) -> bool:

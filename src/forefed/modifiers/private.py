@@ -37,7 +37,7 @@ class Private(Modifier):
             yield "needs either noise_multiplier (for example 1.0) or target_epsilon"
         if config.codec.payload not in self.accepts:
             yield f"does not know what codec.kind = '{config.codec.kind}' sends; use 'dense'"
-        if config.topology.kind != "star":
+        if not config.topology.central:
             yield "has a server that adds up; set topology.kind = 'star'"
         if config.sharing.personal:
             yield (

@@ -216,6 +216,7 @@ def assemble(
             "clients would keep to themselves; set sharing.kind = 'everything'"
         )
     check_units(config, population)
+    config.topology.check(population, Key(config.seed))
     server = make_server(config, model, trainer_of)
     units = [u for u in model.units if not frozen & set(u.params)]
     server = replace(
@@ -237,7 +238,7 @@ def assemble(
             population,
             lambda c: attack.data_of(c, lookup, who, Key(config.seed)) if c in who else lookup(c),
             measured(trainer_of) if measure else unmeasured(trainer_of),
-            config.codec.encode,
+            config.topology.trained_by(config.codec).encode,
             ClientStore(),
             {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
             _replica(config, model, server),
@@ -276,6 +277,7 @@ def assemble(
         config.select,
         channel,
         lambda order: shapes_of(trainer_of(order.client), order),
+        config.codec,
     )
     return star, transport
 
@@ -360,7 +362,7 @@ def make_trainer(config: Config, view: TaskView, engine: GradientEngine) -> Trai
     return Trainer(
         config.client,
         engine,
-        config.codec,
+        config.topology.trained_by(config.codec),
         view,
         tuple(m.solved(config, None) for m in config.modifiers),
         config.sharing,

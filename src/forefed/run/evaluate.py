@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -58,6 +58,29 @@ def evaluate_clients(
     total = scores(task.objective, merge(each)) if each else {"loss": math.nan, "n": 0}
     split = "personal" if private else "clients"
     return {"split": split, "clients": len(each), **total, **spread(values, decides.sign)}
+
+
+def evaluate_nodes(
+    task: Task,
+    nodes: Mapping[int, Params],
+    test: Examples,
+    batch_size: int,
+    prefix: FrozenPrefix | None = None,
+) -> Json:
+    """Every node's own model on the global test set, where there is no server: the mean over nodes,
+    its spread, and ``each`` node's value of the metric that decides, by number (split "nodes")."""
+    decides = task.objective.measures.decides
+    lines = [evaluate_global(task, own, test, batch_size, prefix)[0] for own in nodes.values()]
+    each = {str(c): decides.of(line) for c, line in zip(nodes, lines, strict=True)}
+    values = [value for value in each.values() if value is not None]
+    loss = float(np.mean([line["loss"] for line in lines]))
+    total = {
+        "loss": loss,
+        "n": len(test),
+        **({decides.key: float(np.mean(values))} if values else {}),
+    }
+    told = {"split": "nodes", "clients": len(nodes), **total, **spread(values, decides.sign)}
+    return {**told, "each": each}
 
 
 def spread(values: Sequence[float], sign: int) -> Json:

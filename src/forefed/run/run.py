@@ -45,7 +45,7 @@ from forefed.run.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from forefed.run.evaluate import evaluate_clients, evaluate_global
+from forefed.run.evaluate import evaluate_clients, evaluate_global, evaluate_nodes
 from forefed.run.head_start import Begun, begin, finish, load_begun
 from forefed.run.health import Ending, Health, norm_of
 from forefed.run.lines import memory_groups, notices, round_line
@@ -496,6 +496,9 @@ def _evaluate(
         if personal:
             own = [federation.transport.store.private(c) for c in chosen]
             lines.append(evaluate_clients(task, state.params, clients, size, own, words))
+    nodes = federation.config.topology.models(state)
+    if nodes:
+        lines.append(evaluate_nodes(task, nodes, test, size, prefix))
     for line in lines:
         record.append(folder, record.EVALUATIONS, {"round": state.round, **line})
         told("evaluated", {"round": state.round, **line})

@@ -60,10 +60,12 @@ class Simulation:
         return self.state.params
 
     def own(self, client: int) -> Params:
-        """The model of one client: the global one, with what it keeps to itself."""
+        """The model of one client: the global one, with what it keeps to itself; of a node without
+        a server, its own."""
         transport = self.star.transport
         assert isinstance(transport, InProcess | Adversary), "all clients are in this process"
-        return {**self.params, **transport.store.private(client)}
+        node = self.config.topology.models(self.state).get(client)
+        return node or {**self.params, **transport.store.private(client)}
 
     @property
     def losses(self) -> list[float]:

@@ -132,7 +132,7 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
     classes = config.data.task.head == "classification" and pooling != "pooler"
     if not classes or config.download.by_sums or config.sharing.personal:
         return None
-    if config.topology.kind != "star":
+    if not config.topology.central:
         return None
     if any(m.private for m in config.modifiers) and not start.private:
         return None  # sums without noise would be a release that nobody accounts for

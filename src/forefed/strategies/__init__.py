@@ -4,6 +4,7 @@ from forefed.core.errors import UserError, nearest
 from forefed.core.plugins import Entries
 from forefed.strategies.baffle import BAFFLE
 from forefed.strategies.decomfl import DECOMFL
+from forefed.strategies.dfedsam import DFEDSAM
 from forefed.strategies.fedadagrad import FEDADAGRAD
 from forefed.strategies.fedadam import FEDADAM
 from forefed.strategies.fedavg import FEDAVG
@@ -19,6 +20,7 @@ from forefed.strategies.fedyogi_split import FEDYOGI_SPLIT
 from forefed.strategies.feedsign import FEEDSIGN
 from forefed.strategies.fwdllm import FWDLLM
 from forefed.strategies.hiso import HISO
+from forefed.strategies.monna import MONNA
 from forefed.strategies.spry import SPRY
 from forefed.strategies.strategy import Strategy
 
@@ -41,6 +43,8 @@ _ALL = (
     HISO,
     FEDKSEED,
     FEEDSIGN,
+    DFEDSAM,
+    MONNA,
 )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from forefed.core.keys import Key
 from forefed.core.settings import Choice
-from forefed.core.types import Lost, Reply
+from forefed.core.types import Lost, Params, Reply
 from forefed.federation.state import RunState
+from forefed.wire import Codec
 
 if TYPE_CHECKING:
     from forefed.federation.star import RoundReport, Star
@@ -18,6 +20,25 @@ Hook = Callable[[Reply | Lost], None]
 
 class Topology(Choice):
     """Base: a round as a function of the state."""
+
+    central: ClassVar[bool] = True
+    """Is there a server, which asks, adds up and steps?"""
+
+    def check(self, population: int, key: Key) -> None:
+        """Refuse, before anything runs, what cannot work among so many clients.
+
+        Raises:
+            UserError: it cannot.
+        """
+        return None
+
+    def trained_by(self, codec: Codec) -> Codec:
+        """The codec of what local training gives, where the run's is this one."""
+        return codec
+
+    def models(self, state: RunState) -> Mapping[int, Params]:
+        """The model of every node, where each has its own; nothing where all have one."""
+        return {}
 
     @abstractmethod
     def round(
