@@ -67,7 +67,7 @@ class NoWire:
             self.updates[order.client], _ = self.client(order, NOTHING, {})
             yield Reply(order.round, order.client, b"", 0)
 
-    def ask(self, *asked: object) -> Iterator[Reply | Lost]:
+    def tell(self, *asked: object) -> Iterator[Reply | Lost]:
         raise AssertionError("nobody is asked anything")
 
 
@@ -91,7 +91,7 @@ def star(cohort: int, population: int, wire: bool) -> Star:
         transport=plain,
         measure=False,
     )
-    return loop if plain is None else replace(loop, receive=lambda r, o: plain.updates[o.client])
+    return loop if plain is None else replace(loop, receive=lambda o, _: plain.updates[o.client])
 
 
 def microseconds(cohort: int, population: int, wire: bool) -> float:

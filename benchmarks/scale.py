@@ -67,7 +67,7 @@ class Messages:
     def members(self) -> range:
         return range(self.count)
 
-    def ask(self, *asked: object) -> Iterator[Reply]:
+    def tell(self, *asked: object) -> Iterator[Reply]:
         raise AssertionError("nobody is asked anything")
 
     def exchange(self, orders: Any, deadline_s: float | None, enough: Any) -> Iterator[Reply]:

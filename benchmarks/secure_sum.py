@@ -1,10 +1,10 @@
 """What a secure sum costs in bytes, processor seconds and memory: against the plain channel, and
 against Flower's SecAgg+ on the same vectors.
 
-No training: clients have a vector each. Ours are the messages and halves of a run (summed.py in
-federation/ and in local/). Flower's are the functions of its client mod and of its server workflow,
-called in the same order on the same vectors, with as many neighbours and the same threshold,
-without the transport around them. Five in a hundred clients drop out after they have shared. Of
+No training: clients have a vector each. Ours are the messages and halves of a run (channel/).
+Flower's are the functions of its client mod and of its server workflow, called in the same order on
+the same vectors, with as many neighbours and the same threshold, without the transport around them.
+Five in a hundred clients drop out after they have shared. Of
 Flower's 1,000 clients a few are worked through, and the rest counted like them.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from benchmarks.table import markdown
 from forefed.channel import SecureSum
+from forefed.channel.channel import Group, Shapes, Sum, Upload, Work
 from forefed.channel.graph import degree, neighbours, threshold_of
 from forefed.channel.messages import Message
+from forefed.channel.sums import empty
 from forefed.channel.words import Words
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Lost, Order, Reply, Transport, Update
-from forefed.data.examples import ClientData
-from forefed.federation.summed import Summation
-from forefed.local.summed import Summing, empty, of_words, to_words
+from forefed.federation.exchange import exchange
 from forefed.wire import Dense
 
 SIZES = (10, 100, 1000)
@@ -70,37 +70,40 @@ class Cost:
 
 @dataclass
 class Clients:
-    """The clients' half, in this process."""
+    """The clients' half, in this process. Those in ``lost`` drop out instead of working."""
 
-    summing: Summing
+    channel: SecureSum
     vectors: Mapping[int, torch.Tensor]
+    lost: set[int]
     clock: Clock
-    kept: dict[int, bytes] = field(default_factory=dict)
+    shapes: Shapes
+    kept: dict[int, bytes | None] = field(default_factory=dict)
 
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
         for client, message in messages.items():
-            self.clock.turn("clients")
-            payload, self.kept[client] = self.summing.tell(
-                message,
-                client,
-                cast(ClientData, None),
-                self.kept.get(client),
-                Secret.rehearsed(client),
-            )
-            self.clock.turn("server")
-            yield Reply(round, client, payload, len(message))
+            yield self.answer(client, message, None)
 
-    def train(self, client: int, beside: bytes) -> bytes:
+    def work(
+        self, beside: Mapping[int, bytes], enough: Callable[[], bool]
+    ) -> Iterator[Reply | Lost]:
+        for client, message in beside.items():
+            if client in self.lost:
+                yield Lost(ROUND, client, "crash", "", len(message))
+                continue
+            x = self.vectors[client]
+            update = Update(client, EXAMPLES, {"x": x}, None, {"loss": 1.0})
+            upload = Upload(encode=bytes, update=update, shapes=lambda: self.shapes)
+            yield self.answer(client, message, upload)
+
+    def answer(self, client: int, message: bytes, upload: Upload | None) -> Reply:
         self.clock.turn("clients")
-        asked = Message.decode(beside)
-        x = self.vectors[client]
-        update = Update(client, EXAMPLES, {"x": x}, None, {"loss": 1.0})
-        words = to_words(update, {"x": tuple(x.shape)}, self.summing.channel, asked.group)
-        payload, self.kept[client] = self.summing._masked(asked, words, self.kept[client])
+        asked, own = Message.decode(message), Secret.rehearsed(client)
+        kept = self.kept.get(client)
+        payload, self.kept[client] = self.channel.answer(asked, upload, kept, client, own)
         self.clock.turn("server")
-        return payload
+        return Reply(ROUND, client, payload, len(message))
 
 
 def vectors(clients: int, size: int) -> dict[int, torch.Tensor]:
@@ -113,26 +116,22 @@ def ours(clients: int, size: int) -> Cost:
     channel = SecureSum()
     x, clock = vectors(clients, size), Clock()
     lost = {20 * i + 7 for i in range(clients // 20)}
-    parties = Clients(Summing(channel, cast(Any, None)), x, clock)
-    sums = Summation(channel, cast(Transport, parties), ROUND, None, Secret.rehearsed(0))
-    shapes = {"x": (size,)}
-    sums.add(range(clients), empty(shapes, channel))
-    work = sums.prepare()
-    for client, beside in work.items():
-        sums.bytes_down += len(beside)
-        if client not in lost:
-            payload = parties.train(client, beside)
-            sums.bytes_up += len(payload)
-            sums.take(client, payload)
-    opened = sums.finish()
-    update = of_words(opened[0], shapes, channel, clients, 0, False)
+    parties = Clients(channel, x, lost, clock, {"x": (size,)})
+    asked: Work[Sum] = Work(
+        groups=[Group(tuple(range(clients)), {"x": (size,)})],
+        payload="delta",
+        read=lambda client, payload: cast(Sum, None),
+        of_sum=lambda total: total,
+        own=Secret.rehearsed(0),
+    )
+    came = exchange(channel, asked, cast(Transport, parties), parties.work, ROUND, None)
+    (total,) = came.found
     clock.turn("end")
-    assert update.grad is not None
     heard = [c for c in range(clients) if c not in lost]
     true = torch.stack([x[c].double() for c in heard]).mean(0)
-    assert float((update.grad["x"] - true).abs().max()) < 1e-5  # it is the sum
+    assert float((total.tensors["x"] - true).abs().max()) < 1e-5  # it is the sum
     spent = clock.spent
-    up, down = sums.bytes_up / len(heard), sums.bytes_down / len(heard)
+    up, down = came.bytes_up / len(heard), came.bytes_down / len(heard)
     return Cost(spent["clients"] / len(heard), spent["server"], up, down, memory(clients, size))
 
 

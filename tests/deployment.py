@@ -211,7 +211,7 @@ def remote(
         3,
         Everything(),
         transport,
-        lambda reply, order: trainer.codec.decode(reply.payload, order),
+        lambda order, payload: trainer.codec.decode(payload, order),
         Server(Key(4), HEAD, Mean(), Sgd()),
         deadline_s=5.0,
     )

@@ -16,19 +16,18 @@ pytest.importorskip("cryptography")
 import forefed
 from deployment import NAMES, FakePost, deployed, make_sites, rehearsal
 from federation import World, lines
-from forefed.channel import SecureSum
+from forefed.channel import SecureSum, masked
 from forefed.channel.messages import Message
+from forefed.channel.sums import ABOUT, of_words, to_words
 from forefed.channel.words import Words
 from forefed.config.compat import conflicts
 from forefed.core.errors import ProtocolError, UserError
-from forefed.core.keys import Secret
 from forefed.core.types import Params, Reply, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.remote import Failure
 from forefed.deploy.settings import for_sites
 from forefed.federation.star import RunState
-from forefed.local.summed import ABOUT, Summing, of_words, to_words
 from forefed.run import configure, run
 from forefed.run.simulate import Simulation, star_over
 from forefed.wire.message import kind_of
@@ -192,7 +191,7 @@ def play_alone(config: Any, first: Params, shares: Any) -> list[Any]:
     star = star_over(plain, loss, first, shares)
     orders = star.plan(RunState(0, first))
     replies = list(star.transport.exchange(orders.values(), None))
-    updates = [star.receive(r, orders[r.client]) for r in replies]
+    updates = [star.receive(orders[r.client], r.payload) for r in replies]
     return [u.grad["w"].numpy() for u in sorted(updates, key=lambda u: u.client)]
 
 
@@ -200,7 +199,7 @@ def test_a_client_answers_no_question_in_plain_sight() -> None:
     config = configure(base={"strategy": "fedavg", "cohort": 7, "channel": "secure_sum"})
     star = star_over(config, loss, FIRST, clients())
     (lost,) = star.transport.tell({3: encode_question("loss", "it", {})}, 1, None)
-    assert lost.reason == "error" and "a channel message was expected" in lost.detail
+    assert lost.reason == "error" and "work without its sum" in lost.detail
     (order,) = [o for o in star.plan(RunState(0, FIRST)).values() if o.client == 3]
     message = Message("train", b"12345678", 7).encode()
     (lost,) = star.transport.exchange([replace(order, channel=message)], None)
@@ -224,12 +223,11 @@ def test_examples_losses_and_clipping_by_hand() -> None:
     far = Update(1, 9, {"w": torch.tensor([8.0, 4.0])}, None, {"loss": torch.nan, "steps": 1.0})
     total = to_words(one, shapes, channel, 5)
     total.add(to_words(far, shapes, channel, 5))
-    mean = of_words(total, shapes, channel, 5, 0, False)
+    mean, about = of_words(total, shapes, channel, 5, "delta")
     # (3 (1, -0.5) + 4 (2, 1)) / 7, as 9 examples count as 4 and (8, 4) is scaled to (2, 1)
-    assert mean.grad is not None
-    assert mean.grad["w"].tolist() == pytest.approx([11 / 7, 2.5 / 7], abs=1e-7)
-    assert mean.n_examples == 7 and mean.metrics["loss"] == 0.5
-    assert (mean.metrics["steps"], mean.metrics["clipped"], mean.metrics["capped"]) == (3, 1, 1)
+    assert mean["w"].tolist() == pytest.approx([11 / 7, 2.5 / 7], abs=1e-7)
+    assert (about["examples"], about["clients"], about["loss"]) == (7, 2, 0.5)
+    assert (about["steps"], about["clipped"], about["capped"]) == (3, 1, 1)
 
 
 REFUSED = {
@@ -260,16 +258,14 @@ def test_no_two_sums_of_a_run_share_their_masks(
 ) -> None:
     """The words of two questions under the same masks would tell their difference."""
     begun: list[tuple[int, bytes]] = []
-    real = Summing._phase
+    real = masked.Member
 
-    def noted(
-        self: Summing, asked: Message, client: int, kept: bytes | None, secret: Secret
-    ) -> tuple[bytes, bytes]:
-        if asked.phase == "keys":
-            begun.append((client, asked.session))
-        return real(self, asked, client, kept, secret)
+    def noted(client: int, session: bytes, *rest: Any) -> masked.Member:
+        begun.append((client, session))
+        return real(client, session, *rest)
 
-    monkeypatch.setattr(Summing, "_phase", noted)
+    noted.load = real.load  # type: ignore[attr-defined]
+    monkeypatch.setattr(masked, "Member", noted)
     sets = ["strategy=fedavg", "rounds=2", "cohort=6", "start=closed_form", "start.words=64"]
     sets += ["data.client_test_fraction=0.3", "guard=held_out", "channel=secure_sum"]
     world.run(tmp_path, *sets)

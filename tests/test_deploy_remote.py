@@ -27,6 +27,7 @@ from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.remote import Failure
 from forefed.federation.inprocess import SURPLUS, InProcess
+from forefed.local.party import Party
 from forefed.run import run
 from toy import toy_clients
 
@@ -133,7 +134,7 @@ def rehearsed(**slots):
     """The same three clients and three more in this process."""
     loop, post = remote(**slots)
     clients, trainer = toy_clients(), post.sites["a"].trainer
-    transport = InProcess(len(clients), clients.__getitem__, trainer, trainer.codec.encode)
+    transport = InProcess(len(clients), clients.__getitem__, trainer, Party(lambda _: trainer))
     return replace(loop, transport=transport)
 
 

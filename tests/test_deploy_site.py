@@ -20,7 +20,7 @@ from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.ledger import Ledger
 from forefed.deploy.settings import METRICS, Refusal, at_site, for_sites, read_site
-from forefed.deploy.site import check_leaving, read_order
+from forefed.deploy.site import checked, read_order
 from forefed.run import run
 from forefed.run.build import build
 from forefed.wire.message import pack, unpack
@@ -214,7 +214,7 @@ def test_nothing_else_may_leave(world, tmp_path, order):
     asked = read_order(prepared, order, Ledger(site.folder / "done"))
     grad = {n: asked.params[n] for n in asked.assigned}
     codec = prepared.config.codec
-    check_leaving(
+    checked(
         prepared, asked, codec.encode(Update(0, 5, grad), ClientContext(order=asked)), site.settings
     )
     more = codec.encode(
@@ -225,7 +225,7 @@ def test_nothing_else_may_leave(world, tmp_path, order):
     )
     for payload in (more, told):
         with pytest.raises(ProtocolError):
-            check_leaving(prepared, asked, payload, site.settings)
+            checked(prepared, asked, payload, site.settings)
 
 
 def test_the_policy_knows_every_metric_of_local_training(site, order):

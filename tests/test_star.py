@@ -158,13 +158,16 @@ def test_a_round_in_which_everybody_is_lost_changes_nothing():
 
 def test_a_damaged_reply_is_a_recorded_loss():
     loop = star(Backprop(), Everything())
-    encode = loop.transport.encode
+    send = loop.transport.exchange
 
-    def damaged(update, ctx):
-        data = encode(update, ctx)
-        return data[:-1] if update.client == 1 else data
+    class Damaging:
+        members = loop.transport.members
 
-    broken = replace(loop, transport=replace(loop.transport, encode=damaged))
+        def exchange(self, *given):
+            for o in send(*given):
+                yield replace(o, payload=o.payload[:-1]) if o.client == 1 else o
+
+    broken = replace(loop, transport=Damaging())
     _, (report,) = play(broken, 1)
     assert [(lost.client, lost.reason) for lost in report.lost] == [(1, "transport")]
     assert len(report.updates) == 5

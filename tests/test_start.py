@@ -264,7 +264,7 @@ def test_no_step_is_taken_on_a_loss_that_so_few_rows_cannot_vouch_for() -> None:
         def members(self) -> tuple[int, ...]:
             return (0,)
 
-        def ask(self, *_: Any) -> Any:
+        def tell(self, *_: Any) -> Any:
             answer = {"loss": self.losses, "n": torch.tensor(72.0)}
             yield Reply(1, 0, encode_answer("loss", "it", answer), 1)
 
@@ -290,7 +290,7 @@ def test_a_step_is_taken_only_where_it_is_worth_another_round() -> None:
         def members(self) -> tuple[int, ...]:
             return (0,)
 
-        def ask(self, *_: Any) -> Any:
+        def tell(self, *_: Any) -> Any:
             answer = {"loss": self.losses, "n": torch.tensor(50.0)}
             yield Reply(1, 0, encode_answer("loss", "it", answer), 1)
 

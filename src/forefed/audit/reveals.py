@@ -7,7 +7,6 @@ what stands in between. It is printed where a run is checked and before a deploy
 
 from __future__ import annotations
 
-from forefed.channel import SecureSum
 from forefed.config.config import Config
 from forefed.start import ClosedForm, start_of, words_of
 
@@ -15,8 +14,8 @@ from forefed.start import ClosedForm, start_of, words_of
 def protections(config: Config) -> list[str]:
     """What of the configuration keeps a curious server from reading a single client exactly."""
     found = []
-    if isinstance(config.channel, SecureSum):
-        least = config.channel.min_group
+    if config.channel.sums:
+        least = config.channel.least
         found.append(f"a secure sum, of {least} clients at least, which hides whose part is whose")
     found += [
         f"noise of '{m.kind}' in every client's own steps"

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forefed.audit import synthetic
-from forefed.channel import SecureSum
 from forefed.config.compat import check
 from forefed.config.config import Config
 from forefed.core import trees
@@ -87,11 +86,6 @@ class Nobody:
     ) -> Iterator[Reply | Lost]:
         raise AssertionError("an audit calls its client itself")
 
-    def ask(
-        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
-    ) -> Iterator[Reply | Lost]:
-        raise AssertionError("an audit asks nobody")
-
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
@@ -148,8 +142,7 @@ class Subject:
     def group(self) -> int:
         """Clients whose sum is all that the server sees: 1 where it sees each; else as few as may
         be, which is the worst case."""
-        channel = self.config.channel
-        return channel.min_group if isinstance(channel, SecureSum) else 1
+        return self.config.channel.least
 
     def orders(self, trial: int) -> list[Order]:
         """What the server asks of one client, and of those in one sum with it: another round, and

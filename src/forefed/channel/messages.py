@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from forefed.core.errors import ProtocolError
-from forefed.wire.message import kind_of, pack, unpack
+from forefed.wire.message import pack, unpack
 
 SESSION_BYTES = 8
 
@@ -76,11 +76,6 @@ class Message:
         return Message(phase, session, group, clients, bytes(body), without)
 
 
-def phase_of(data: bytes) -> str:
-    """The phase that a message asks for ("": it is no channel's, or stands beside a question)."""
-    return Message.decode(data).phase if kind_of(data) == "channel" else ""
-
-
 def encode_masked(session: bytes, words: bytes) -> bytes:
     """A client's words with its masks, as they travel."""
     return pack("masked", {"s": session.hex()}, words)
@@ -96,17 +91,6 @@ def decode_masked(data: bytes, session: bytes) -> memoryview:
     if meta.get("s") != session.hex():
         raise ProtocolError("masked words of another sum")
     return body
-
-
-def heard(replies: Mapping[int, bytes], phase: str, session: bytes) -> Iterator[tuple[int, bytes]]:
-    """The bodies of answers to a phase; one that does not fit is none."""
-    for client, data in replies.items():
-        try:
-            message = Message.decode(data)
-        except ProtocolError:
-            continue
-        if (message.phase, message.session) == (phase, session):
-            yield client, message.body
 
 
 def _number(value: object) -> int:

@@ -19,8 +19,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from forefed.channel.channel import Channel
+from forefed.channel.channel import Channel, Session, T, Upload, Work
+from forefed.channel.messages import Message
 from forefed.channel.words import FixedPoint, WordBits
+from forefed.core.errors import ProtocolError
+from forefed.core.keys import Secret
+from forefed.core.types import drawn_from
 
 CLIPS = {"delta": 1.0, "projections": 64.0}
 """``clip = "auto"`` by what travels: changes of parameters, slopes."""
@@ -54,6 +58,30 @@ class SecureSum(Channel):
     source: ClassVar[str] = "Bonawitz et al., CCS 2017; Bell et al., CCS 2020"
     phases: ClassVar[tuple[str, ...]] = ("keys", "shares", "train", "unmask")
     sums: ClassVar[bool] = True
+
+    @property
+    def least(self) -> int:
+        return self.min_group
+
+    # the library that both halves need is an extra, so they are imported where they begin
+    def session(self, work: Work[T]) -> Session[T]:
+        from forefed.channel.masked import MaskedSums
+
+        return MaskedSums(self, work)
+
+    def answer(
+        self,
+        asked: Message | None,
+        upload: Upload | None,
+        kept: bytes | None,
+        client: int,
+        own: Secret | None,
+    ) -> tuple[bytes, bytes | None]:
+        from forefed.channel.masked import answered
+
+        if asked is None:
+            raise ProtocolError("work without its sum, where contributions are hidden")
+        return answered(self, asked, upload, kept, client, lambda: drawn_from(own))
 
     def told(self) -> str:
         return (

@@ -23,7 +23,7 @@ from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
-from forefed.federation.questions import Hidden
+from forefed.federation.questions import Way
 from forefed.run.build import build, words_at
 from forefed.run.evaluate import evaluate_global
 from forefed.run.head_start import begin
@@ -95,8 +95,8 @@ def baselines(config: Config, say: Callable[[str], None] = lambda _: None) -> li
         elif len(y):
             scores.append(float((truth == y[0]).mean()))
     found("local", float(np.mean(scores)), f"the probe at {len(scores)} clients alone, their mean")
-    hidden, most = Hidden.of(federation.star), words_at(config)
-    begun = begin(start, task, federation.transport, config.deadline_s, most, hidden=hidden)
+    way, most = Way.of(federation.star), words_at(config)
+    begun = begin(start, task, federation.transport, config.deadline_s, most, way=way)
     params = {**task.params, **begun.head}
     size = config.evaluate.batch_size
     line, _ = evaluate_global(task, params, test, size, words=begun.words)

@@ -147,7 +147,7 @@ class Order:
     missed: bytes | None = None
     digest: str = ""
     channel: bytes = b""
-    """What the channel says beside it (a secure sum's phase "train")."""
+    """What the channel says beside it, in its phase "train"."""
 
     @property
     def key(self) -> Key:
@@ -338,16 +338,11 @@ class Transport(Protocol):
         then is lost by the reason "deadline".
         """
 
-    def ask(
-        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
-    ) -> Iterator[Reply | Lost]:
-        """One question (wire/questions.py) to many clients; exactly one outcome for each."""
-
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
-        """To each client its own message: a phase of the channel (channel/messages.py), a question,
-        or a question with what the channel says beside it. Exactly one outcome for each."""
+        """To each client its own message: a question (wire/questions.py), a phase of the channel
+        (channel/messages.py), or both. Exactly one outcome for each."""
 
 
 ClientState = dict[str, Tensor]

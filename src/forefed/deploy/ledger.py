@@ -24,7 +24,7 @@ from forefed.federation.state import RunState
 
 RUNS = 4  # whose files are kept
 FOLLOWED = "followed.safetensors"
-SUM = "sum.json"
+PHASE = "phase"
 _ANSWER, _STATE = "answer", "state/"
 
 
@@ -83,14 +83,14 @@ class Ledger:
         tensors["round"] = torch.tensor(state.round)
         write_atomic(self.folder / run / FOLLOWED, save(tensors), mode=0o600)
 
-    def sum(self, run: str) -> bytes | None:
-        """What this site keeps of the secure sum that it takes part in; None: of none."""
-        path = self.folder / run / SUM
+    def phase(self, run: str) -> bytes | None:
+        """What this site keeps from the last phase of the channel; None: nothing."""
+        path = self.folder / run / PHASE
         return path.read_bytes() if path.exists() else None
 
-    def keep_sum(self, run: str, kept: bytes) -> None:
+    def keep_phase(self, run: str, kept: bytes) -> None:
         """Before the answer leaves: what was told once must not be told otherwise."""
-        write_atomic(self.folder / run / SUM, kept, mode=0o600)
+        write_atomic(self.folder / run / PHASE, kept, mode=0o600)
 
     def rounds(self, run: str) -> list[int]:
         """Rounds of this run that were done, in ascending order."""

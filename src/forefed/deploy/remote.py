@@ -178,12 +178,6 @@ class RemoteClients:
         judges = {id(e): partial(self.outcome, o, e.size) for o, e in letters}
         yield from self.carry([e for _, e in letters], deadline_s, enough, judges)
 
-    def ask(
-        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
-    ) -> Iterator[Reply | Lost]:
-        """As ``Transport.ask``."""
-        yield from self.tell({client: question for client in clients}, round, deadline_s)
-
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
     ) -> Iterator[Reply | Lost]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, SerializeAsAny
+from pydantic import AfterValidator, Field, SerializeAsAny
 
-from forefed.channel import SecureSum
+from forefed.channel import CHANNELS
 from forefed.config.config import Config, configure
 from forefed.core.errors import UserError
 from forefed.core.settings import Settings, Slot, parse, travelling
@@ -53,7 +53,10 @@ class Policy(Settings):
     held-out rows under several "heads", or under several parameters ("loss"); in how many rows each
     word is ("documents"), of "words" the same by class, and their "products" with what the server
     asks for (start.words; they tell which words a site uses)."""
-    channels: tuple[Literal["plain", "secure_sum"], ...] = ("plain", "secure_sum")
+    channels: tuple[Annotated[str, AfterValidator(lambda x: CHANNELS[x].kind_name())], ...] = (
+        "plain",
+        "secure_sum",
+    )
     """What the server may see of this site: its own contribution ("plain"), or sums of a group."""
     min_group: Annotated[int, Field(ge=3)] = 5
     """Sites that a secure sum has at least."""
@@ -74,9 +77,9 @@ class Policy(Settings):
         channel = config.channel
         if channel.kind not in self.channels:
             raise Refusal(f"channel '{channel.kind}' is not allowed here (policy.channels)")
-        if isinstance(channel, SecureSum) and channel.min_group < self.min_group:
+        if channel.sums and channel.least < self.min_group:
             least = self.min_group
-            raise Refusal(f"channel.min_group = {channel.min_group}, at least {least} here")
+            raise Refusal(f"channel.min_group = {channel.least}, at least {least} here")
         if self.max_epochs is not None and client.epochs > self.max_epochs:
             raise Refusal(f"client.epochs = {client.epochs}, at most {self.max_epochs} here")
         if self.max_steps is not None and (client.max_steps or 2**62) > self.max_steps:

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from forefed.audit.reveals import reveals
-from forefed.channel import SecureSum
 from forefed.channel.channel import TooFew
 from forefed.config.config import Config
 from forefed.core import trees
@@ -41,7 +40,7 @@ from forefed.federation.replica import Replica
 from forefed.federation.server import Server
 from forefed.federation.state import RunState
 from forefed.local import Trainer
-from forefed.local.summed import Summing
+from forefed.local.party import Party
 from forefed.models.load import check_files
 from forefed.models.shell import check_length
 from forefed.models.task import Task
@@ -54,7 +53,6 @@ from forefed.run.build import (
     task_view,
     whole_length,
 )
-from forefed.start.answer import Answers
 from forefed.wire.message import check_shapes, frames, kind_of
 from forefed.wire.orders import decode_broadcast, decode_order
 from forefed.wire.questions import decode_question
@@ -74,10 +72,8 @@ class Prepared:
     work: ClientFn
     server: Server
     """The server's half, which a site that follows by records does again."""
-    answers: Answers
-    """What it says of its rows beside training."""
-    summing: Summing | None = None
-    """Its half of a channel that hides what it contributes."""
+    party: Party
+    """Its half of the channel."""
 
     def sent(self, round: int) -> Params:
         """The parameters that come with an order: all but those that clients keep to themselves."""
@@ -119,11 +115,9 @@ def prepare(config: Config) -> Prepared:
     server = make_server(config, task, lambda _: trainer)
     log.info("%s", reveals(config))
     answering = answers(config, task, trainer.task.prefix)
-    summing = None
-    if isinstance(config.channel, SecureSum):
-        summing = Summing(config.channel, lambda _: trainer, answering.whole)
+    party = Party(lambda _: trainer, config.channel, answering)
     work = measured(lambda _: trainer)
-    return Prepared(config, task, trainer, rows, work, server, answering, summing)
+    return Prepared(config, task, trainer, rows, work, server, party)
 
 
 def read_rows(config: Config, tokenizer: object) -> Encoded:
@@ -196,7 +190,7 @@ class Site:
         if asked.blobs.keys() != {"question"} or asked.client < 0:
             raise ProtocolError(f"a question is one blob, not {sorted(asked.blobs)}")
         question = asked.blobs["question"]
-        kind = "a sum's phase" if kind_of(question) == "channel" else first_question(question)
+        kind = "a phase" if kind_of(question) == "channel" else first_question(question)
         if kind_of(question) != "channel" and kind not in self.settings.policy.questions:
             raise Refusal(f"'{kind}' is not answered here (policy.questions)")
         data = prepared.data(asked.client)
@@ -206,16 +200,14 @@ class Site:
             task = task_digest(asked.text.encode(), question)
             made = of_question(prepared.config, kind)
             spend(self.folder, self.settings.policy, made, asked.round, task)
-        if prepared.summing is None:
-            payload = prepared.answers(question, data)
-        else:
-            ledger = Ledger(self.folder / "done")
-            check_word(asked.run)
-            # a new sum has new keys, whatever the server says: nothing of a former one helps
-            payload, kept = prepared.summing.tell(
-                question, asked.client, data, ledger.sum(asked.run), Secret.new()
-            )
-            ledger.keep_sum(asked.run, kept)
+        ledger = Ledger(self.folder / "done")
+        check_word(asked.run)
+        # a new sum has new keys, whatever the server says: nothing of a former one helps
+        payload, kept = prepared.party.tell(
+            question, asked.client, data, ledger.phase(asked.run), Secret.new()
+        )
+        if kept is not None:
+            ledger.keep_phase(asked.run, kept)
         log.info("answered '%s' of round %d: %d bytes", kind, asked.round, len(payload))
         return payload
 
@@ -240,13 +232,12 @@ class Site:
         secret = kept_secret(self.folder).fold(asked.run, order.client, order.round, digest)
         update, state = prepared.work(order, data, ledger.state(asked.run, asked.round), secret)
         update = replace(update, metrics=self.settings.policy.allowed(update.metrics))
-        context = ClientContext(order=order, own=secret)
-        if prepared.summing is None:
-            payload = prepared.config.codec.encode(update, context)
-            check_leaving(prepared, order, payload, self.settings)
-        else:
-            payload, kept = prepared.summing.update(update, order, ledger.sum(asked.run))
-            ledger.keep_sum(asked.run, kept)
+        upload = prepared.party.upload(update, ClientContext(order=order, own=secret))
+        encode = upload.encode
+        upload = replace(upload, encode=lambda: checked(prepared, order, encode(), self.settings))
+        payload, kept = prepared.party.send(upload, order, ledger.phase(asked.run), Secret.new())
+        if kept is not None:
+            ledger.keep_phase(asked.run, kept)
         back = prepared.config.checkpoint_every
         ledger.keep(asked.run, asked.round, digest, payload, state, back)
         did = (order.round, update.n_examples, len(payload), time.monotonic() - started)
@@ -313,8 +304,8 @@ def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> tuple[RunSta
     return replica.state, replica.held()[1]
 
 
-def check_leaving(prepared: Prepared, order: Order, payload: bytes, site: SiteSettings) -> None:
-    """Read what is about to leave as the server will, and compare it with what may.
+def checked(prepared: Prepared, order: Order, payload: bytes, site: SiteSettings) -> bytes:
+    """An update as it travels, read as the server will read it and compared with what may leave.
 
     Raises:
         ProtocolError: tensors that were not assigned, or a metric that the policy does not allow.
@@ -326,3 +317,4 @@ def check_leaving(prepared: Prepared, order: Order, payload: bytes, site: SiteSe
     if not held.keys() <= named or metrics:
         extra = sorted(held.keys() - named) + sorted(metrics)
         raise ProtocolError(f"this may not leave the site: {extra}")
+    return payload

@@ -52,12 +52,6 @@ class Adversary:
     def members(self) -> Sequence[int]:
         return self.inner.members()
 
-    def ask(
-        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
-    ) -> Iterator[Reply | Lost]:
-        """As ``Transport.ask``, answered honestly."""
-        return self.inner.ask(question, round, clients, deadline_s)
-
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
     ) -> Iterator[Reply | Lost]:

@@ -9,7 +9,7 @@ import torch
 
 from forefed.core.keys import Key
 from forefed.core.types import Json, Params, Transport
-from forefed.federation.questions import Hidden, Question, ask_total
+from forefed.federation.questions import PLAIN, Question, Way, ask_total
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut, vouched
 
@@ -23,7 +23,7 @@ def guarded(
     after: RunState,
     deadline_s: float | None,
     classes: bool,
-    hidden: Hidden | None = None,
+    way: Way = PLAIN,
 ) -> tuple[RunState, Json]:
     """The state after the part of the step that the held-out rows like best, and the record of it.
 
@@ -32,7 +32,7 @@ def guarded(
     Args:
         classes: the loss is one of classes, so there is a least one that rows vouch for
             (``vouched``).
-        hidden: for losses that the server sees as their sum only.
+        way: in which answers come.
     """
     members = transport.members()
     chosen = key.fold("guard", after.round).choice(len(members), min(guard.clients, len(members)))
@@ -43,7 +43,7 @@ def guarded(
 
     asked = [members[i] for i in sorted(chosen)] if moved else []
     question = Question("loss", about, tensors if moved else {}, after.round, asked, deadline_s)
-    heard, total = ask_total(transport, question, {"loss": (len(sets),), "n": ()}, hidden)
+    heard, total = ask_total(transport, question, {"loss": (len(sets),), "n": ()}, way)
     n = float(total["n"]) if total else 0.0
     line: Json = {"step": 1.0 if moved else 0.0, "rows": int(n), "lost": heard.lost}
     line |= {"bytes_up": heard.bytes_up, "bytes_down": heard.bytes_down}

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from forefed.channel.messages import phase_of
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 from forefed.core.states import below, flat, of_flat
@@ -29,7 +28,7 @@ from forefed.core.types import (
 )
 from forefed.data.examples import ClientData
 from forefed.federation.replica import Replica
-from forefed.local.summed import Summing
+from forefed.local.party import Party
 from forefed.local.training import PRIVATE
 from forefed.wire.message import kind_of
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
@@ -45,9 +44,9 @@ class ClientStore:
     the one thing of a rehearsal that changes in place; a checkpoint saves it."""
 
     states: dict[int, ClientState] = field(default_factory=dict)
-    sums: dict[int, bytes] = field(default_factory=dict)
-    """What a client keeps between the phases of a secure sum; no checkpoint has it, as a round that
-    is done again has another sum."""
+    phases: dict[int, bytes] = field(default_factory=dict)
+    """What a client keeps between two phases of the channel; no checkpoint has it, as a round that
+    is done again begins with the first one."""
 
     def private(self, client: int) -> Params:
         """The parameters that a client keeps to itself (none before its first round)."""
@@ -68,19 +67,16 @@ class InProcess:
     population_size: int
     lookup: Callable[[int], ClientData]
     client: ClientFn
-    encode: Callable[[Update, ClientContext], bytes]
+    party: Party
+    """Their half of the channel."""
     store: ClientStore = field(default_factory=ClientStore)
     faults: dict[LossReason, float] = field(default_factory=dict)
     replica: Replica | None = None
     """Stands for the clients that keep the parameters and follow by records, if they do."""
     secret: Secret | None = None
     """From which the secret of every client's round is derived."""
-    answer: Callable[[bytes, ClientData], bytes] | None = None
-    """Answers a question about a client's own rows (start/answer.py)."""
     seed: int = 0
     """Draws the losses of questions."""
-    summing: Summing | None = None
-    """The clients' half of a channel that hides single contributions."""
 
     def members(self) -> Sequence[int]:
         return range(self.population_size)
@@ -123,7 +119,10 @@ class InProcess:
             if state:
                 self.store.states[order.client] = state
             try:
-                payload = self.encoded(update, ClientContext(order=came, own=secret))
+                upload = self.party.upload(update, ClientContext(order=came, own=secret))
+                kept_phase, own = self.held(order.client, order.round)
+                payload, kept_phase = self.party.send(upload, came, kept_phase, own)
+                self.hold(order.client, kept_phase)
             except ProtocolError as error:
                 yield Lost(order.round, order.client, "error", str(error), bytes_down)
                 continue
@@ -134,17 +133,11 @@ class InProcess:
             else:
                 yield Reply(order.round, order.client, payload, bytes_down)
 
-    def ask(
-        self, question: bytes, round: int, clients: Iterable[int], deadline_s: float | None
-    ) -> Iterator[Reply | Lost]:
-        """As ``Transport.ask``; losses strike as they strike orders."""
-        yield from self.tell({client: question for client in clients}, round, deadline_s)
-
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
-        """As ``Transport.tell``; losses strike questions, and of the channel's phases the first one
-        where a client is offline."""
+        """As ``Transport.tell``; losses strike questions as they strike orders, and the channel's
+        other phases where a client is offline."""
         for client, message in messages.items():
             question = kind_of(message) == "question"
             reason = self.fault(Order(self.seed, round, client, (), {}))
@@ -159,18 +152,6 @@ class InProcess:
                 continue
             yield Reply(round, client, payload, len(message))
 
-    def encoded(self, update: Update, ctx: ClientContext) -> bytes:
-        """A client's update as it travels.
-
-        Raises:
-            ProtocolError: it cannot be summed.
-        """
-        if self.summing is None:
-            return self.encode(update, ctx)
-        kept = self.store.sums.get(ctx.client)
-        payload, self.store.sums[ctx.client] = self.summing.update(update, ctx.order, kept)
-        return payload
-
     def answered(self, message: bytes, client: int, round: int) -> bytes:
         """A client's answer to one message.
 
@@ -178,17 +159,23 @@ class InProcess:
             ProtocolError: it gives none.
         """
         data = self.lookup(client)
-        if self.summing is None:
-            assert self.answer is not None, "this federation has nobody who answers questions"
-            return self.answer(message, data)
-        assert self.secret is not None, "masks are drawn from a secret"
-        own = self.secret.fold(client, round, "secure sum")
-        kept = self.store.sums.get(client)
-        payload, kept = self.summing.tell(message, client, data, kept, own)
-        self.store.sums[client] = kept
-        if phase_of(message) == "unmask":
-            del self.store.sums[client]  # the sum is over, and whoever was asked may be a million
+        kept, own = self.held(client, round)
+        payload, kept = self.party.tell(message, client, data, kept, own)
+        # after the last phase nothing is kept: whoever was asked may be a million
+        self.hold(client, None if self.party.ends(message) else kept)
         return payload
+
+    def held(self, client: int, round: int) -> tuple[bytes | None, Secret | None]:
+        """What a client kept from the phase before, and its secret of this exchange."""
+        own = None if self.secret is None else self.secret.fold(client, round, "channel")
+        return self.store.phases.get(client), own
+
+    def hold(self, client: int, kept: bytes | None) -> None:
+        """What a client keeps for the next phase."""
+        if kept is not None:
+            self.store.phases[client] = kept
+        else:
+            self.store.phases.pop(client, None)
 
     def kept(self, orders: Sequence[Order]) -> tuple[Params, Params] | None:
         """Parameters and broadcast that clients hold once they have followed their records."""

@@ -1,26 +1,24 @@
 """Questions about clients' own rows: the start's sums, losses on held-out rows.
 
-ask        every answer by itself, as it comes
-ask_sum    the sum of whole numbers, and nothing of a single answer (a secure sum)
-ask_total  the sum of losses, in the way that the channel has
+ask        through the run's channel: every answer as it comes, or their sum and nothing else
+ask_total  for answers of which only the sum matters, in either case
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from forefed.channel import SecureSum
-from forefed.channel.words import Words
+from forefed.channel import Channel, Plain
+from forefed.channel.channel import Group, Shapes, Work
+from forefed.channel.sums import UNIT
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
-from forefed.core.types import Lost, Params, Transport, drawn_from
-from forefed.federation.summed import Summation
-from forefed.local.summed import UNIT, Shapes
+from forefed.core.types import Lost, Params, Reply, Transport
+from forefed.federation.exchange import exchange
 from forefed.wire.questions import decode_answer, encode_question
 
 if TYPE_CHECKING:
@@ -50,125 +48,94 @@ class Question:
 
 @dataclass(frozen=True)
 class Heard:
-    """Who answered a question, and what it cost."""
+    """Who answered a question, and what it cost. ``total``: of whole numbers (int64), where the
+    channel adds answers up (None: it does not, or there is no sum)."""
 
     clients: tuple[int, ...]
     lost: dict[str, int]
     bytes_up: int
     bytes_down: int
+    total: Params | None = None
     reason: str = ""
     """Why there is no sum."""
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """How answers are added up out of the server's sight. ``secret``: the server's."""
+class Way:
+    """How answers come to the server. ``own``: its secret."""
 
-    channel: SecureSum
-    secret: Secret
+    channel: Channel = field(default_factory=Plain)
+    own: Secret | None = None
 
     @staticmethod
-    def of(star: Star) -> Hidden | None:
-        """For the questions of a federation; None: answers come by themselves."""
-        if not isinstance(star.channel, SecureSum):
-            return None
-        return Hidden(star.channel, drawn_from(star.server.secret))
+    def of(star: Star) -> Way:
+        """For the questions of a federation."""
+        return Way(star.channel, star.server.secret)
 
-    def anew(self, *place: str | int) -> Hidden:
-        """For one more sum, as no two questions may share masks."""
-        return replace(self, secret=self.secret.fold(*place))
+    def anew(self, *place: str | int) -> Way:
+        """For one more question, as no two sums may share masks."""
+        return self if self.own is None else replace(self, own=self.own.fold(*place))
 
 
-def ask(transport: Transport, question: Question, take: Callable[[int, Params], None]) -> Heard:
+PLAIN = Way()
+
+
+def ask(
+    transport: Transport,
+    question: Question,
+    take: Callable[[int, Params], None],
+    shapes: Shapes,
+    way: Way = PLAIN,
+) -> Heard:
     """Put a question to clients.
 
     Args:
-        take: given every client's answer as it comes; one that it refuses (ProtocolError) is one
-            loss, by its reason, as is one that cannot be read.
+        take: given every client's answer as it comes, where the channel shows it; one that it
+            refuses (ProtocolError) is one loss, by its reason, as is one that cannot be read.
+        shapes: of the answer's whole numbers, in the units that ``start/answer.py`` gives to this
+            question, where the channel adds them up.
     """
-    heard: list[int] = []
-    lost: dict[str, int] = {}
-    up = down = 0
-    for outcome in transport.ask(
-        question.encoded(), question.round, question.clients, question.deadline_s
-    ):
-        down += outcome.bytes_down
-        if isinstance(outcome, Lost):
-            lost[outcome.reason] = lost.get(outcome.reason, 0) + 1
-            continue
-        up += outcome.bytes_up
-        try:
-            take(outcome.client, decode_answer(outcome.payload, question.kind, question.about))
-            heard.append(outcome.client)
-        except ProtocolError:
-            lost["transport"] = lost.get("transport", 0) + 1
-    return Heard(tuple(sorted(heard)), lost, up, down)
-
-
-def ask_sum(
-    transport: Transport, question: Question, hidden: Hidden, shapes: Shapes
-) -> tuple[Heard, dict[str, torch.Tensor]]:
-    """Put a question to clients and learn the sum of their answers, int64, in the units that
-    ``start/answer.py`` gives to this question; nothing of a single one.
-
-    Args:
-        shapes: of the answer's tensors.
-
-    Returns:
-        Who is in the sum, and the sum; no tensors where it was abandoned.
-    """
-    channel, round = hidden.channel, question.round
-    secret = hidden.secret.fold("ask", question.kind, round)
-    sums = Summation(channel, transport, round, question.deadline_s, secret)
-    ordered = dict(sorted(shapes.items()))
-    sizes = [int(np.prod(shape, dtype=np.int64)) for shape in ordered.values()]
-    sums.add(question.clients, Words.zero(0, sum(sizes), channel.bits))
     encoded = question.encoded()
-    lost = dict[str, int]()
-    work = {c: encoded + message for c, message in sums.prepare().items()}
-    outcomes: list[Lost] = list(sums.lost)
-    for outcome in transport.tell(work, round, question.deadline_s) if work else ():
-        sums.bytes_down += outcome.bytes_down
-        if isinstance(outcome, Lost):
-            outcomes.append(outcome)
-            continue
-        sums.bytes_up += outcome.bytes_up
-        try:
-            sums.take(outcome.client, outcome.payload)
-        except ProtocolError as error:
-            outcomes.append(Lost(round, outcome.client, "transport", str(error)))
-    opened = sums.finish()
-    for one in outcomes:
+
+    def read(client: int, payload: bytes) -> Params:
+        take(client, decode_answer(payload, question.kind, question.about))
+        return {}
+
+    def send(beside: Mapping[int, bytes], enough: Callable[[], bool]) -> Iterator[Reply | Lost]:
+        messages = {c: encoded + more if more else encoded for c, more in beside.items()}
+        return transport.tell(messages, question.round, question.deadline_s)
+
+    work = Work(
+        groups=[Group(tuple(question.clients), dict(sorted(shapes.items())))],
+        payload="whole",
+        read=read,
+        of_sum=lambda total: total.tensors,
+        own=way.own and way.own.fold("ask", question.kind, question.round),
+    )
+    came = exchange(way.channel, work, transport, send, question.round, question.deadline_s)
+    lost: dict[str, int] = {}
+    for one in came.lost:
         lost[one.reason] = lost.get(one.reason, 0) + 1
-    total: dict[str, torch.Tensor] = {}
-    if opened:
-        flat = torch.from_numpy(opened[0].about.view(np.int64).copy())
-        parts = flat.split(sizes)
-        total = {n: x.reshape(s) for (n, s), x in zip(ordered.items(), parts, strict=True)}
-    there, reason = sums.in_sum(opened), sums.abandoned.get(0, "")
-    return Heard(there, lost, sums.bytes_up, sums.bytes_down, reason), total
+    total = came.found[0] if came.summed and came.found else None
+    return Heard(came.heard, lost, came.bytes_up, came.bytes_down, total, came.reason)
 
 
 def ask_total(
     transport: Transport,
     question: Question,
     shapes: Shapes,
-    hidden: Hidden | None = None,
+    way: Way = PLAIN,
     on_answer: Callable[[int], None] = lambda heard: None,
 ) -> tuple[Heard, Params]:
     """Put a question to clients whose losses matter as their sum only.
 
     Args:
         shapes: of the answer's tensors; one that has others is a loss.
-        hidden: the server sees nothing but the sum (None: every answer).
         on_answer: told how many have answered, where answers come by themselves.
 
     Returns:
         Who answered, and the sum, float64; no tensors where nobody did.
     """
-    if hidden is not None:
-        heard, whole = ask_sum(transport, question, hidden, shapes)
-        return heard, real(whole)
     answers: dict[int, Params] = {}
 
     def take(client: int, answer: Params) -> None:
@@ -177,12 +144,9 @@ def ask_total(
         answers[client] = answer
         on_answer(len(answers))
 
-    heard = ask(transport, question, take)
+    heard = ask(transport, question, take, shapes, way)
+    if way.channel.sums:
+        return heard, {n: x.double() * UNIT for n, x in (heard.total or {}).items()}
     names = shapes if answers else ()
     total = {n: torch.stack([answers[c][n].double() for c in heard.clients]).sum(0) for n in names}
     return heard, total
-
-
-def real(total: Mapping[str, torch.Tensor]) -> Params:
-    """Sums that are no whole numbers, float64."""
-    return {n: x.double() * UNIT for n, x in total.items()}

@@ -30,7 +30,6 @@ from forefed.core.types import (
     ServerState,
     Unit,
     Update,
-    drawn_from,
 )
 from forefed.federation.state import RunState
 from forefed.modifiers import Modifier
@@ -222,10 +221,6 @@ class Server:
             probability=cohort.probability if cohort else None,
             blank=self.layout(state).blank if private else {},
         )
-
-    def round_secret(self, round: int) -> Secret:
-        """What the server alone draws from in this round, for a sum that hides contributions."""
-        return drawn_from(self.secret).fold("sum", round)
 
     def apply(
         self, state: RunState, updates: Sequence[Update], ctx: ServerContext

@@ -13,24 +13,23 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
 
 from forefed.assign import Assign
-from forefed.channel import Channel, Plain, SecureSum
+from forefed.channel import Channel, Plain
+from forefed.channel.channel import Group, Shapes, Sum, Work
 from forefed.core import trees
-from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.states import keep
 from forefed.core.types import Cohort, Json, Lost, Order, Reply, Transport, Unit, Update
+from forefed.federation.exchange import Came, exchange
 from forefed.federation.server import Finished, Server
 from forefed.federation.state import PARTICIPATION, RunState
-from forefed.federation.summed import Came, hear_sums
 from forefed.federation.topology import Central, Topology
-from forefed.local.summed import Shapes
 from forefed.modifiers import Private
 from forefed.privacy import Release
 from forefed.select import Selector, Uniform
@@ -98,7 +97,7 @@ class Star:
     cohort: int
     assign: Assign
     transport: Transport
-    receive: Callable[[Reply, Order], Update]
+    receive: Callable[[Order, bytes], Update]
     server: Server
     deadline_s: float | None = None
     records: bool = False
@@ -171,17 +170,11 @@ class Star:
         drawn = self.drawn(state)
         orders = self.plan(state, drawn)
         clock.append(time.perf_counter())
-        if isinstance(self.channel, SecureSum):
-            assert self.shapes is not None, "of what is summed"
-            came = hear_sums(self, self.channel, orders, self.shapes, on_outcome)
-        else:
-            came = self.hear(orders, on_outcome)
+        came = self.hear(orders, on_outcome)
         clock.append(time.perf_counter())
-        updates, clients, abandoned = came.updates, came.clients, came.abandoned
-        answers = len(updates) if clients is None else len(clients)
-        if answers < self.cohort_min:
-            updates, abandoned = [], abandoned + answers
-            clients = None if clients is None else ()
+        updates, heard, abandoned = came.found, came.heard, came.abandoned
+        if len(heard) < self.cohort_min:
+            updates, heard, abandoned = [], (), abandoned + len(heard)
         done = self.server.finish(state, orders, updates, drawn)
         new_state, record = done.state, self.encoded(done, state)
         new_state = self.counted(new_state, orders)
@@ -199,39 +192,51 @@ class Star:
             len(new_state.pending),
             abandoned,
             record,
-            {**done.metrics, **came.counted},
-            done.contributions if clients is None else (),
+            {**done.metrics, **(_of_sums(updates) if came.summed else {})},
+            () if came.summed else done.contributions,
             done.releases,
-            clients,
+            heard if came.summed else None,
         )
         return self.remember(state, new_state, record, report.heard, report.failed), report
 
     def hear(
         self, orders: Mapping[int, Order], on_outcome: Callable[[Reply | Lost], None] | None
-    ) -> Came:
-        """The answers to a round's orders, each by itself."""
-        updates: list[Update] = []
-        lost: list[Lost] = []
-        bytes_up = bytes_down = 0
-        receiving = 0.0
-        wanted = self.cohort if self.over_select else len(orders)
-        for outcome in self.transport.exchange(
-            orders.values(), self.deadline_s, lambda: len(updates) >= wanted
-        ):
-            bytes_down += outcome.bytes_down
-            if isinstance(outcome, Reply):
-                bytes_up += outcome.bytes_up
-                started = time.perf_counter()
-                try:
-                    updates.append(self.receive(outcome, orders[outcome.client]))
-                except ProtocolError as error:
-                    lost.append(Lost(outcome.round, outcome.client, "transport", str(error)))
-                receiving += time.perf_counter() - started
-            else:
-                lost.append(outcome)
-            if on_outcome:
-                on_outcome(outcome)
-        return Came(updates, lost, bytes_up, bytes_down, receiving_s=receiving)
+    ) -> Came[Update]:
+        """The answers to a round's orders, as the channel shows them."""
+        number = next((order.round for order in orders.values()), 0)
+        slopes = self.server.averages_slopes
+
+        def send(beside: Mapping[int, bytes], enough: Callable[[], bool]) -> Iterator[Reply | Lost]:
+            told = [
+                replace(orders[c], channel=more) if more else orders[c]
+                for c, more in beside.items()
+            ]
+            return self.transport.exchange(told, self.deadline_s, enough)
+
+        def read(client: int, payload: bytes) -> Update:
+            return self.receive(orders[client], payload)
+
+        work = Work(
+            groups=self.groups(orders),
+            payload="projections" if slopes else "delta",
+            read=read,
+            of_sum=lambda total: update_of(total, slopes),
+            own=self.server.secret and self.server.secret.fold("sum", number),
+        )
+        wanted = self.cohort if self.over_select else None
+        hook = on_outcome or (lambda outcome: None)
+        args = self.channel, work, self.transport, send, number, self.deadline_s, wanted, hook
+        return exchange(*args)
+
+    def groups(self, orders: Mapping[int, Order]) -> list[Group]:
+        """Clients by what their answers hold, where these are added up; else all at once."""
+        if not self.channel.sums:
+            return [Group(tuple(orders), {})]
+        assert self.shapes is not None, "of what is summed"
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for client, order in orders.items():
+            alike.setdefault(order.assigned, []).append(client)
+        return [Group(tuple(some), self.shapes(orders[some[0]])) for some in alike.values()]
 
     @property
     def cap(self) -> int | None:
@@ -281,6 +286,20 @@ class Star:
         whole = sum(x.nbytes for x in new_state.flat().values())
         log = state.log.after(new_state.round, record, heard, whole).without(failed)
         return replace(new_state, log=log)
+
+
+def update_of(total: Sum, slopes: bool) -> Update:
+    """A sum as one update, under the smallest number that was asked to be in it."""
+    about = dict(total.about)
+    weight, members = round(about.pop("examples")), round(about["clients"])
+    grad, sent = (None, dict(total.tensors)) if slopes else (dict(total.tensors), None)
+    return Update(min(total.asked), weight, grad, sent, about, clients=members)
+
+
+def _of_sums(updates: Iterable[Update]) -> dict[str, float]:
+    """Of clients in sums: how many were scaled down to the clip, or had more examples than
+    count."""
+    return {n: sum(u.metrics[n] for u in updates) for n in ("clipped", "capped")}
 
 
 def losses_by_reason(report: RoundReport) -> dict[str, int]:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 
 from forefed.attacks import Hostile
-from forefed.channel import SecureSum
 from forefed.config.compat import check
 from forefed.config.config import Config
 from forefed.config.privacy import check_units
@@ -23,7 +22,6 @@ from forefed.core.types import (
     ClientState,
     Order,
     Params,
-    Reply,
     Transport,
     Unit,
     Update,
@@ -31,16 +29,16 @@ from forefed.core.types import (
 from forefed.data.examples import ClientData
 from forefed.data.prepare import Prepared, prepare
 from forefed.federation.adversary import Adversary
+from forefed.federation.exchange import check_groups
 from forefed.federation.inprocess import ClientFn, ClientStore, InProcess
 from forefed.federation.pool import PooledServer, pooled_groups, sums_of
 from forefed.federation.replica import Replica
 from forefed.federation.server import Layout, Server
 from forefed.federation.star import RunState, Star
-from forefed.federation.summed import check_groups
 from forefed.gradients import GradientEngine
 from forefed.local import TaskView, Trainer, check_slopes, replay
 from forefed.local.groups import groups_of
-from forefed.local.summed import Numbers, Summing, shapes_of
+from forefed.local.party import Answering, Party, shapes_of
 from forefed.models.inspect import look
 from forefed.models.load import check_files, load_task
 from forefed.models.pooling import choose
@@ -176,8 +174,7 @@ def build(
         population.client,
         secret,
         transport,
-        answer=answering,
-        whole=answering.whole,
+        answers=answering,
         frozen=frozen_head(config, task),
     )
     return Federation(config, task, data, star, trainer, transport, engines, prefix)
@@ -192,18 +189,16 @@ def assemble(
     secret: Secret,
     transport: Carrier | None = None,
     measure: bool = True,
-    answer: Callable[[bytes, ClientData], bytes] | None = None,
+    answers: Answering | None = None,
     frozen: frozenset[str] = frozenset(),
-    whole: Callable[[bytes, ClientData], Numbers] | None = None,
 ) -> tuple[Star, Carrier]:
     """The loop over a model and its clients; without a transport they are all in this process.
 
     Args:
         secret: from which that of the server and of clients in this process derive.
         measure: record the peak memory of a step, which costs a tenth of a second a round.
-        answer: how clients answer questions beside training (start/answer.py).
+        answers: how clients answer questions beside training.
         frozen: parameters that nobody trains.
-        whole: how clients answer the same questions where the answers are summed.
 
     Raises:
         UserError: nothing would be private in a run that is to keep something so; a delta or a
@@ -225,11 +220,9 @@ def assemble(
         modifiers=tuple(m.solved(config, population) for m in config.modifiers),
         layout=partial(layout_of, config, trainer_of(0), units),
     )
-    channel, summing = config.channel, None
-    if isinstance(channel, SecureSum):
-        cohort = min(config.cohort, population)
+    channel, cohort = config.channel, min(config.cohort, population)
+    if channel.sums:
         check_groups(channel, config.assign.names(units, cohort, Key(config.seed)))
-        summing = Summing(channel, trainer_of, whole)
     if transport is None:
         attack, who = config.attack, frozenset[int]()
         if isinstance(attack, Hostile):
@@ -238,14 +231,12 @@ def assemble(
             population,
             lambda c: attack.data_of(c, lookup, who, Key(config.seed)) if c in who else lookup(c),
             measured(trainer_of) if measure else unmeasured(trainer_of),
-            config.topology.trained_by(config.codec).encode,
+            Party(trainer_of, channel, answers),
             ClientStore(),
             {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
             _replica(config, model, server),
             secret.fold("clients"),
-            answer,
             config.seed,
-            summing,
         )
         transport = inside
         if isinstance(attack, Hostile):
@@ -265,7 +256,7 @@ def assemble(
         config.cohort,
         config.assign,
         transport,
-        lambda reply, order: receive(trainer_of(order.client), reply, order, server),
+        lambda order, payload: receive(trainer_of(order.client), order, payload, server),
         server,
         config.deadline_s,
         config.codec.sends_slopes,
@@ -426,14 +417,14 @@ def load_model(config: Config, label_names: Sequence[str]) -> Task:
     return load_task(config.model, config.adapter, key, label_names, config.data.task.head)[0]
 
 
-def receive(trainer: Trainer, reply: Reply, order: Order, server: Server) -> Update:
+def receive(trainer: Trainer, order: Order, payload: bytes, server: Server) -> Update:
     """The server's half of a reply: decode it and replay what came as slopes, unless the server
     averages slopes first; then they are only checked.
 
     Raises:
         ProtocolError: damaged, or unfitting.
     """
-    update = trainer.codec.decode(reply.payload, order)
+    update = trainer.codec.decode(payload, order)
     silent = any(m.private for m in trainer.modifiers)  # only what is accounted for is told
     counted = {} if silent else trainer.codec.counts(update)
     update = replace(update, metrics={**update.metrics, **counted}) if counted else update

@@ -24,7 +24,7 @@ from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import read_table, write_atomic, write_json
 from forefed.core.keys import Secret
 from forefed.core.types import Json, Params, Transport, drawn_from
-from forefed.federation.questions import Heard, Hidden, Question, ask, ask_sum, ask_total
+from forefed.federation.questions import PLAIN, Heard, Question, Way, ask, ask_total
 from forefed.models.task import Task
 from forefed.models.words import BUCKETS, Bag, Words
 from forefed.privacy import Release
@@ -101,8 +101,7 @@ class Asked:
     deadline_s: float | None
     members: Sequence[int]
     say: Say = lambda what, done, of: None
-    hidden: Hidden | None = None
-    """For sums of which the server sees the total only."""
+    way: Way = PLAIN
     bytes_up: int = 0
     bytes_down: int = 0
     lost: dict[str, int] = field(default_factory=dict)
@@ -140,11 +139,9 @@ class Asked:
             self.say(what, done, len(members))
 
         question = self._question(kind, tensors)
-        if self.hidden is None:
-            heard = ask(self.transport, question, take)
-        else:
-            heard, found = ask_sum(self.transport, question, self._anew(self.hidden), shapes)
-            total = found or total
+        heard = ask(self.transport, question, take, shapes, self._anew())
+        if self.way.channel.sums:
+            total = heard.total or total
             self.reason = heard.reason
             self.say(what, len(heard.clients), len(members))
         self._spent(heard)
@@ -160,7 +157,7 @@ class Asked:
             self.transport,
             self._question("heads", tensors),
             shapes,
-            self.hidden and self._anew(self.hidden),
+            self._anew(),
             lambda done: self.say(what, done, of),
         )
         self._spent(heard)
@@ -222,9 +219,9 @@ class Asked:
     def _question(self, kind: str, tensors: Params) -> Question:
         return Question(kind, about(self.task), tensors, 0, list(self.members), self.deadline_s)
 
-    def _anew(self, hidden: Hidden) -> Hidden:
+    def _anew(self) -> Way:
         self.questions += 1
-        return hidden.anew(self.when, self.questions)
+        return self.way.anew(self.when, self.questions)
 
     def _spent(self, heard: Heard) -> None:
         self.bytes_up += heard.bytes_up
@@ -239,7 +236,7 @@ def begin(
     deadline_s: float | None,
     words: int = 0,
     say: Say = lambda what, done, of: None,
-    hidden: Hidden | None = None,
+    way: Way = PLAIN,
     secret: Secret | None = None,
     enter: Callable[[Sequence[Release]], None] = lambda _: None,
 ) -> Begun:
@@ -248,7 +245,7 @@ def begin(
     Args:
         words: that count beside the features at most; 0: none.
         say: told of progress.
-        hidden: for sums of which the server sees the total only.
+        way: in which answers come.
         secret: what the noise of a private start is drawn from.
         enter: writes down what is released, before anything is made of it.
 
@@ -256,7 +253,7 @@ def begin(
         UserError: rows from which no head can be made, or nobody answers.
     """
     clock = time.perf_counter()
-    asked = Asked(task, transport, deadline_s, list(transport.members()), say, hidden)
+    asked = Asked(task, transport, deadline_s, list(transport.members()), say, way)
     bag = asked.bag(words) if words else None
     total = asked.sums(TRAINING)
     if asked.reason:
@@ -294,7 +291,7 @@ def finish(
     transport: Transport,
     deadline_s: float | None,
     say: Say = lambda what, done, of: None,
-    hidden: Hidden | None = None,
+    way: Way = PLAIN,
 ) -> Begun:
     """The same solver, regularisation, scale and words from all rows, held-out ones too.
 
@@ -302,7 +299,7 @@ def finish(
     """
     clock = time.perf_counter()
     members = list(transport.members())
-    asked = Asked(task, transport, deadline_s, members, say, hidden, when="end")
+    asked = Asked(task, transport, deadline_s, members, say, way, when="end")
     line = begun.line
     held_out = asked.sums(HELD_OUT)
     total = begun.total.plus(held_out)

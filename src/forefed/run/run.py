@@ -24,7 +24,7 @@ from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.federation.adversary import Adversary
 from forefed.federation.guarding import guarded, resting
-from forefed.federation.questions import Hidden
+from forefed.federation.questions import Way
 from forefed.federation.star import RunState
 from forefed.guard import HeldOut, guard_of
 from forefed.models.export import CONFIG, save_adapter
@@ -296,7 +296,7 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     if start is None:
         return None
     told("loading", "solving the head from all clients' sums")
-    words, say, hidden = words_at(config), partial(told, "starting"), Hidden.of(federation.star)
+    words, say, way = words_at(config), partial(told, "starting"), Way.of(federation.star)
     task, transport = federation.task, federation.transport
     secret, ledger = federation.star.server.secret, Ledger.of(folder)
     begun = begin(
@@ -306,11 +306,11 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
         config.deadline_s,
         words,
         say,
-        hidden,
+        way,
         secret,
         ledger.enter,
     )
-    if begun.words is not None and hidden is None and start.words == "auto":
+    if begun.words is not None and not way.channel.sums and start.words == "auto":
         text = (
             "words count beside the features here; between machines they do under channel.kind = "
             "'secure_sum' only, or where start.words is a number, as they tell what a site's "
@@ -345,9 +345,9 @@ def _finished(
         if any(not torch.equal(x, first[n]) for n, x in state.params.items()):
             return state, begun
         told("loading", "solving the head from all rows")
-        say, hidden = partial(told, "starting"), Hidden.of(federation.star)
+        say, way = partial(told, "starting"), Way.of(federation.star)
         transport = federation.transport
-        begun = finish(begun, start, task, transport, config.deadline_s, say, hidden)
+        begun = finish(begun, start, task, transport, config.deadline_s, say, way)
         if not begun.finished:
             return state, begun
         begun.save(folder)
@@ -370,10 +370,8 @@ def _guarded(
     config = federation.config
     about, key = about_task(federation.task), Key(config.seed)
     classes, deadline_s = config.data.task.kind == "classification", config.deadline_s
-    hidden = Hidden.of(federation.star)
-    return guarded(
-        guard, federation.transport, about, key, before, after, deadline_s, classes, hidden
-    )
+    way = Way.of(federation.star)
+    return guarded(guard, federation.transport, about, key, before, after, deadline_s, classes, way)
 
 
 def _over(config: Config, state: RunState, rests: int) -> bool:

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch.nn.functional import nll_loss
 
+from forefed.channel.channel import Numbers
+from forefed.channel.sums import whole as in_units
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
 from forefed.data.examples import ClientData, Indices
-from forefed.local.summed import Numbers
-from forefed.local.summed import whole as in_units
 from forefed.models.task import Around, Task, nothing_around
 from forefed.models.words import BUCKETS, Bag, Words, occurrences
 from forefed.start.closed_form import SCALES, SHARES
@@ -85,7 +85,7 @@ class Answers:
 
     def whole(self, question: bytes, data: ClientData) -> Numbers:
         """The same as whole numbers that can be summed, in the order of the tensors' names: sums in
-        their own units, losses in units of ``local.summed.UNIT``."""
+        their own units, losses in units of ``channel.sums.UNIT``."""
         kind, tensors = self.asked(question)
         if kind == "sums" or kind in COUNTED:
             sums = vars(self.sums_of(tensors, data)) if kind == "sums" else None

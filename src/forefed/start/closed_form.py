@@ -147,7 +147,7 @@ def words_of(config: Any, pooling: str) -> int:
         return 0
     if start.words != "auto":
         return start.words
-    seen = config.partition.kind == "sites" and config.channel.kind == "plain"
+    seen = config.partition.kind == "sites" and not config.channel.sums
     return 0 if seen else WORDS
 
 
