@@ -314,7 +314,6 @@ def test_fake_clients_train_on_rows_like_those_of_a_compromised_one(
             {"attack": {"kind": "sign_flip", "knowledge": "none"}, "strategy": "decomfl"},
             "knows the model's steps, not slopes",
         ),
-        ({"attack": "ipm", "topology": "ring"}, "has none"),
         ({"attack": "ipm", "channel": "secure_sum"}, "none is ever seen"),
         ({"attack": "sign_filp"}, "did you mean 'sign_flip'"),
     ],
