@@ -292,6 +292,9 @@ def test_audit_measures_a_run_and_keeps_it(
         assert by_name[attack, 1]["value"] == 1, attack
     known = next(f for f in kept["findings"] if f["attack"].endswith("all other rows known"))
     assert known["value"] == 1 and known["client"]["rows"] == 9 and known["client"]["steps"] == 2
+    forefed_command("export", folder, tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "recomputed to the bit (100% of 1" in card and "`forefed audit`, 1 messages" in card
     assert {f["client"]["round"] for f in kept["findings"]} == {2}
     assert all(
         f["trials"] == 1 and 0 <= f["low"] <= f["high"] <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -288,6 +289,9 @@ def test_the_solved_head_and_the_guard_see_sums_only(world: World, tmp_path: Pat
     assert one["guard"]["before"] == pytest.approx(other["guard"]["before"], abs=1e-4)
     cards = [(r.folder / "adapter" / "README.md").read_text() for r in (plain, summed)]
     assert ["sums over groups of 5 clients" in c for c in cards] == [False, True]
+    told = [json.loads((r.folder / "environment.json").read_text()) for r in (plain, summed)]
+    assert [[p["what"] for p in each["protects"]] for each in told] == [[], ["secure sum"]]
+    assert {c["slot"]: c["kind"] for c in told[1]["choices"]}["channel"] == "secure_sum"
     assert other["replies"] == 6 and other["contributions"] == []
 
 

@@ -30,6 +30,7 @@ from forefed.models.objectives import OBJECTIVES, Objective
 from forefed.run import Config, Result
 from forefed.run.checkpoint import BEST, config_digest
 from forefed.run.rebuild import replay_log
+from forefed.sharing import SHARINGS
 from forefed.strategies import STRATEGIES
 from forefed.use.predict import trained
 from forefed.wire import CODECS
@@ -205,6 +206,11 @@ def task_has_details(config: dict[str, Any]) -> bool:
     return objective.details is not Objective.details
 
 
+def asks_clients(config: dict[str, Any]) -> bool:
+    """Are clients tested on their own rows?"""
+    return config["evaluate"]["clients"] > 0 or SHARINGS.parse(config["sharing"]).personal
+
+
 def check_record(result: Result) -> None:
     """The files of a finished run agree with one another and with what it was asked."""
     folder, config = result.folder, read(result.folder, "config.json")
@@ -214,6 +220,7 @@ def check_record(result: Result) -> None:
         *("config.json", "environment.json", "partition.json", "rounds.jsonl"),
         *("evaluations.jsonl", "checkpoint.safetensors", "adapter", "summary.json"),
         *(("details.json",) if task_has_details(config) else ()),
+        *(("clients.json",) if asks_clients(config) else ()),
         *(("start.json", "start.safetensors") if config["start"]["kind"] == "closed_form" else ()),
         *(("scalars.log",) if config["codec"]["kind"] in SLOPES else ()),
         *(("privacy.jsonl",) if private else ()),

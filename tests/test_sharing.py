@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -110,12 +111,21 @@ def test_private_heads_survive_a_stop_and_are_tested_each_with_its_own(
     last = {e["split"]: e for e in ours if e["round"] == 2}
     assert last.keys() == {"test", "clients", "personal"}
     assert last["personal"]["loss"] != last["clients"]["loss"]
+    each = json.loads((whole.folder / "clients.json").read_text())
+    assert each["round"] == 2 and [c["client"] for c in each["clients"]] == [*range(6)]
+    for split in ("clients", "personal"):
+        known = [c[split] for c in each["clients"] if c[split] is not None]
+        assert len(known) == last[split]["clients"] and min(known) == last[split]["client_worst"]
+        assert sum(c["n"] for c in each["clients"]) == last[split]["n"]
     for words in (["predict", whole.folder, "a text"], ["export", whole.folder, tmp_path / "new"]):
         said = forefed_command(*words)
         assert said.status == 0 and "personal_head" not in said.out
         assert "note: sharing.kind = 'personal_head'" in said.err and "untrained" in said.err
     card = (whole.folder / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "**Mind**: sharing.kind = 'personal_head'" in card
+    assert card == (tmp_path / "new" / "README.md").read_text(encoding="utf-8")
+    mean = 100 * last["personal"]["client_mean"]
+    assert f"| each with its own | {last['personal']['clients']} | 2 | {mean:.1f} % |" in card
 
 
 def test_predictions_as_a_client_are_those_of_its_own_head(

@@ -11,12 +11,10 @@ from rich.table import Table
 from forefed.audit.finding import Finding
 from forefed.core.files import write_json
 from forefed.core.terminal import styled
+from forefed.run.record import AUDIT
 
 if TYPE_CHECKING:
     from forefed.audit.audit import Audit
-
-FILE = "audit.json"
-"""In the folder of a run; report and card read it."""
 
 
 def audit_page(found: Audit) -> Group:
@@ -64,5 +62,5 @@ def cells(one: Finding) -> tuple[str, ...]:
 
 def keep(found: Audit, folder: Path) -> Path:
     """Write it into the folder of a run."""
-    write_json(folder / FILE, found.to_json())
-    return folder / FILE
+    write_json(folder / AUDIT, found.to_json())
+    return folder / AUDIT

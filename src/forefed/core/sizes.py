@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write them: "150MB", "1.5 GiB"."""
+"""Sizes in bytes as people write them ("150MB", "1.5 GiB"), and times."""
 
 from __future__ import annotations
 
@@ -41,3 +41,15 @@ def format_bytes(n: float) -> str:
         unit = "TB"
     decimals = 0 if unit == "B" or abs(n) >= 99.95 else 1 if abs(n) >= 9.995 else 2
     return f"{n:.{decimals}f} {unit}"
+
+
+def format_duration(seconds: float) -> str:
+    """Three significant digits: "45.3 ms", "0.42 s", "12.3 s"; then "3 min 20 s", "2 h 05 min"."""
+    if seconds < 0.09995:
+        return f"{1000 * seconds:.3g} ms" if seconds else "0 s"
+    if seconds < 99.95:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"

@@ -14,6 +14,7 @@ from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.metrics import Measures
 from forefed.core.shortfalls import shortfalls
+from forefed.core.sizes import format_duration
 from forefed.core.types import Json
 from forefed.deploy.connect import ERROR, NOTES
 from forefed.deploy.names import usable_folder
@@ -196,7 +197,7 @@ def describe_round(line: Json, quality: str = "") -> str:
         f"round {line['round']}: {quality + ', ' if quality else ''}{loss}",
         f"{line['replies']} of {len(line['cohort'])} answers",
         f"{line['bytes_up']:,} bytes up",
-        f"{line['seconds']['total']:.1f} s",
+        format_duration(line["seconds"]["total"]),
     ]
     if lost:
         parts.append(f"lost: {lost}")

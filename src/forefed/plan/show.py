@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from forefed.core.sizes import format_bytes
+from forefed.core.sizes import format_bytes, format_duration
 from forefed.gradients.engine import SlopeEngine
 from forefed.plan.plan import Plan, Row
 
@@ -49,7 +49,7 @@ def _facts(plan: Plan) -> RenderableType:
         f", {plan.blocks} blocks; batch {scene.batch} x {scene.seq} tokens; ",
         f"one client trains {plan.elements:,} adapter elements ({scene.place}) and "
         f"{plan.head_elements:,} of the head\n",
-        f"weights: {weights}; plain inference: {plan.inference_seconds * 1000:.0f} ms and "
+        f"weights: {weights}; plain inference: {format_duration(plan.inference_seconds)} and "
         f"{format_bytes(plan.inference_peak)} above them\n",
         f"budget: {budget}, for weights and step; Python and its libraries take another "
         f"{format_bytes(plan.base_rss)} (RSS shows all)\n",

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from forefed.attacks import Hostile
 from forefed.config.config import Config
-from forefed.core.metrics import Measures
+from forefed.core.metrics import Measures, Metric
 from forefed.core.types import Json
-from forefed.data.prepare import Prepared
 from forefed.data.prompts import ending
 from forefed.models.export import Form
 from forefed.models.load import portable_name
 from forefed.models.objectives import Objective, objective_of
+from forefed.report import words
+from forefed.run import record
 from forefed.run.build import whole_length
 
 
@@ -24,7 +26,8 @@ class Trained:
     """What a card says of a run: classes, clients, where the rows come from, how well it does.
 
     ``summary``: of the run; None where it did not end. ``rounds``: done. ``own_head``: the class of
-    transformers reads something else than the head was trained on.
+    transformers reads something else than the head was trained on. ``tested``: the last evaluations
+    on clients' own rows. ``audited``: what ``forefed audit`` found.
     """
 
     labels: tuple[str, ...]
@@ -33,11 +36,29 @@ class Trained:
     rounds: int
     summary: Json | None = None
     own_head: bool = False
+    tested: tuple[Json, ...] = ()
+    audited: Json | None = None
 
     @staticmethod
-    def of(data: Prepared, summary: Json, own_head: bool) -> Trained:
-        done, clients = summary["rounds"], data.population.size
-        return Trained(data.label_names, clients, data.provenance, done, summary, own_head)
+    def of(folder: Path, rounds: int, summary: Json | None, own_head: bool) -> Trained:
+        """As the run's record has it.
+
+        Raises:
+            UserError: the record is damaged.
+        """
+        lines = record.read_lines(folder, record.EVALUATIONS)
+        tested = {line["split"]: line for line in lines if line.get("clients")}
+        audit = folder / record.AUDIT
+        return Trained(
+            tuple(record.label_names(folder)),
+            record.read_json(folder / "partition.json")["clients"],
+            record.read_json(folder / "environment.json")["data"],
+            rounds,
+            summary,
+            own_head,
+            tuple(tested.values()),
+            record.read_json(audit) if audit.exists() else None,
+        )
 
 
 OWN_HEAD = (
@@ -86,7 +107,7 @@ tags: [forefed, federated-learning]
 {run.rounds} rounds.{f" {seen}" if seen else ""}
 
 {caution}{_outcome(config, run, objective)}
-{labels}
+{_clients(run, objective)}{_audit(run)}{labels}
 ## Use
 
 ```python
@@ -194,6 +215,35 @@ def _privacy(summary: Json) -> str:
     return (
         f"Privacy, of the training rows alone (test rows and the clip bound are not covered):\n"
         f"\n{lines}\n\n"
+    )
+
+
+def _clients(run: Trained, objective: Objective) -> str:
+    """How the result spreads over the clients; nothing where none was tested."""
+    decides, rows = objective.measures.decides, ""
+    for line in run.tested:
+        keys = ("client_mean", "client_decile", "client_worst")
+        told = (words.quality(decides, Metric(key, key).of(line), unit=False) for key in keys)
+        model = "each with its own" if line["split"] == "personal" else "this one"
+        rows += f"| {model} | {line['clients']:,} | {line['round']:,} | {' | '.join(told)} |\n"
+    if not rows:
+        return ""
+    head = "| model | clients | round | mean | a tenth at most | worst |"
+    return (
+        f"\n## Clients\n\n{decides.title} on the clients' own test rows:\n\n{head}\n"
+        f"| --- | --: | --: | --: | --: | --: |\n{rows}"
+    )
+
+
+def _audit(run: Trained) -> str:
+    """What attacks on the run's messages found; nothing where no audit was made."""
+    if run.audited is None:
+        return ""
+    found = run.audited["sentences"] or ["no attack did better than a guess on these trials"]
+    lines = "\n".join(f"- {text}" for text in found)
+    return (
+        f"\n## Audit\n\nAttacks of a curious server on messages of a client (`forefed audit`, "
+        f"{run.audited['trials']} messages each):\n\n{lines}\n"
     )
 
 

@@ -40,24 +40,29 @@ def evaluate_clients(
     batch_size: int,
     private: Sequence[Params] = (),
     words: Words | None = None,
-) -> Json:
+) -> tuple[Json, list[float | None]]:
     """The same on clients' own test splits: every example with equal weight, and how the metric
     that decides spreads over the clients (``client_mean``, ``client_worst``, ``client_decile``).
 
     ``private``: what each of them keeps to itself, so that each is tested with its own model (the
     split "personal" then); empty: all are tested with ``params``.
+
+    Returns:
+        The line, and the metric that decides of each client (None: it has no row to test on).
     """
     each = [
         task.evaluate({**params, **own}, c.examples, c.test, batch_size, words=words)
-        for c, own in zip(clients, private or [{}] * len(clients), strict=True)
         if len(c.test)
+        else None
+        for c, own in zip(clients, private or [{}] * len(clients), strict=True)
     ]
-    decides = task.objective.measures.decides
-    found = [decides.of(scores(task.objective, sums)) for sums in each]
+    decides, tested = task.objective.measures.decides, [sums for sums in each if sums]
+    found = [decides.of(scores(task.objective, sums)) if sums else None for sums in each]
     values = [value for value in found if value is not None]
-    total = scores(task.objective, merge(each)) if each else {"loss": math.nan, "n": 0}
+    total = scores(task.objective, merge(tested)) if tested else {"loss": math.nan, "n": 0}
     split = "personal" if private else "clients"
-    return {"split": split, "clients": len(each), **total, **spread(values, decides.sign)}
+    line = {"split": split, "clients": len(tested), **total, **spread(values, decides.sign)}
+    return line, found
 
 
 def evaluate_nodes(

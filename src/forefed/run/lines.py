@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from forefed.config.config import Config
+from forefed.config.config import SLOTS, Config, chosen
 from forefed.core.types import Json
 from forefed.federation.outliers import outlying
 from forefed.federation.star import RoundReport, losses_by_reason
@@ -78,3 +78,26 @@ def memory_groups(report: RoundReport, engines: Engines) -> Json:
         if "peak_bytes" in update.metrics:
             peaks[str(engines.group(update.client))] = int(update.metrics["peak_bytes"])
     return {"cohort": [engines.group(c) for c in report.cohort], "peaks": peaks}
+
+
+def choices(config: Config) -> list[Json]:
+    """What stands in every slot, with its question and what the entry says of itself."""
+    return [
+        {"slot": place, "question": slot.question, "kind": one.kind, "about": one.summary()}
+        for place, slot in SLOTS.items()
+        for one in chosen(config, place)
+    ]
+
+
+def protects(config: Config) -> list[Json]:
+    """What of the configuration stands between a client's rows and others, or between the model
+    and hostile clients; who reads the record is told."""
+    found: list[tuple[str, str]] = []
+    if config.channel.sums:
+        found.append(("secure sum", config.channel.told()))
+    found += [(f"noise ({m.kind})", m.summary()) for m in config.modifiers if m.private]
+    if config.start.private:
+        found.append(("noise (start)", "Gaussian noise on the sums that the head is solved from."))
+    if config.aggregator.individual:
+        found.append((f"robust rule ({config.aggregator.kind})", config.aggregator.summary()))
+    return [{"what": what, "text": text} for what, text in found]

@@ -7,6 +7,7 @@ rounds.jsonl       one line per round
 evaluations.jsonl  one line per evaluation (round 0: the untrained model)
 privacy.jsonl      of a private run every release, entered before it is made; it only grows
 details.json       of the last one on the test set what is no single number (confusion, classes)
+clients.json       of the last evaluation on clients' own rows each of them: rows, and the metric
 checkpoint.safetensors          where the run goes on
 checkpoint-best.safetensors     the parameters of the best evaluation so far
 adapter/                        of a run that trained something
@@ -37,7 +38,8 @@ from forefed.core.shortfalls import HEAD, UNTRAINED
 from forefed.core.types import Json
 
 ROUNDS, EVALUATIONS, SUMMARY = "rounds.jsonl", "evaluations.jsonl", "summary.json"
-DETAILS, START = "details.json", "start.json"
+DETAILS, START, CLIENTS = "details.json", "start.json", "clients.json"
+AUDIT = "audit.json"
 
 
 AGAIN = "restore it from a copy, or start the run anew under another name"

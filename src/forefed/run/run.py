@@ -48,7 +48,7 @@ from forefed.run.checkpoint import (
 from forefed.run.evaluate import evaluate_clients, evaluate_global, evaluate_nodes
 from forefed.run.head_start import Begun, begin, finish, load_begun
 from forefed.run.health import Ending, Health, norm_of
-from forefed.run.lines import memory_groups, notices, round_line
+from forefed.run.lines import choices, memory_groups, notices, protects, round_line
 from forefed.run.log import LOG, ScalarLog, create_log, open_log
 from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
@@ -449,6 +449,8 @@ def _write_head(
         {
             **record.environment(),
             **about,
+            "choices": choices(federation.config),
+            "protects": protects(federation.config),
             "rehearsed": federation.rehearsed,
             "secret": federation.secrecy,
         },
@@ -489,11 +491,16 @@ def _evaluate(
         key = Key(federation.config.seed).fold("evaluate", state.round)
         chosen = key.choice(population.size, min(count, population.size))
         clients = [population.client(c) for c in chosen]
-        if settings.clients:
-            lines.append(evaluate_clients(task, state.params, clients, size, (), words))
-        if personal:
-            own = [federation.transport.store.private(c) for c in chosen]
-            lines.append(evaluate_clients(task, state.params, clients, size, own, words))
+        own = [federation.transport.store.private(c) for c in chosen] if personal else []
+        each: list[Json] = [
+            {"client": int(i), "n": len(c.test)} for i, c in zip(chosen, clients, strict=True)
+        ]
+        for private in ([()] if settings.clients else []) + ([own] if personal else []):
+            line, found = evaluate_clients(task, state.params, clients, size, private, words)
+            lines.append(line)
+            for one, value in zip(each, found, strict=True):
+                one[line["split"]] = value
+        write_json(folder / record.CLIENTS, {"round": state.round, "clients": each})
     nodes = federation.config.topology.models(state)
     if nodes:
         lines.append(evaluate_nodes(task, nodes, test, size, prefix))
@@ -549,7 +556,7 @@ def _finish(
     if ending is None:
         own_head = head_text(federation.task) is not None
         words = load_tokenizer(federation.config.model)
-        trained = Trained.of(federation.data, summary, own_head)
+        trained = Trained.of(folder, state.round, summary, own_head)
         card = model_card(federation.config, trained, words)
         said, config = None if begun is None else begun.words, federation.config
         reads = config.data.max_length if whole_length(config, words) else None

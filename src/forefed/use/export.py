@@ -10,7 +10,7 @@ from forefed.config.config import Config
 from forefed.core.errors import UserError, nearest
 from forefed.core.files import rename_folder
 from forefed.core.settings import parse
-from forefed.models.export import CONFIG, FORMS, WEIGHTS, Form, refusal, save_adapter
+from forefed.models.export import CARD, CONFIG, FORMS, WEIGHTS, Form, refusal, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import HEAD, head_text
 from forefed.run import record
@@ -64,6 +64,10 @@ def export_adapter(
         if chosen == "peft" and status == FINISHED and not best:
             _check_whole(run, run / ADAPTER)
             shutil.copytree(run / ADAPTER, building)
+            assert summary is not None
+            about = Trained.of(run, summary["rounds"], summary, (building / HEAD).exists())
+            card = model_card(config, about, load_tokenizer(config.model))
+            (building / CARD).write_text(card, encoding="utf-8")
         else:
             _write(run, config, chosen, building, BEST if best else FILE)
         if folder.exists():
@@ -88,14 +92,8 @@ def _check_whole(run: Path, adapter: Path) -> None:
 def _write(run: Path, config: Config, form: Form, folder: Path, file: str) -> None:
     """From the last checkpoint. A merged model has its base's weights in full, not quantised."""
     task, state = trained(run, config, exact=form == "model", file=file)
-    about = Trained(
-        task.label_names,
-        record.read_json(run / "partition.json")["clients"],
-        record.read_json(run / "environment.json")["data"],
-        state.round,
-        record.summary(run),
-        head_text(task) is not None,
-    )
+    own_head = head_text(task) is not None
+    about = Trained.of(run, state.round, record.summary(run), own_head)
     tokenizer = load_tokenizer(config.model)
     card = model_card(config, about, tokenizer, form)
     begun = load_begun(run)
