@@ -64,6 +64,11 @@ class HeldOut(Guard):
                 "guard.kind = 'held_out': clients with parameters of their own each have another "
                 "model, and a question carries one; set guard.kind = 'none'"
             )
+        if not config.topology.awaits:
+            yield (
+                f"guard.kind = 'held_out': with topology.kind = '{config.topology.kind}' a step that "
+                "is taken back would take back answers on their way; set guard.kind = 'none'"
+            )
         if config.data.client_test_fraction == 0:
             yield (
                 "guard.kind = 'held_out' needs rows that clients hold out; set "

@@ -4,7 +4,12 @@ from forefed.aggregate.aggregator import Aggregator, PerUnit, Tolerant
 from forefed.aggregate.bulyan import Bulyan
 from forefed.aggregate.centred_clipping import CentredClipping
 from forefed.aggregate.dnc import DivideAndConquer
+from forefed.aggregate.fedex import FedEx
+from forefed.aggregate.fedsvd import FedSvd
+from forefed.aggregate.flexlora import FlexLora
+from forefed.aggregate.flora import Flora
 from forefed.aggregate.geometric_median import GeometricMedian
+from forefed.aggregate.hetlora import HetLora
 from forefed.aggregate.krum import Krum
 from forefed.aggregate.mean import Mean
 from forefed.aggregate.median import Median
@@ -34,6 +39,11 @@ AGGREGATORS: Registry[Aggregator] = Registry(
         NearestNeighbours,
         NearestMixing,
         MudHog,
+        FedEx,
+        Flora,
+        FlexLora,
+        HetLora,
+        FedSvd,
     ],
 )
 __all__ = [
@@ -42,7 +52,12 @@ __all__ = [
     "Bulyan",
     "CentredClipping",
     "DivideAndConquer",
+    "FedEx",
+    "FedSvd",
+    "FlexLora",
+    "Flora",
     "GeometricMedian",
+    "HetLora",
     "Krum",
     "Mean",
     "Median",

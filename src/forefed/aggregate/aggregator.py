@@ -43,6 +43,10 @@ class Aggregator(Choice):
     """Asks element by element what most say: of elements that most leave out, nothing is left."""
     remembers: ClassVar[bool] = False
     """Reads ``ctx.previous``, which is kept for it."""
+    folds: ClassVar[bool] = False
+    """Writes into the dense part beside low-rank factors (``adapter.fold``)."""
+    any_rank: ClassVar[bool] = False
+    """Takes contributions whose low-rank factors have other ranks than the server's."""
 
     @abstractmethod
     def __call__(

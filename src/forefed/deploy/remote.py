@@ -228,14 +228,16 @@ class RemoteClients:
                 time.sleep(self.poll_s)
 
     def letters(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Envelope]]:
-        """Every order as it travels; the broadcast is encoded once."""
-        broadcast: bytes | None = None
+        """Every order as it travels; the broadcast is encoded once for all that have the same."""
+        broadcasts: dict[int, bytes] = {}
         for order in orders:
             if order.missed is not None:
                 held = {"missed": order.missed}
             else:
-                broadcast = encode_broadcast(order) if broadcast is None else broadcast
-                held = {"state": broadcast}
+                which = id(order.params)
+                if which not in broadcasts:
+                    broadcasts[which] = encode_broadcast(order)
+                held = {"state": broadcasts[which]}
             blobs = {**held, "order": encode_order(order)}
             yield (
                 order,

@@ -89,15 +89,18 @@ class InProcess:
     ) -> Iterator[Reply | Lost]:
         orders = list(orders)
         broadcast = b""
-        received: tuple[Params, Params] | None = None
+        received: dict[int, tuple[bytes, tuple[Params, Params]]] = {}
         kept = self.kept(orders)
         for order in orders:
-            if order.missed is None and received is None:
-                # one broadcast a round: encoded once, counted for every client
+            if order.missed is None and id(order.params) not in received:
+                # one broadcast a round and form: encoded once, counted for every client
                 broadcast = encode_broadcast(order)
                 params, told, _ = decode_broadcast(broadcast)
-                received = params, told if kept is None else kept[1]
-            held = received if order.missed is None else kept
+                mine = params, told if kept is None else kept[1]
+                received[id(order.params)] = broadcast, mine
+            held = kept
+            if order.missed is None:
+                broadcast, held = received[id(order.params)]
             assert held is not None, "records are sent to clients that a replica stands for"
             message = encode_order(order)
             bytes_down = len(message) + len(broadcast if order.missed is None else order.missed)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from forefed.aggregate import Aggregator, Mean
 from forefed.aggregate.aggregator import Metrics
+from forefed.aggregate.factored import missed
 from forefed.collect import Collect, EveryRound
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
@@ -249,6 +250,8 @@ class Server:
             last, _, _ = rule([replace(c, delta=c.last_gradient) for c in ordered], {}, ctx)
             ctx = replace(ctx, last_gradient=last)
         total, kept, metrics = rule(ordered, state.of("aggregator"), ctx)
+        if not self.private and not self.averages_slopes:
+            metrics = {**metrics, **averaging_error(ordered, total, ctx)}
         states = keep(states, "aggregator", kept)
         if self.aggregator.remembers:
             states = keep(states, "previous", {**state.of("previous"), **total})
@@ -292,6 +295,15 @@ def receive(
     return c
 
 
+def averaging_error(cs: Sequence[Contribution], total: Params, ctx: ServerContext) -> Metrics:
+    """``lora_error``: how far the aggregate is from the mean of the clients' low-rank products
+    (``aggregate.factored.missed``), where both factors of one were trained by several clients."""
+    if len(cs) < 2 or any(c.clients > 1 for c in cs):
+        return {}
+    error = missed(cs, total, ctx)
+    return {} if error is None else {"lora_error": round(error, 5)}
+
+
 def _over_parts(aggregator: Aggregator) -> Aggregator:
     return aggregator if isinstance(aggregator, Mean) else Mean()
 
@@ -306,18 +318,22 @@ def described(contributions: Sequence[Contribution], total: Params | None) -> tu
     def shown(x: float) -> float:
         return float(f"{x:.6g}")
 
-    alike: dict[tuple[str, ...], list[Contribution]] = {}
+    alike: dict[tuple[tuple[str, torch.Size], ...], list[Contribution]] = {}
     for c in contributions:
-        alike.setdefault(tuple(c.delta), []).append(c)
+        alike.setdefault(tuple((n, x.shape) for n, x in c.delta.items()), []).append(c)
     told: dict[int, tuple[float, float | None]] = {}
-    for names, some in alike.items():
+    for form, some in alike.items():
+        names = [n for n, _ in form]
+        # a client of lower rank has no angle to the whole
+        fits = total is not None and all(total[n].shape == s for n, s in form if n in total)
+        whole = total if fits else None
         own_N = dot_N = torch.zeros(len(some), dtype=torch.float64)
         along = torch.zeros((), dtype=torch.float64)
         for name in names:
             x_ND = torch.stack([c.delta[name] for c in some]).reshape(len(some), -1).double()
             own_N = own_N + torch.linalg.vector_norm(x_ND, dim=1).square()
-            if total is not None and name in total:
-                total_D = total[name].reshape(-1).double()
+            if whole is not None and name in whole:
+                total_D = whole[name].reshape(-1).double()
                 along = along + torch.dot(total_D, total_D)
                 dot_N = dot_N + x_ND @ total_D
         norm_N = own_N.sqrt()

@@ -137,8 +137,10 @@ class Star:
         cohort = (drawn or self.drawn(state)).clients
         names = self.assign.names(self.units, len(cohort), key.fold("assign")) if cohort else []
         split = self.sharing.split(self.units, number)
-        params = {n: x for n, x in state.params.items() if n not in split.private}
+        own = frozenset() if self.sharing.from_common else split.private
+        params = {n: x for n, x in state.params.items() if n not in own}
         carried = state.carried() if self.by_records else {}
+        forms = {f: self.sharing.sent(params, f) for f in {self.sharing.form(c) for c in cohort}}
         told = self.server.broadcast(state)
         digest = trees.digest(state.params)[:DIGITS] if self.by_records else ""
         return {
@@ -147,7 +149,7 @@ class Star:
                 number,
                 client,
                 tuple(n for n in assigned if n in split.shared),
-                params,
+                forms[self.sharing.form(client)],
                 told,
                 carried,
                 self.server.missed(state, client) if self.by_records else None,

@@ -166,7 +166,8 @@ class Trainer:
         states = of_flat(state)
         shared, private = order.assigned, self.private(order.round)
         if private:
-            own = {n: states.get(PRIVATE, {}).get(n, self.task.first[n]) for n in private}
+            first = order.params if self.sharing.from_common else self.task.first
+            own = {n: states.get(PRIVATE, {}).get(n, first[n]) for n in private}
             order = replace(
                 order, params={**order.params, **own}, assigned=(*order.assigned, *private)
             )

@@ -69,8 +69,26 @@ class Lora(WithDropout):
     r: Annotated[int, Field(ge=1)] = 1
     alpha: Annotated[float, Field(gt=0)] = 1.0
     """The update is scaled by alpha / r."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) (Kalajdzievski, arXiv 2312.03732)."""
+    fold: bool = False
+    """A dense matrix beside each adapted one, in which the aggregator keeps what is beyond the
+    factors (``aggregator.kind = "fedex"`` or ``"flora"``); clients receive it, and train only the
+    factors."""
+
+    @property
+    def scale(self) -> float:
+        """The factor on B A."""
+        return self.alpha / (self.r**0.5 if self.rslora else self.r)
 
     source: ClassVar[str] = "Hu et al., arXiv 2106.09685"
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if self.fold and not config.aggregator.folds:
+            yield (
+                f"adapter.fold: aggregator.kind = '{config.aggregator.kind}' writes nothing there; "
+                "leave it out, or set aggregator.kind = 'fedex' or 'flora'"
+            )
 
 
 class TinyLora(WithDropout):

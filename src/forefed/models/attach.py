@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
+from forefed.core.lora import FOLDED
 from forefed.models.adapters import Adapter, BitFit, HeadOnly, Ia3, Lora, Targeted, TinyLora
 from forefed.models.blocks import Blocks
 from forefed.models.functional import CurrentCall, KeyedDropout
@@ -69,6 +70,8 @@ def attach(
         warnings.filterwarnings("ignore", "Detected that the base layer has no bias")  # BitFit
         wrapped = get_peft_model(model, config, adapter_name=ADAPTER_NAME)
     wrapped.eval()
+    if isinstance(adapter, Lora) and adapter.fold:
+        _add_dense_parts(wrapped)
     working = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     for name, parameter in wrapped.named_parameters():
         if parameter.requires_grad:
@@ -124,6 +127,7 @@ def peft_config(model: Any, adapter: Adapter, head: tuple[str, ...], objective: 
         return LoraConfig(
             r=adapter.r,
             lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT only divides it by r
+            use_rslora=adapter.rslora,
             lora_dropout=adapter.dropout,
             **common,
         )
@@ -169,6 +173,25 @@ def _fix_singular_vectors(wrapped: Any) -> None:
             sign_r = torch.where(a_rI.gather(1, largest_r1)[:, 0] < 0, -1.0, 1.0).to(a_rI)
             module.tinylora_A[ADAPTER_NAME] = (sign_r[:, None] * a_rI).contiguous()
             module.tinylora_B[ADAPTER_NAME] = (b_Or * sign_r).contiguous()
+
+
+def _add_dense_parts(wrapped: Any) -> None:
+    """R [O, I] of 0 beside every adapted matrix, so that it is W + s (B A + R)."""
+    for module in wrapped.modules():
+        if ADAPTER_NAME in getattr(module, "lora_A", {}):
+            a, b = module.lora_A[ADAPTER_NAME], module.lora_B[ADAPTER_NAME]
+            zeros_OI = torch.zeros(b.out_features, a.in_features, dtype=a.weight.dtype)
+            module.register_parameter(FOLDED, nn.Parameter(zeros_OI.to(a.weight.device)))
+            module.register_forward_hook(_dense_part(module.scaling[ADAPTER_NAME]))
+
+
+def _dense_part(scale: float) -> Any:
+    def hook(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        dense_OI = getattr(module, FOLDED)
+        beside = nn.functional.linear(inputs[0].to(dense_OI.dtype), dense_OI) * scale
+        return output + beside.to(output.dtype)
+
+    return hook
 
 
 def _replace_dropout(wrapped: Any, current: CurrentCall) -> None:

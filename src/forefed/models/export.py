@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from forefed.core.errors import UserError
 from forefed.core.files import PARTIAL, rename_folder
+from forefed.core.lora import FOLDED, is_a, is_b, is_folded
 from forefed.core.types import Params
 from forefed.data.encoding import end_of
 from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
@@ -106,7 +107,31 @@ def refusal(adapter: Adapter, form: Form) -> str | None:
 
 def _save_peft(task: Task, params: Params, folder: Path) -> None:
     config = task.model.peft_config[ADAPTER_NAME].to_dict()
-    _write(folder, _state(task, params), config, task)
+    tensors = _state(task, params)
+    if any(is_folded(n) and bool(x.any()) for n, x in params.items()):
+        assert isinstance(task.adapter, Lora)
+        tensors, rank = _with_dense_parts(tensors, params)
+        config |= {"r": rank, "lora_alpha": task.adapter.scale * rank, "use_rslora": False}
+    _write(folder, tensors, config, task)
+
+
+def _with_dense_parts(tensors: Params, params: Params) -> tuple[Params, int]:
+    """LoRA's tensors with the dense parts as further rows of A and columns of B, and their rank."""
+    whole = dict(tensors)
+    for name in filter(is_folded, params):
+        a, b = (f"{name.removesuffix(FOLDED)}lora_{x}.weight" for x in "AB")
+        u, s, vt = torch.linalg.svd(params[name].cpu().double(), full_matrices=False)
+        k = int((s > 1e-9 * s[0]).sum()) if len(s) else 0
+        roots = s[:k].sqrt()
+        whole[a] = torch.cat([tensors[a].cpu().double(), roots[:, None] * vt[:k]])
+        whole[b] = torch.cat([tensors[b].cpu().double(), u[:, :k] * roots], 1)
+    rank = max(len(x) for n, x in whole.items() if is_a(n))
+    for n, x in whole.items():
+        if is_a(n):
+            whole[n] = pad(x, (0, 0, 0, rank - len(x))).to(tensors[n].dtype)
+        elif is_b(n):
+            whole[n] = pad(x, (0, rank - x.shape[1])).to(tensors[n].dtype)
+    return whole, rank
 
 
 def _save_lora(task: Task, params: Params, folder: Path) -> None:
@@ -174,6 +199,11 @@ def _save_model(task: Task, params: Params, folder: Path) -> None:
     for name, parameter in task.model.named_parameters():
         if name in params:
             parameter.data = params[name].to(parameter)
+    for name in filter(is_folded, params):
+        assert isinstance(task.adapter, Lora)
+        module = task.model.get_submodule(name.removesuffix(f".{FOLDED}"))
+        dense, weight = task.adapter.scale * params[name], module.base_layer.weight
+        weight.data += (dense.T if module.fan_in_fan_out else dense).to(weight)
     merged = task.model.merge_and_unload()
     with quiet():
         merged.save_pretrained(folder)

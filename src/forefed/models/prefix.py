@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from forefed.core import trees
-from forefed.core.types import Batch, Each, LossFn, Params, each_of
+from forefed.core.lora import factors_of
+from forefed.core.types import Batch, Each, LossFn, Params, Unit, each_of
 from forefed.models.functional import KeyedDropout, outside_transforms, replaced
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.task import Task
@@ -49,9 +50,14 @@ class FrozenPrefix:
     def before(self) -> tuple[tuple[str, ...], ...]:
         """By depth: the trained tensors (anybody's) that take part before that block."""
         return tuple(
-            tuple(n for u in self.task.units if u.depth < depth for n in u.params)
+            tuple(n for u in self.task.units if u.depth < depth for n in self.decisive(u))
             for depth in range(len(self.blocks) + 1)
         )
+
+    def decisive(self, unit: Unit) -> tuple[str, ...]:
+        """What of a unit changes in a run: what is trained, and the dense part beside factors."""
+        beside = [at.folded for at in factors_of(unit.params)]
+        return (*unit.params, *(n for n in beside if n in self.task.params))
 
     def loss(self, base: LossFn, assigned: Sequence[str], recurring: bool) -> LossFn:
         """``base`` with the cached prefix, or ``base`` where that is refused or does not pay.

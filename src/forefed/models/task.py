@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forefed.core.keys import Key
+from forefed.core.lora import is_folded
 from forefed.core.types import Batch, Each, Params, Unit
 from forefed.data.examples import Examples, Indices
 from forefed.data.tasks import Head
@@ -126,7 +127,8 @@ class Task:
     """
 
     params: Params
-    """The trainable tensors' first values by their PEFT names, in the order of ``units``."""
+    """The trainable tensors' first values by their PEFT names, in the order of ``units``; then the
+    dense parts beside adapted matrices, where the aggregator has some (``adapter.fold``)."""
     units: tuple[Unit, ...]
     head: frozenset[str]
     base_name: str
@@ -257,6 +259,7 @@ def task_from_model(
     }
     units = make_units(wrapped, trainable, modules_of_head)
     names = [n for unit in units for n in unit.params]
+    names += [n for n in trainable if is_folded(n)]  # which the aggregator writes
     assert sorted(names) == sorted(trainable), "a trainable tensor without a unit"
     functional = Functional(wrapped, current)
     uses_types = getattr(model.config, "type_vocab_size", 0) > 1

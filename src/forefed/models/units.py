@@ -1,6 +1,7 @@
 """The trainable tensors as units: what SPRY splits among clients (its section 4).
 
 An adapted module is one unit: its A and B, its vector, factors or bias. The whole head is one more.
+What only an aggregator writes (``core.lora.FOLDED``) is in none.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from forefed.core.lora import is_folded
 from forefed.core.types import Params, Unit
 from forefed.models.attach import ADAPTER_NAME
 from forefed.models.blocks import Blocks
@@ -29,7 +31,7 @@ def make_units(wrapped: Any, trainable: Params, head: tuple[str, ...]) -> tuple[
     order = {name: i for i, (name, _) in enumerate(base.named_modules())}
     members: dict[str, list[str]] = {}
     for name in trainable:
-        if not _is_head(name, head) and ".tinylora_v." not in name:
+        if not _is_head(name, head) and ".tinylora_v." not in name and not is_folded(name):
             module_name = _ADAPTERS.split(name.removeprefix(PREFIX))[0]
             members.setdefault(module_name, []).append(name)
     # All TinyLoRA vectors are registered below the first adapted module; each belongs to the module

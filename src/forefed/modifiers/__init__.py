@@ -7,6 +7,7 @@ from forefed.modifiers.dgc import Dgc
 from forefed.modifiers.dp_client import DpClient
 from forefed.modifiers.dp_example import DpExample
 from forefed.modifiers.error_feedback import ErrorFeedback
+from forefed.modifiers.feddyn import FedDyn
 from forefed.modifiers.last_update import LastUpdate
 from forefed.modifiers.modifier import Modifier
 from forefed.modifiers.momentum import Momentum
@@ -15,7 +16,18 @@ from forefed.modifiers.proximal import Proximal
 
 MODIFIERS: Registry[Modifier] = Registry(
     "modifiers",
-    [ClipNorm, Proximal, Momentum, LastUpdate, Curvature, DpClient, DpExample, ErrorFeedback, Dgc],
+    [
+        ClipNorm,
+        Proximal,
+        FedDyn,
+        Momentum,
+        LastUpdate,
+        Curvature,
+        DpClient,
+        DpExample,
+        ErrorFeedback,
+        Dgc,
+    ],
 )
 __all__ = [
     "MODIFIERS",
@@ -25,6 +37,7 @@ __all__ = [
     "DpClient",
     "DpExample",
     "ErrorFeedback",
+    "FedDyn",
     "LastUpdate",
     "Modifier",
     "Momentum",

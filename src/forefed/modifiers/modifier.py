@@ -116,6 +116,11 @@ class Modifier(Choice):
         return type(self).on_step is not Modifier.on_step
 
     @property
+    def changes_aggregate(self) -> bool:
+        """Has it a server half that works on the aggregate?"""
+        return type(self).on_aggregate is not Modifier.on_aggregate
+
+    @property
     def owner(self) -> str:
         """Under which name its states are kept."""
         return f"modifier.{self.kind}"

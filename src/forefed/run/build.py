@@ -205,10 +205,10 @@ def assemble(
             participation cap that the population does not allow; groups that are too small for a
             secure sum.
     """
-    if config.sharing.personal and not config.sharing.split(model.units, 1).private:
+    if not config.sharing.differs(model.units):
         raise UserError(
             f"sharing.kind = '{config.sharing.kind}': this model has none of the parameters that "
-            "clients would keep to themselves; set sharing.kind = 'everything'"
+            "it is about; set sharing.kind = 'everything'"
         )
     check_units(config, population)
     config.topology.check(population, Key(config.seed))

@@ -65,6 +65,22 @@ def evaluate_clients(
     return line, found
 
 
+def beside(own: Sequence[float | None], common: Sequence[float | None], sign: int) -> Json:
+    """Own models against the common one, client by client: how many are ``better`` off with their
+    own, how many ``worse``, and what it gives to whom it gives least (``gain_worst``).
+
+    Args:
+        sign: 1 if more is better, else -1.
+    """
+    pairs = zip(own, common, strict=True)
+    gains = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
+    return {
+        "better": sum(g > 0 for g in gains),
+        "worse": sum(g < 0 for g in gains),
+        "gain_worst": min(gains, default=0.0),
+    }
+
+
 def evaluate_nodes(
     task: Task,
     nodes: Mapping[int, Params],

@@ -5,6 +5,7 @@ Where nobody looks (a pipe, a log file) it is one line per evaluation.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from forefed.config.config import Config
 from forefed.core.errors import Stopped
+from forefed.core.metrics import Measures
 from forefed.core.shortfalls import shortfalls
 from forefed.core.sizes import format_bytes
 from forefed.core.terminal import column, printable, styled
@@ -25,6 +27,25 @@ from forefed.run.build import Federation
 from forefed.run.callback import Callback
 from forefed.run.card import against
 from forefed.run.run import FINISHED, Result
+
+
+def own_models(measures: Measures, evaluations: Sequence[Json]) -> Iterator[str]:
+    """The last scores of clients' own models, and of the common one on the same rows."""
+    last = {e["split"]: e for e in evaluations}
+    if "personal" not in last or not last["personal"].get("n"):
+        return
+    own, common = last["personal"], last.get("clients", {})
+    decides = measures.decides
+    yield (
+        f"clients' own models on their own {own['n']:,} held-out rows: {measures.said(own)} "
+        f"(common model: {measures.said(common)}); the worst of {own['clients']} clients: "
+        f"{decides.said(own.get('client_worst'))}, better off {own.get('better', 0)}, worse off "
+        f"{own.get('worse', 0)}"
+    )
+
+
+WORTH_SAYING = 0.005
+"""Of ``lora_error``: less than a percent is said of no run."""
 
 
 class Progress(Callback):
@@ -170,6 +191,14 @@ class Progress(Callback):
         self.say(against(self.measures, baseline))
         for text in shortfalls(self.measures, final, summary.get("best"), baseline):
             self.say(styled((printable(text), "yellow")))
+        for text in own_models(self.measures, record.read_lines(result.folder, record.EVALUATIONS)):
+            self.say(text)
+        error = summary.get("lora_error", {}).get("mean", 0.0)
+        if error >= WORTH_SAYING:
+            self.say(
+                f"averaging LoRA's factors missed the mean of their products by {error:.0%} of its "
+                "change (mean of the rounds; aggregator = 'fedex' misses nothing)"
+            )
         for statement in summary.get("privacy", []):
             self.say(styled((printable(f"spent: {statement['text']}"), "cyan")))
         if summary["status"] == FINISHED:

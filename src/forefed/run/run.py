@@ -45,7 +45,7 @@ from forefed.run.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from forefed.run.evaluate import evaluate_clients, evaluate_global, evaluate_nodes
+from forefed.run.evaluate import beside, evaluate_clients, evaluate_global, evaluate_nodes
 from forefed.run.head_start import Begun, begin, finish, load_begun
 from forefed.run.health import Ending, Health, norm_of
 from forefed.run.lines import choices, memory_groups, notices, protects, round_line
@@ -240,6 +240,8 @@ def _run(
         )
     if ending is None and (begun is None or state.round):
         moved = trees.digest(state.params) != trees.digest(federation.task.params)
+        store = federation.transport.store
+        moved |= any(store.private(c) for c in store.states)
         ending = health.at_the_end(moved)
     result = _finish(federation, folder, state, ending, begun, ledger)
     told("ended", result.summary)
@@ -423,7 +425,7 @@ def _write_head(
         "device": str(task.device),
         "parameters": parameter_count(task.model),
         "weights_bytes": weights_bytes(task.model),
-        "trainable": trees.size(task.params),
+        "trainable": sum(u.size for u in task.units),
         "units": [[u.name, u.depth, u.size] for u in task.units],
         "notes": list(task.notes),
     }
@@ -495,9 +497,12 @@ def _evaluate(
         each: list[Json] = [
             {"client": int(i), "n": len(c.test)} for i, c in zip(chosen, clients, strict=True)
         ]
-        for private in ([()] if settings.clients else []) + ([own] if personal else []):
+        common: list[float | None] = []
+        for private in [(), *([own] if personal else [])]:
             line, found = evaluate_clients(task, state.params, clients, size, private, words)
-            lines.append(line)
+            sign = task.objective.measures.decides.sign
+            lines.append({**line, **(beside(found, common, sign) if private else {})})
+            common = found
             for one, value in zip(each, found, strict=True):
                 one[line["split"]] = value
         write_json(folder / record.CLIENTS, {"round": state.round, "clients": each})
@@ -528,10 +533,13 @@ def _finish(
     extra: Json = none if begun is None else {**none, **begun.line}
     spent = [*rounds, extra]
     decides = federation.task.objective.measures.decides
-    about = {} if ending is None else {"reason": ending.reason}
+    about: Json = {} if ending is None else {"reason": ending.reason}
     attack = federation.config.attack
     if isinstance(attack, Hostile):
         about["attack"] = attack.told()
+    errors = [e for r in rounds if (e := r["metrics"].get("lora_error")) is not None]
+    if errors:
+        about["lora_error"] = {"mean": sum(errors) / len(errors), "last": errors[-1]}
     changed = record.read_json(folder / "environment.json").get("changes")
     summary: Json = {
         "status": FINISHED if ending is None else ending.status,

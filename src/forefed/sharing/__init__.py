@@ -2,8 +2,28 @@
 
 from forefed.core.settings import Registry
 from forefed.sharing.everything import Everything
+from forefed.sharing.fedsa_lora import FedSaLora
+from forefed.sharing.ffa_lora import FfaLora
+from forefed.sharing.fine_tune import FineTune
+from forefed.sharing.local_only import LocalOnly
 from forefed.sharing.personal_head import PersonalHead
+from forefed.sharing.ranks import Ranks
+from forefed.sharing.rolora import RoLora
 from forefed.sharing.sharing import Sharing, Split
 
-SHARINGS: Registry[Sharing] = Registry("sharing", [Everything, PersonalHead])
-__all__ = ["SHARINGS", "Everything", "PersonalHead", "Sharing", "Split"]
+SHARINGS: Registry[Sharing] = Registry(
+    "sharing", [Everything, PersonalHead, FfaLora, FedSaLora, RoLora, Ranks, FineTune, LocalOnly]
+)
+__all__ = [
+    "SHARINGS",
+    "Everything",
+    "FedSaLora",
+    "FfaLora",
+    "FineTune",
+    "LocalOnly",
+    "PersonalHead",
+    "Ranks",
+    "RoLora",
+    "Sharing",
+    "Split",
+]

@@ -16,3 +16,6 @@ class Everything(Sharing):
 
     def split(self, units: Sequence[Unit], round: int) -> Split:
         return Split(names_of(units))
+
+    def differs(self, units: Sequence[Unit]) -> bool:
+        return True

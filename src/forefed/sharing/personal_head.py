@@ -8,7 +8,9 @@ that clients without a round of their own can still be tested.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from forefed.core.types import Unit
 from forefed.sharing.sharing import Sharing, Split, names_of
@@ -18,6 +20,8 @@ class PersonalHead(Sharing):
     """Every client keeps a head of its own; the adapters below it are shared."""
 
     kind: Literal["personal_head"] = "personal_head"
+    blocks: Annotated[int, Field(ge=0)] = 0
+    """Of the last blocks with adapters so many are each client's own, too."""
     source: ClassVar[str] = "FedPer, arXiv 1912.00818"
 
     @property
@@ -25,8 +29,10 @@ class PersonalHead(Sharing):
         return True
 
     def split(self, units: Sequence[Unit], round: int) -> Split:
-        head = names_of([u for u in units if u.is_head])
-        return Split(names_of(units) - head, private=head)
+        depths = sorted({u.depth for u in units if not u.is_head})
+        last = depths[max(0, len(depths) - self.blocks) :]
+        own = names_of([u for u in units if u.is_head or u.depth in last])
+        return Split(names_of(units) - own, private=own)
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from forefed.core.settings import Choice
-from forefed.core.types import Unit
+from forefed.core.types import Params, Unit
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,30 @@ def names_of(units: Sequence[Unit]) -> frozenset[str]:
 class Sharing(Choice):
     """Base of the ways to divide the parameters."""
 
+    whole_products: ClassVar[bool] = True
+    """Does the server hold both factors of every low-rank update, so that it knows products?"""
+
+    from_common: ClassVar[bool] = False
+    """Does what a client keeps to itself begin at the common values of that time (else: at the
+    run's first)?"""
+
     @abstractmethod
     def split(self, units: Sequence[Unit], round: int) -> Split:
         """The parts in this round."""
+
+    def differs(self, units: Sequence[Unit]) -> bool:
+        """Has this model anything that is shared in another way than all the rest?"""
+        split = self.split(units, 1)
+        return bool(split.private | split.frozen)
+
+    def form(self, client: int) -> int:
+        """Which form of the parameters this client works with (``sent``); 0 where all have one."""
+        return 0
+
+    def sent(self, params: Params, form: int) -> Params:
+        """The parameters in this form: what such a client receives, trains and sends a change
+        of."""
+        return params
 
     @property
     def personal(self) -> bool:

@@ -10,17 +10,28 @@ from forefed.strategies.fedadam import FEDADAM
 from forefed.strategies.fedavg import FEDAVG
 from forefed.strategies.fedavg_checkpointed import FEDAVG_CHECKPOINTED
 from forefed.strategies.fedavg_split import FEDAVG_SPLIT
+from forefed.strategies.fedbuff import FEDBUFF
+from forefed.strategies.feddyn import FEDDYN
+from forefed.strategies.fedex import FEDEX
 from forefed.strategies.fedfgd import FEDFGD
 from forefed.strategies.fedkseed import FEDKSEED
 from forefed.strategies.fedmezo import FEDMEZO
 from forefed.strategies.fedprox import FEDPROX
+from forefed.strategies.fedsa_lora import FEDSA_LORA
 from forefed.strategies.fedsgd import FEDSGD
+from forefed.strategies.fedspeed import FEDSPEED
+from forefed.strategies.fedsvd import FEDSVD
 from forefed.strategies.fedyogi import FEDYOGI
 from forefed.strategies.fedyogi_split import FEDYOGI_SPLIT
 from forefed.strategies.feedsign import FEEDSIGN
+from forefed.strategies.ffa_lora import FFA_LORA
+from forefed.strategies.flexlora import FLEXLORA
+from forefed.strategies.flora import FLORA
 from forefed.strategies.fwdllm import FWDLLM
+from forefed.strategies.hetlora import HETLORA
 from forefed.strategies.hiso import HISO
 from forefed.strategies.monna import MONNA
+from forefed.strategies.rolora import ROLORA
 from forefed.strategies.spry import SPRY
 from forefed.strategies.strategy import Strategy
 
@@ -45,6 +56,17 @@ _ALL = (
     FEEDSIGN,
     DFEDSAM,
     MONNA,
+    FFA_LORA,
+    ROLORA,
+    FEDSA_LORA,
+    FEDEX,
+    FLORA,
+    FLEXLORA,
+    HETLORA,
+    FEDSVD,
+    FEDDYN,
+    FEDSPEED,
+    FEDBUFF,
 )
 
 

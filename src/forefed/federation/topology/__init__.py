@@ -1,9 +1,10 @@
 """Who talks to whom in a round: one file each, one line here."""
 
 from forefed.core.settings import Registry
+from forefed.federation.topology.buffered import Buffered
 from forefed.federation.topology.gossip import Gossip
 from forefed.federation.topology.graphs import GRAPHS
 from forefed.federation.topology.topology import Central, Topology
 
-TOPOLOGIES: Registry[Topology] = Registry("topology", [Central, Gossip])
-__all__ = ["GRAPHS", "TOPOLOGIES", "Central", "Gossip", "Topology"]
+TOPOLOGIES: Registry[Topology] = Registry("topology", [Central, Gossip, Buffered])
+__all__ = ["GRAPHS", "TOPOLOGIES", "Buffered", "Central", "Gossip", "Topology"]

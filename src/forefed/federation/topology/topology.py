@@ -24,6 +24,9 @@ class Topology(Choice):
     central: ClassVar[bool] = True
     """Is there a server, which asks, adds up and steps?"""
 
+    awaits: ClassVar[bool] = True
+    """Has a round heard whomever it asked before it ends, so that it may be taken back?"""
+
     def check(self, population: int, key: Key) -> None:
         """Refuse, before anything runs, what cannot work among so many clients.
 

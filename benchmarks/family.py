@@ -1,0 +1,340 @@
+"""`python -m benchmarks family`: personal models, LoRA rules, drift, rounds that wait for nobody.
+
+TREC (six classes), features of frozen MiniLM (last layer, mean-pooled, standardised): 2,000 of the
+training rows and all 500 test rows. On them a fixed random layer [128, 384] with a LoRA beside it,
+tanh, and a head: h = tanh(W x + s B A x), trained through ``forefed.simulate`` with AdamW (batches
+of 32) at one rate, 1e-2, that was not tuned.
+
+Cells are kept in compare/family.jsonl; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import forefed
+from benchmarks import robust
+from benchmarks.table import markdown
+from forefed.core.keys import Key
+from forefed.core.lora import FOLDED
+from forefed.core.types import Params
+from forefed.data.partition import Dirichlet
+from forefed.run.simulate import Rows, Simulation
+
+TRAIN, SEEDS, WIDTH, RATE = 2000, 3, 128, 1e-2
+FILE = "family.jsonl"
+BODY = ("m.lora_A.w", "m.lora_B.w")
+HEAD = ("head.weight", "head.bias")
+
+PERSONAL: dict[str, dict[str, Any]] = {
+    "FedAvg": {},
+    "local only": {"sharing": "local_only"},
+    "FedAvg, then fine-tuned": {"sharing": {"kind": "fine_tune", "after": 8}},
+    "FedPer": {"sharing": "personal_head"},
+    "FedSA-LoRA": {"sharing": "fedsa_lora"},
+}
+MIXED = {"kind": "ranks", "ranks": [2, 4, 8, 16]}
+RULES: dict[str, dict[str, Any]] = {
+    "FedIT (means of A and B)": {},
+    "FFA-LoRA": {"strategy": "ffa_lora"},
+    "RoLoRA": {"strategy": "rolora"},
+    "FedSVD": {"strategy": "fedsvd"},
+    "FedEx": {"strategy": "fedex"},
+    "FLoRA": {"strategy": "flora"},
+    "FlexLoRA, one rank": {"strategy": "flexlora", "sharing": "everything"},
+}
+RANKS: dict[str, dict[str, Any]] = {
+    "FedIT, 16": {},
+    "FlexLoRA, all 16": {"strategy": "flexlora", "sharing": "everything"},
+    "FlexLoRA, 2 4 8 16": {"strategy": "flexlora", "sharing": MIXED},
+    "FLoRA, 2 4 8 16": {"strategy": "flora", "sharing": MIXED},
+    "HetLoRA, 2 4 8 16": {"strategy": "hetlora", "sharing": MIXED},
+}
+DRIFT: dict[str, dict[str, Any]] = {
+    "FedAvg": {},
+    "FedProx, 0.1": {"strategy": "fedprox", "modifiers": [{"kind": "proximal", "mu": 0.1}]},
+    "FedDyn, 0.1": {"strategy": "feddyn", "modifiers": [{"kind": "feddyn", "alpha": 0.1}]},
+    "FedDyn, 0.01": {"strategy": "feddyn", "modifiers": [{"kind": "feddyn", "alpha": 0.01}]},
+    "FedSpeed, 0.01": {"strategy": "fedspeed", "modifiers": [{"kind": "feddyn", "alpha": 0.01}]},
+}
+WAITING: dict[str, dict[str, Any]] = {
+    f"{'synchronous' if k == 10 else f'FedBuff, K = {k}'}": {
+        "strategy": "fedbuff",
+        "topology": {"kind": "buffered", "buffer": k, "slow": 0.3},
+    }
+    for k in (10, 5, 3)
+}
+
+
+@cache
+def rows(part: str) -> dict[str, Tensor]:
+    """Features "x" [N, 384] and classes "y" [N], standardised by the training rows."""
+    file = robust.KEPT / f"family_{part}.safetensors"
+    if not file.exists():
+        robust.KEPT.mkdir(exist_ok=True)
+        whole = robust.rows(part)
+        some = np.random.default_rng(0).permutation(len(whole["y"]))
+        chosen = torch.from_numpy(some[:TRAIN])
+        save_file({n: x[chosen].contiguous() for n, x in whole.items()}, file)
+    found = load_file(file)
+    if part == "train":
+        return {**found, "x": (found["x"] - found["x"].mean(0)) / found["x"].std(0)}
+    base = load_file(robust.KEPT / "family_train.safetensors")["x"]
+    return {**found, "x": (found["x"] - base.mean(0)) / base.std(0)}
+
+
+@cache
+def fixed(seed: int) -> Tensor:
+    """W [128, 384], which rests."""
+    return Key(seed).fold("fixed").normal((WIDTH, 384)) / 384**0.5
+
+
+def first(seed: int, rank: int, dense: bool) -> Params:
+    start: Params = {
+        BODY[0]: (2 * Key(seed).fold("A").uniform((rank, 384)) - 1) / 384**0.5,
+        BODY[1]: torch.zeros(WIDTH, rank),
+        HEAD[0]: torch.zeros(WIDTH, 6),
+        HEAD[1]: torch.zeros(6),
+    }
+    return {**start, f"m.{FOLDED}": torch.zeros(WIDTH, 384)} if dense else start
+
+
+def logits(params: Params, x: Tensor, base: Tensor) -> Tensor:
+    z = x @ base.T + 2 * (x @ params[BODY[0]].T) @ params[BODY[1]].T
+    if f"m.{FOLDED}" in params:
+        z = z + 2 * x @ params[f"m.{FOLDED}"].T
+    return torch.tanh(z) @ params[HEAD[0]] + params[HEAD[1]]
+
+
+def accuracy(params: Params, part: Rows, seed: int) -> float:
+    said = logits(params, part["x"], fixed(seed)).argmax(1)
+    return float((said == part["y"]).double().mean())
+
+
+def shares(seed: int, clients: int, alpha: float, permuted: bool) -> list[dict[str, Tensor]]:
+    """The clients' rows; permuted: client i calls class y (y + i) mod 6."""
+    train = rows("train")
+    split = Dirichlet(clients=clients, alpha=alpha, min_size=8).split(
+        train["y"].numpy(), None, Key(seed).fold("clients")
+    )
+    mine = [torch.from_numpy(np.asarray(split.rows(i))) for i in range(clients)]
+    whole = [{n: x[some] for n, x in train.items()} for some in mine]
+    return [{**w, "y": (w["y"] + i * permuted) % 6} for i, w in enumerate(whole)]
+
+
+def run(
+    seed: int,
+    clients: list[dict[str, Tensor]],
+    rounds: int,
+    rank: int,
+    epochs: int = 1,
+    rate: float = RATE,
+    on_round: Any = None,
+    strategy: str = "fedavg",
+    **settings: Any,
+) -> Simulation:
+    base = fixed(seed)
+
+    def loss(params: Params, batch: Rows) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits(params, batch["x"], base), batch["y"])
+
+    dense = strategy in ("fedex", "flora")
+    return forefed.simulate(
+        loss,
+        first(seed, rank, dense),
+        clients,
+        strategy=strategy,
+        units=[BODY, HEAD],
+        head=HEAD,
+        rounds=rounds,
+        seed=seed,
+        client={
+            "batch_size": 32,
+            "epochs": epochs,
+            "optimiser": {"kind": "adamw", "lr": rate, "head_lr": rate},
+        },
+        on_round=on_round,
+        **settings,
+    )
+
+
+def personal(seed: int, permuted: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    """Own models and the common one; clients that permute labels test on all test rows, others on
+    a third of their own rows."""
+    test = rows("test")
+    if permuted:
+        mine = shares(seed, 10, 100.0, True)
+        tests = [{**test, "y": (test["y"] + i) % 6} for i in range(10)]
+    else:
+        whole = shares(seed, 10, 0.3, False)
+        mine = [{n: x[: len(x) - len(x) // 3] for n, x in w.items()} for w in whole]
+        tests = [{n: x[len(x) - len(x) // 3 :] for n, x in w.items()} for w in whole]
+    found = run(seed, mine, 12, 8, **settings)
+    own = [accuracy(found.own(i), t, seed) for i, t in enumerate(tests)]
+    common = [accuracy(found.params, t, seed) for t in tests]
+    n = [len(t["y"]) for t in tests]
+    return {
+        "own": float(np.average(own, weights=n)),
+        "common": float(np.average(common, weights=n)),
+        "worst": min(own),
+        "up": int(np.mean([r.bytes_up for r in found.reports]) / 10),
+    }
+
+
+def lora(seed: int, rank: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Rules for LoRA, 12 clients, Dirichlet 0.3."""
+    found = run(seed, shares(seed, 12, 0.3, False), 12, rank, epochs=2, **settings)
+    errors = [r.metrics["lora_error"] for r in found.reports if "lora_error" in r.metrics]
+    return {
+        "test": accuracy(found.params, rows("test"), seed),
+        "error": float(np.mean(errors)) if errors else 0.0,
+        "up": int(np.mean([r.bytes_up for r in found.reports]) / 12),
+        "down": int(np.mean([r.bytes_down for r in found.reports]) / 12),
+    }
+
+
+def drift(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """10 clients, Dirichlet 0.1, five local epochs of plain gradient steps."""
+    curve: list[float] = []
+
+    def after(state: Any, report: Any) -> None:
+        curve.append(accuracy(state.params, rows("test"), seed))
+
+    run(seed, shares(seed, 10, 0.1, False), 12, 8, epochs=5, on_round=after, **settings)
+    return {"curve": curve}
+
+
+def waiting(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """20 clients, 10 at work, 30 % of them ten times as slow; equal numbers of answers."""
+    curve: list[tuple[float, float]] = []
+
+    def after(state: Any, report: Any) -> None:
+        curve.append((report.metrics["clock"], accuracy(state.params, rows("test"), seed)))
+
+    rounds = 120 // settings["topology"]["buffer"]
+    run(seed, shares(seed, 20, 1.0, False), rounds, 8, on_round=after, cohort=10, **settings)
+    return {"curve": curve}
+
+
+def kept(study: str, name: str, seed: int) -> dict[str, Any]:
+    """The cell, from compare/family.jsonl or run now."""
+    file = robust.KEPT / FILE
+    lines = file.read_text().splitlines() if file.exists() else []
+    for line in map(json.loads, lines):
+        if line["place"] == [study, name, seed]:
+            return dict(line["found"])
+    began = time.process_time()
+    found = {
+        "permuted": lambda: personal(seed, True, PERSONAL[name]),
+        "natural": lambda: personal(seed, False, PERSONAL[name]),
+        "rules": lambda: lora(seed, 8, RULES[name]),
+        "ranks": lambda: lora(seed, 16, RANKS[name]),
+        "drift": lambda: drift(seed, DRIFT[name]),
+        "waiting": lambda: waiting(seed, WAITING[name]),
+    }[study]()
+    seconds = round(time.process_time() - began, 2)
+    with file.open("a") as out:
+        place = [study, name, seed]
+        out.write(json.dumps({"place": place, "found": found, "cpu_s": seconds}) + "\n")
+    return found
+
+
+STUDIES = {
+    "permuted": PERSONAL,
+    "ranks": RANKS,
+    "waiting": WAITING,
+    "natural": PERSONAL,
+    "rules": RULES,
+    "drift": DRIFT,
+}
+
+
+def mean(study: str, name: str, what: str) -> float:
+    return float(np.mean([kept(study, name, s)[what] for s in range(SEEDS)]))
+
+
+def reached(name: str, quality: float, seed: int) -> float:
+    """When the mean of the last three tests first had this quality; infinite: never."""
+    curve = kept("waiting", name, seed)["curve"]
+    for i, (clock, _) in enumerate(curve):
+        if np.mean([q for _, q in curve[max(0, i - 2) : i + 1]]) >= quality:
+            return float(clock)
+    return float("inf")
+
+
+def tables() -> Iterator[tuple[str, str]]:
+    for study, what in (
+        ("permuted", "Clients that name the classes differently"),
+        ("natural", "Clients with other shares of the classes (Dirichlet 0.3)"),
+    ):
+        body = [
+            [
+                n,
+                *(f"{mean(study, n, x):.3f}"[1:] for x in ("own", "common", "worst")),
+                f"{mean(study, n, 'up') / 1e3:.1f}",
+            ]
+            for n in PERSONAL
+        ]
+        heads = ["method", "own model", "common model", "worst client", "kB up"]
+        yield f"{what}, {SEEDS} seeds", markdown(heads, body)
+    for study, methods, what in (
+        ("rules", RULES, "Rules for LoRA at r = 8"),
+        ("ranks", RANKS, "Rules for LoRA of mixed ranks"),
+    ):
+        body = [
+            [
+                n,
+                f"{mean(study, n, 'test'):.3f}"[1:],
+                f"{mean(study, n, 'error'):.3f}",
+                f"{mean(study, n, 'up') / 1e3:.1f}",
+                f"{mean(study, n, 'down') / 1e3:.1f}",
+            ]
+            for n in methods
+        ]
+        heads = ["rule", "accuracy", "error of the aggregate", "kB up", "kB down"]
+        yield f"{what}, {SEEDS} seeds", markdown(heads, body)
+    body = []
+    for n in DRIFT:
+        curves = np.mean([kept("drift", n, s)["curve"] for s in range(SEEDS)], 0)
+        body.append([n, *(f"{curves[r - 1]:.3f}"[1:] for r in (3, 6, 12))])
+    heads = ["method", "3 rounds", "6", "12"]
+    yield f"Drift (Dirichlet 0.1, five local epochs), {SEEDS} seeds", markdown(heads, body)
+    goal = [
+        np.mean([q for _, q in kept("waiting", "synchronous", s)["curve"][-3:]])
+        for s in range(SEEDS)
+    ]
+    body = []
+    for n in WAITING:
+        ends = [kept("waiting", n, s)["curve"][-1] for s in range(SEEDS)]
+        times = [reached(n, goal[s], s) for s in range(SEEDS)]
+        body.append(
+            [
+                n,
+                f"{np.mean([q for _, q in ends]):.3f}"[1:],
+                f"{np.mean([c for c, _ in ends]):.0f}",
+                f"{np.median(times):.0f}",
+            ]
+        )
+    heads = ["rounds", "accuracy at the end", "clock", "clock at the synchronous quality (median)"]
+    yield f"Three in ten clients ten times as slow, {SEEDS} seeds", markdown(heads, body)
+
+
+if __name__ == "__main__":
+    import sys
+
+    assert os.environ.get("FOREFED_DATA"), "FOREFED_DATA: name the folder with the data sets"
+    for seed in range(SEEDS):
+        for study, methods in STUDIES.items():
+            if len(sys.argv) < 2 or study in sys.argv[1:]:
+                for name in methods:
+                    print(study, name, seed, kept(study, name, seed), flush=True)

@@ -1,0 +1,65 @@
+"""Clients of different ranks: client c trains the first ``ranks[c % len(ranks)]`` rows of A and
+columns of B of every adapted matrix, and receives and sends no others. Its memory and its bytes are
+those of its rank.
+
+Sources: HetLoRA (arXiv 2401.06432), FlexLoRA (arXiv 2402.11505), FLoRA (arXiv 2409.05976), which
+differ in how such updates become one (``aggregate/``). Departure: one factor s on B A for all
+ranks, that of the run's adapter, so that a client's first columns mean the same to everybody
+(published: alpha_i / r_i, held constant by alpha_i = 2 r_i).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from forefed.core.lora import is_a, is_b
+from forefed.core.types import Params, Unit
+from forefed.sharing.factors import OfFactors
+from forefed.sharing.sharing import Split, names_of
+
+
+class Ranks(OfFactors):
+    """Everything is shared, to each client as far as its rank goes."""
+
+    kind: Literal["ranks"] = "ranks"
+    ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 4, 8)
+    """By client number, over and over; none above ``adapter.r``."""
+
+    source: ClassVar[str] = "HetLoRA, arXiv 2401.06432"
+
+    def split(self, units: Sequence[Unit], round: int) -> Split:
+        return Split(names_of(units))
+
+    def differs(self, units: Sequence[Unit]) -> bool:
+        return any(is_a(n) for n in names_of(units))
+
+    def form(self, client: int) -> int:
+        return self.ranks[client % len(self.ranks)]
+
+    def sent(self, params: Params, form: int) -> Params:
+        return {
+            n: x[:form].contiguous() if is_a(n) else x[:, :form].contiguous() if is_b(n) else x
+            for n, x in params.items()
+        }
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
+        largest, r = max(self.ranks), getattr(config.adapter, "r", 0)
+        if config.adapter.kind == "lora" and largest > r:
+            yield (
+                f"sharing.ranks: {largest} is more than adapter.r = {r}, the rank of the server's "
+                "own factors; set adapter.r to the largest"
+            )
+        if not config.aggregator.any_rank:
+            yield (
+                f"sharing.kind = 'ranks': aggregator.kind = '{config.aggregator.kind}' takes "
+                "updates of one shape; set aggregator.kind = 'flexlora', 'flora' or 'hetlora'"
+            )
+        if config.attack.kind != "none":
+            yield (
+                f"sharing.kind = 'ranks': attack.kind = '{config.attack.kind}' is made of updates "
+                "of one shape; drop it"
+            )
