@@ -66,8 +66,8 @@ class HeldOut(Guard):
             )
         if not config.topology.awaits:
             yield (
-                f"guard.kind = 'held_out': with topology.kind = '{config.topology.kind}' a step that "
-                "is taken back would take back answers on their way; set guard.kind = 'none'"
+                f"guard.kind = 'held_out': with topology.kind = '{config.topology.kind}' a step "
+                "that is taken back would take back answers on their way; set guard.kind = 'none'"
             )
         if config.data.client_test_fraction == 0:
             yield (
