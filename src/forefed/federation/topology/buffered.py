@@ -89,7 +89,7 @@ class Buffered(Topology):
         came = star.hear(orders, on_outcome)
         clock.append(time.perf_counter())
         members = len(star.transport.members())
-        for update in came.updates:
+        for update in came.found:
             takes = self.takes(star.key, update.client, number, members)
             flights.append(Flight(update, state.round, now + takes))
         flights.sort(key=lambda f: (f.arrives, f.update.client))
