@@ -68,9 +68,10 @@ def page(found: dict[str, list[dict[str, float]]]) -> str:
         ahead = [100 * (line["default"] - b) for line, b in zip(lines, better, strict=True)]
         skew = [100 * (line["default 0.1"] - line["default"]) for line in lines]
         rows.append([name, *(f"{m:.3f}" for m in means), paired(ahead), paired(skew)])
-    of = [[line[c] for line in lines] for lines in found.values() for c in columns]
-    total = np.array(of, dtype=object).reshape(len(found), len(columns))
-    means = [float(np.mean([np.mean(x) for x in total[:, i]])) for i in range(len(columns))]
+    means = [
+        float(np.mean([np.mean([line[c] for line in lines]) for lines in found.values()]))
+        for c in columns
+    ]
     rows.append(["mean", *(f"{m:.3f}" for m in means), "", ""])
     head = ["set", *columns, "default less the better of TF-IDF and probe", "0.1 less 1.0"]
     return markdown(head, rows)
