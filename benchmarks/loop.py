@@ -21,6 +21,7 @@ from forefed.core.types import Lost, Order, Params, Reply, Unit, Update
 from forefed.data.examples import ClientData, Examples
 from forefed.federation.inprocess import ClientStore
 from forefed.federation.replica import Replica
+from forefed.federation.server import Server
 from forefed.federation.star import RunState, Star
 from forefed.gradients.backprop import Backprop
 from forefed.local import TaskView, Trainer
@@ -71,6 +72,16 @@ class NoWire:
         raise AssertionError("nobody is asked anything")
 
 
+@dataclass(frozen=True)
+class Direct(Server):
+    """Takes updates as they are."""
+
+    updates: dict[int, Update] = field(default_factory=dict)
+
+    def receive(self, order: Order, payload: bytes) -> Update:
+        return self.updates[order.client]
+
+
 def star(cohort: int, population: int, wire: bool) -> Star:
     """The loop as a run has it, but for what its clients do."""
     config = Config(
@@ -91,7 +102,11 @@ def star(cohort: int, population: int, wire: bool) -> Star:
         transport=plain,
         measure=False,
     )
-    return loop if plain is None else replace(loop, receive=lambda o, _: plain.updates[o.client])
+    return (
+        loop
+        if plain is None
+        else replace(loop, server=Direct(**vars(loop.server), updates=plain.updates))
+    )
 
 
 def microseconds(cohort: int, population: int, wire: bool) -> float:

@@ -211,8 +211,7 @@ def remote(
         3,
         Everything(),
         transport,
-        lambda order, payload: trainer.codec.decode(payload, order),
-        Server(Key(4), HEAD, Mean(), Sgd()),
+        Server(Key(4), HEAD, Mean(), Sgd(), trainer_of=lambda _: trainer),
         deadline_s=5.0,
     )
     return replace(loop, **slots), post

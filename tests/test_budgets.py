@@ -21,13 +21,14 @@ from forefed.gradients import GradientEngine
 from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.directions import RandomDirections
-from forefed.gradients.draw import FRESH
 from forefed.gradients.forward import Forward
+from forefed.local import LocalTraining, TaskView, Trainer, variance_of
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.scene import Job, Measured, Step
 from forefed.run import configure, run
-from forefed.run.budgets import Engines, kept_engines, variance_of
+from forefed.run.budgets import Engines, kept_engines
 from forefed.run.build import build
+from forefed.run.simulate import OwnLoss
 from forefed.wire import Codec, Dense, Scalars
 
 MB = 1_000_000
@@ -211,7 +212,9 @@ ORDER = Order(1, 1, 1, ("a", "b", "head"), LIKE)
 )
 def test_variance_by_hand(engine: GradientEngine, codec: Codec, body: float, head: float) -> None:
     """64 elements in the body, 3 in the head."""
-    assert variance_of(engine, codec, ORDER, frozenset({"head"}), FRESH) == {
+    nothing = OwnLoss(lambda p, rows: torch.zeros(()))
+    view = TaskView(nothing, nothing, frozenset({"head"}))
+    assert variance_of(Trainer(LocalTraining(), engine, codec, view), ORDER) == {
         "a": body,
         "b": body,
         "head": head,

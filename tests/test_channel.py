@@ -192,7 +192,7 @@ def play_alone(config: Any, first: Params, shares: Any) -> list[Any]:
     star = star_over(plain, loss, first, shares)
     orders = star.plan(RunState(0, first))
     replies = list(star.transport.exchange(orders.values(), None))
-    updates = [star.receive(orders[r.client], r.payload) for r in replies]
+    updates = [star.server.receive(orders[r.client], r.payload) for r in replies]
     return [u.grad["w"].numpy() for u in sorted(updates, key=lambda u: u.client)]
 
 

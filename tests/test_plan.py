@@ -17,11 +17,12 @@ from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
+from forefed.gradients.noise import noise_of
 from forefed.models.adapters import Lora, TinyLora
 from forefed.models.settings import ModelSettings
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.measure import measure, run_probe
-from forefed.plan.plan import choose, noise_of
+from forefed.plan.plan import choose
 from forefed.plan.scene import Job, Measured, Step, candidates
 from forefed.plan.show import advice, plan_page, settings_of
 from tiny import tiny_model

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 from sklearn import metrics as sklearn_metrics
+from torch.nn.functional import l1_loss
 
+import forefed
 from commands import Command
 from federation import CLASSES, Interrupted, StopAfter, World, lines, write_lines
 from forefed.config.compat import check
@@ -20,11 +22,13 @@ from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Batch
 from forefed.data.sources import Files
+from forefed.data.tasks import TASKS as ALL_TASKS
 from forefed.data.tasks import MultiLabel as MultiLabelTask
 from forefed.data.tasks import Regression as RegressionTask
-from forefed.models.objectives import MultiLabel, Regression
+from forefed.models.objectives import OBJECTIVES, MultiLabel, Regression
 from forefed.run import configure, run
 from forefed.strategies import STRATEGIES
+from forefed.use.predict import predict
 from forefed.wire import CODECS
 from test_metrics import examples_of, sums_of
 
@@ -256,3 +260,39 @@ def test_skewed_clients_differ_in_what_they_hold(task: str, world: World, tmp_pa
         ]
         found[alpha] = float(np.std(shares, axis=0).mean())
     assert found["0.1"] > 1.5 * found["100"]
+
+
+class Absolute(Regression):
+    """A number, learned by its absolute error."""
+
+    head: ClassVar[str] = "absolute"
+
+    def losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        said = logits.flatten().double()
+        return l1_loss(said, batch.labels.double(), reduction="none")
+
+
+class AbsoluteTask(RegressionTask):
+    """One number per text, learned by its absolute error."""
+
+    kind: Literal["absolute"] = "absolute"  # type: ignore[assignment]
+    head: ClassVar[str] = "absolute"
+
+
+def test_a_task_with_a_head_of_its_own_is_two_classes(world: World, tmp_path: Path) -> None:
+    sets = ["strategy=fedavg", f"data.source.path='{world.scores}'", "rounds=1"]
+    try:
+        forefed.register(AbsoluteTask)
+        with pytest.raises(UserError, match="'absolute' has no objective"):
+            world.run(tmp_path, *sets, "data.task=absolute", "name=none")
+        forefed.register(Absolute)
+        own = world.run(tmp_path, *sets, "data.task=absolute", "name=own")
+        assert math.isfinite(float(next(iter(predict(own.folder, ["w5 w6"]))).predicted))
+    finally:
+        ALL_TASKS._entries._entries.pop("absolute", None)
+        OBJECTIVES._entries.pop("absolute", None)
+    usual = world.run(tmp_path, *sets, "data.task=regression", "name=usual")
+    (one,), (other,) = (lines(r.folder, "evaluations.jsonl")[-1:] for r in (own, usual))
+    assert one.keys() == other.keys() and one["rmse"] != other["rmse"]
+    with pytest.raises(UserError, match="is no Objective"):
+        OBJECTIVES.add(int)  # type: ignore[type-var]

@@ -35,6 +35,7 @@ from forefed.guard import GUARDS, Guard
 from forefed.guard import Auto as AutoGuard
 from forefed.local import CLIENTS, LocalTraining
 from forefed.models.adapters import ADAPTERS, Adapter, TinyLora
+from forefed.models.objectives import OBJECTIVES, Objective
 from forefed.models.settings import ModelSettings
 from forefed.modifiers import MODIFIERS, Modifier
 from forefed.optimisers import OPTIMISERS, Optimiser, Sgd
@@ -209,18 +210,22 @@ def chosen(config: Config, place: str) -> tuple[Choice, ...]:
 
 
 def register(entry: E) -> E:
-    """Take a class into the slot whose base it derives from, or a strategy into their list.
+    """Take a class into the slot whose base it derives from; a strategy, or the objective of a
+    task's head, into their lists.
 
     A decorator. In this process the entry is then everywhere that ours are: configurations,
     ``forefed list``, records that are read back. So that other processes know it too (the command
     line, a site, a worker), a package names it as an entry point of the group ``forefed.<slot>``
-    (``forefed.codec``, ``forefed.data.source``, ``forefed.strategy``).
+    (``forefed.codec``, ``forefed.data.source``, ``forefed.strategy``, ``forefed.objective``).
 
     Raises:
         UserError: no slot takes such a class, its kind is taken, or it is not complete.
     """
     if isinstance(entry, Strategy):
         STRATEGIES.add(entry)
+        return entry
+    if isinstance(entry, type) and issubclass(entry, Objective):
+        OBJECTIVES.add(entry)
         return entry
     for registry in {id(s.registry): s.registry for s in SLOTS.values()}.values():
         if isinstance(entry, type) and issubclass(entry, registry.base):

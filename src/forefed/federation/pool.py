@@ -47,12 +47,15 @@ def sums_of(trainer: Trainer, order: Order, update: Update) -> Update:
 
 @dataclass(frozen=True)
 class PooledServer(Server):
-    """``Server`` with ``sums_of`` for ``rebuild``. ``first`` is w0; ``groups`` and ``steps`` are
-    the clients' (they train everything, by plain gradient steps)."""
+    """``Server`` whose updates are sums by member of the pool. ``first`` is w0; ``groups`` and
+    ``steps`` are the clients' (they train everything, by plain gradient steps)."""
 
     first: Params = field(kw_only=True)
     groups: Mapping[str, Group] = field(kw_only=True)
     steps: Optimiser = field(kw_only=True)
+
+    def rebuild(self, order: Order, update: Update) -> Update:
+        return sums_of(self.trainer(order.client), order, update)
 
     def move(self, state: RunState, change: Params) -> tuple[ServerState, Params]:
         former = below(state.of("optimizer"), SUMS)

@@ -1,4 +1,9 @@
-"""The server's half of a round: answers -> (averaged slopes) -> updates -> new state.
+"""The server's half of a round, from the bytes of an answer to the new state.
+
+    receive   bytes -> an update; one of slopes is rebuilt into the change that it stands for
+    finish    updates -> contributions -> modifiers -> aggregator -> modifiers -> optimiser
+
+Where all clients walk along the same directions, slopes are averaged first and rebuilt once.
 
 A client that keeps up by records calls ``Server.replay`` on what it decoded: the same function as
 the server's, so both hold the same bits (DeComFL, arXiv 2405.15861).
@@ -33,17 +38,11 @@ from forefed.core.types import (
     Update,
 )
 from forefed.federation.state import RunState
+from forefed.local import Trainer, check_slopes, replay, variance_of
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
 from forefed.privacy import Release
 from forefed.wire.records import Entry, RoundRecord
-
-Rebuild = Callable[[Order, Update], Update]
-"""Slopes -> ``grad``, ``last`` and ``variance`` (run/build.py)."""
-
-
-def _as_it_is(order: Order, update: Update) -> Update:
-    return update
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,8 @@ class Server:
     rate: Callable[[int], float] = lambda _: 1.0
     """Factor on the optimiser's learning rates in round r (r counts from 1)."""
     collect: Collect = EveryRound()  # noqa: RUF009 (frozen)
-    rebuild: Rebuild = _as_it_is
+    trainer_of: Callable[[int], Trainer] | None = None
+    """A client's local training, whose steps are repeated from its slopes."""
     averages_slopes: bool = False
     secret: Secret | None = None
     """What the server alone draws from (a client that follows by records has none)."""
@@ -100,6 +100,31 @@ class Server:
     def private(self) -> tuple[Modifier, ...]:
         """The modifiers under which nobody's contribution may be seen."""
         return tuple(m for m in self.modifiers if m.private)
+
+    def receive(self, order: Order, payload: bytes) -> Update:
+        """An answer to an order, as it came.
+
+        Raises:
+            ProtocolError: damaged, or not an answer to this order.
+        """
+        trainer = self.trainer(order.client)
+        update = trainer.codec.decode(payload, order)
+        counted = {} if self.private else trainer.codec.counts(update)
+        update = replace(update, metrics={**update.metrics, **counted}) if counted else update
+        if self.averages_slopes:
+            check_slopes(trainer, order, update)
+            return update
+        return self.rebuild(order, update)
+
+    def rebuild(self, order: Order, update: Update) -> Update:
+        """An update with the change that its slopes stand for, and how noisy that is."""
+        trainer = self.trainer(order.client)
+        return replace(replay(trainer, order, update), variance=variance_of(trainer, order))
+
+    def trainer(self, client: int) -> Trainer:
+        """What a client computes with."""
+        assert self.trainer_of is not None, "a server that receives answers knows how they are made"
+        return self.trainer_of(client)
 
     def finish(
         self,

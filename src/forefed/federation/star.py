@@ -89,15 +89,13 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class Star:
-    """The slots of one federation. ``receive`` turns a reply into an update, with its ``grad``
-    unless the server rebuilds many at once."""
+    """The slots of one federation."""
 
     key: Key
     units: Sequence[Unit]
     cohort: int
     assign: Assign
     transport: Transport
-    receive: Callable[[Order, bytes], Update]
     server: Server
     deadline_s: float | None = None
     records: bool = False
@@ -216,7 +214,7 @@ class Star:
             return self.transport.exchange(told, self.deadline_s, enough)
 
         def read(client: int, payload: bytes) -> Update:
-            return self.receive(orders[client], payload)
+            return self.server.receive(orders[client], payload)
 
         work = Work(
             groups=self.groups(orders),

@@ -1,8 +1,16 @@
 """Local training at a client, and its replay at the server."""
 
 from forefed.core.settings import Registry
-from forefed.local.replay import check_slopes, replay
+from forefed.local.replay import check_slopes, replay, variance_of
 from forefed.local.training import LocalTraining, TaskView, Trainer
 
 CLIENTS: Registry[LocalTraining] = Registry("client", [LocalTraining])
-__all__ = ["CLIENTS", "LocalTraining", "TaskView", "Trainer", "check_slopes", "replay"]
+__all__ = [
+    "CLIENTS",
+    "LocalTraining",
+    "TaskView",
+    "Trainer",
+    "check_slopes",
+    "replay",
+    "variance_of",
+]

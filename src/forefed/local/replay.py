@@ -6,6 +6,7 @@ stateful optimiser is replayed step by step here, so the change equals the clien
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,6 +15,8 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.states import State
 from forefed.core.types import ClientContext, Order, Params, Update
+from forefed.gradients.directions import RandomDirections
+from forefed.gradients.noise import noise_along, noise_of
 from forefed.local.groups import Group, groups_of, rebuild
 from forefed.local.training import Trainer, advance
 
@@ -66,3 +69,24 @@ def check_slopes(trainer: Trainer, order: Order, update: Update) -> dict[str, Gr
         if bool((finite.abs() > LARGEST).any()):
             raise ProtocolError(f"client {order.client}: a slope is larger than {LARGEST:g}")
     return groups
+
+
+def variance_of(trainer: Trainer, order: Order) -> Mapping[str, float]:
+    """1 + v by parameter: E|what arrives|^2 over |gradient|^2; exact: 1.
+
+    Noise comes from an estimating engine, or from a codec of slopes, which projects an exact
+    gradient on a few directions.
+    """
+    engine, head = trainer.engine, trainer.task.head
+    perturbed = set(engine.perturbed(list(order.assigned), head))
+    found = dict.fromkeys(order.assigned, 1.0)
+    for group in groups_of(engine, trainer.codec, order, head, trainer.draw).values():
+        elements = sum(order.params[n].numel() for n in group.names)
+        if perturbed.issuperset(group.names):
+            noise = noise_of(engine, elements)
+        elif isinstance(group.directions, RandomDirections):
+            noise = noise_along(group.directions.k, elements, group.directions.law)
+        else:
+            noise = 0.0
+        found |= dict.fromkeys(group.names, 1 + noise)
+    return found

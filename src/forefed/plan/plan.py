@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from forefed.core.errors import UserError
-from forefed.core.keys import Law
 from forefed.core.sizes import format_bytes, parse_bytes
 from forefed.gradients import GradientEngine
 from forefed.gradients.engine import SlopeEngine
 from forefed.gradients.forward import Forward
+from forefed.gradients.noise import noise_of
 from forefed.models.load import choose_dtype
 from forefed.plan.measure import Figures, Prober, Say, measure, run_probe
 from forefed.plan.scene import Measured, Scene
@@ -188,20 +188,6 @@ def passes_of(engine: GradientEngine, elements: int) -> int:
     if isinstance(engine, SlopeEngine):
         return -(-slopes_of(engine, elements) // (engine.at_once * engine.independent))
     return 1
-
-
-def noise_of(engine: GradientEngine, elements: int) -> float:
-    """v of an estimate of ``elements`` elements; 0 for an exact engine."""
-    if isinstance(engine, SlopeEngine) and engine.directions != "all":
-        return noise_along(engine.directions, elements, engine.law)
-    return 0.0
-
-
-def noise_along(k: int, elements: int, law: Law) -> float:
-    """(d - 1) / K for K random signs over d elements, (d + 1) / K for Gaussian values."""
-    if not elements:
-        return 0.0
-    return (elements + (1 if law == "gauss16" else -1)) / k
 
 
 def forwards_of(engine: GradientEngine, elements: int) -> float:

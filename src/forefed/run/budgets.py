@@ -7,7 +7,7 @@ folder (plan.json), because a resumed run must train as before whatever the cloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,14 @@ from forefed.config.former import present_engine
 from forefed.core.files import write_json
 from forefed.core.keys import Key
 from forefed.core.sizes import format_bytes
-from forefed.core.types import Order, Unit
+from forefed.core.types import Unit
 from forefed.data.prepare import Prepared
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.auto import Auto
-from forefed.gradients.directions import RandomDirections
-from forefed.gradients.draw import Draw
-from forefed.local.groups import groups_of
 from forefed.models.objectives import objective_of
 from forefed.plan import Plan, Scene, plan
-from forefed.plan.plan import choose, noise_along, noise_of, own_precision
+from forefed.plan.plan import choose, own_precision
 from forefed.run.record import read_json
-from forefed.wire import Codec
 
 PLAN = "plan.json"
 Planner = Callable[[Scene], Plan]
@@ -62,32 +58,6 @@ class Engines:
             if drawn < 0:
                 return number
         return len(self.groups) - 1
-
-
-def variance_of(
-    engine: GradientEngine,
-    codec: Codec,
-    order: Order,
-    head: frozenset[str],
-    draw: Draw,
-) -> Mapping[str, float]:
-    """1 + v by parameter: E|what arrives|^2 over |gradient|^2; exact: 1.
-
-    Noise comes from an estimating engine, or from the scalar channel, which projects an exact
-    gradient on a few directions.
-    """
-    perturbed = set(engine.perturbed(list(order.assigned), head))
-    found = dict.fromkeys(order.assigned, 1.0)
-    for group in groups_of(engine, codec, order, head, draw).values():
-        elements = sum(order.params[n].numel() for n in group.names)
-        if perturbed.issuperset(group.names):
-            noise = noise_of(engine, elements)
-        elif isinstance(group.directions, RandomDirections):
-            noise = noise_along(group.directions.k, elements, group.directions.law)
-        else:
-            noise = 0.0
-        found |= dict.fromkeys(group.names, 1 + noise)
-    return found
 
 
 def resolve(

@@ -31,12 +31,12 @@ from forefed.data.prepare import Prepared, prepare
 from forefed.federation.adversary import Adversary
 from forefed.federation.exchange import check_groups
 from forefed.federation.inprocess import ClientFn, ClientStore, InProcess
-from forefed.federation.pool import PooledServer, pooled_groups, sums_of
+from forefed.federation.pool import PooledServer, pooled_groups
 from forefed.federation.replica import Replica
 from forefed.federation.server import Layout, Server
 from forefed.federation.star import RunState, Star
 from forefed.gradients import GradientEngine
-from forefed.local import TaskView, Trainer, check_slopes, replay
+from forefed.local import TaskView, Trainer
 from forefed.local.groups import groups_of
 from forefed.local.party import Answering, Party, shapes_of
 from forefed.models.inspect import look
@@ -46,7 +46,7 @@ from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.budgets import Engines, Planner, measure_now, resolve, variance_of
+from forefed.run.budgets import Engines, Planner, measure_now, resolve
 from forefed.start import ClosedForm, start_of, words_of
 from forefed.start.answer import Answers
 
@@ -256,7 +256,6 @@ def assemble(
         config.cohort,
         config.assign,
         transport,
-        lambda order, payload: receive(trainer_of(order.client), order, payload, server),
         server,
         config.deadline_s,
         config.codec.sends_slopes,
@@ -372,15 +371,13 @@ def make_server(config: Config, model: Model, trainer_of: Callable[[int], Traine
         "units": model.units,
         "rate": _server_rate(config),
         "collect": config.collect,
+        "trainer_of": trainer_of,
         "averages_slopes": config.codec.sends_slopes and config.directions.shared,
     }
     if not config.download.by_sums:
-        return Server(
-            **slots, rebuild=lambda order, update: rebuild(trainer_of(order.client), order, update)
-        )
+        return Server(**slots)
     return PooledServer(
         **slots,
-        rebuild=lambda order, update: sums_of(trainer_of(order.client), order, update),
         first=model.params,
         groups=pooled_groups(trainer_of(0), config.seed, model.params),
         steps=config.client.optimiser,
@@ -415,31 +412,6 @@ def load_model(config: Config, label_names: Sequence[str]) -> Task:
     """The run's model with its adapter, at its first values."""
     key = Key(config.seed).fold("model")
     return load_task(config.model, config.adapter, key, label_names, config.data.task.head)[0]
-
-
-def receive(trainer: Trainer, order: Order, payload: bytes, server: Server) -> Update:
-    """The server's half of a reply: decode it and replay what came as slopes, unless the server
-    averages slopes first; then they are only checked.
-
-    Raises:
-        ProtocolError: damaged, or unfitting.
-    """
-    update = trainer.codec.decode(payload, order)
-    silent = any(m.private for m in trainer.modifiers)  # only what is accounted for is told
-    counted = {} if silent else trainer.codec.counts(update)
-    update = replace(update, metrics={**update.metrics, **counted}) if counted else update
-    if not server.averages_slopes:
-        return server.rebuild(order, update)
-    check_slopes(trainer, order, update)
-    return update
-
-
-def rebuild(trainer: Trainer, order: Order, update: Update) -> Update:
-    """The update with what its slopes stand for, and how noisy that is."""
-    update = replay(trainer, order, update)
-    head = trainer.task.head
-    variance = variance_of(trainer.engine, trainer.codec, order, head, trainer.draw)
-    return replace(update, variance=variance)
 
 
 def unmeasured(trainer_of: Callable[[int], Trainer]) -> ClientFn:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from forefed.data.labels import class_notes, coded, name_of
 from forefed.data.rows import Rows
 from forefed.data.sources import Table
 
-Head = Literal["classification", "multilabel", "regression", "causal_lm", "spans"]
-"""What a model ends in: a class, labels, a number, the next token, or the first and the last token
-of an answer."""
+Head = str
+"""What a model ends in, by the name of its objective (models/objectives): a class, labels, a
+number, the next token, or the first and the last token of an answer."""
 
 
 @dataclass(frozen=True)

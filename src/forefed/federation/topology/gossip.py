@@ -183,7 +183,7 @@ class Gossip(Topology):
             (outcome,) = transport.exchange([order], None)
             if isinstance(outcome, Reply):
                 try:
-                    update = star.receive(order, outcome.payload)
+                    update = star.server.receive(order, outcome.payload)
                     if not trees.all_finite(update.grad or {}):
                         raise ProtocolError("its change is not finite")
                     updates.append(update)

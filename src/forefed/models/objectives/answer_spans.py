@@ -23,6 +23,7 @@ class AnswerSpans(CrossEntropy):
     texts of a batch. An example whose answer was cut off has no loss. Sums: ``exact`` and ``f1``.
     """
 
+    head: ClassVar[str] = "spans"
     auto: ClassVar[str] = "AutoModelForQuestionAnswering"
     # PEFT's class for QUESTION_ANS drops token_type_ids on their way to the model.
     peft_task: ClassVar[str | None] = None

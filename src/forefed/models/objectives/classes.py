@@ -26,6 +26,7 @@ class Classes(CrossEntropy):
     where it is undefined: all as scikit-learn has them.
     """
 
+    head: ClassVar[str] = "classification"
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
     pooled: ClassVar[bool] = True

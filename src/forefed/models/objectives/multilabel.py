@@ -31,6 +31,7 @@ class MultiLabel(Objective):
     are neither held nor said count as an F1 of 0, as in scikit-learn.
     """
 
+    head: ClassVar[str] = "multilabel"
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
     pooled: ClassVar[bool] = True

@@ -19,6 +19,7 @@ class NextToken(CrossEntropy):
     Sums: ``bytes``, of the text that is predicted.
     """
 
+    head: ClassVar[str] = "causal_lm"
     auto: ClassVar[str] = "AutoModelForCausalLM"
     peft_task: ClassVar[str | None] = "CAUSAL_LM"
     measures: ClassVar[Measures] = Measures((BITS_PER_BYTE,), "tokens")

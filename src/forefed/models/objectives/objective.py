@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from forefed.core.errors import UserError
 from forefed.core.intervals import Ends
 from forefed.core.metrics import Measures
 from forefed.core.types import Batch, Json
@@ -34,12 +35,26 @@ with torch.no_grad():
 """The first lines of a recipe, where all texts are read at once."""
 
 
+def head_of(entry: type[Objective]) -> str:
+    """The name of an objective.
+
+    Raises:
+        UserError: it has none, or is none.
+    """
+    name = getattr(entry, "head", None)
+    if not (isinstance(entry, type) and issubclass(entry, Objective) and isinstance(name, str)):
+        raise UserError(f"objective: {entry!r} is no Objective with the name of its head")
+    return name
+
+
 @dataclass(frozen=True)
 class Objective(ABC):
     """Base of the objectives. ``label_names`` are the classes, where there are any."""
 
     label_names: tuple[str, ...] = ()
 
+    head: ClassVar[str]
+    """The name under which tasks ask for it (``TextTask.head``)."""
     auto: ClassVar[str]
     """The class of transformers that loads such a model."""
     peft_task: ClassVar[str | None]

@@ -26,6 +26,7 @@ class Regression(Objective):
     error. Sums: ``said`` and ``true``, the numbers themselves (ranks do not add up).
     """
 
+    head: ClassVar[str] = "regression"
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
     pooled: ClassVar[bool] = True
