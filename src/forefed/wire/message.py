@@ -40,6 +40,8 @@ MESSAGES = {
     "answer": 10,
     "channel": 21,
     "masked": 22,
+    "have": 40,
+    "given": 41,
 }
 """The kinds that are no codec's, with their numbers on the wire."""
 
