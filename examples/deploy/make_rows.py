@@ -1,6 +1,7 @@
 """Rows for the example of a deployment: docstrings of Python's own library, at three sites.
 
     python examples/deploy/make_rows.py     # north.csv south.csv west.csv test.csv, in this folder
+    python examples/deploy/make_rows.py rows ana ben cleo     # test.csv and these sites', in rows/
 
 A site's rows come from modules that no other site has, as hospitals have patients of their own. The
 test rows come from further modules. Nothing is downloaded.
@@ -20,12 +21,17 @@ SITES = {"north": 400, "south": 300, "west": 300}
 TEST = 400
 
 
-def main(folder: Path) -> None:
-    """Write the four files."""
+EACH = 150
+"""Rows of sites that are named on the command line."""
+
+
+def main(folder: Path, sites: dict[str, int]) -> None:
+    """Write a file for every site, and one to test on."""
+    folder.mkdir(parents=True, exist_ok=True)
     docs = [d for d in read_docstrings() if d.area in AREAS]
     modules = sorted({d.module for d in docs})
     order = Key(0).fold("sites").permutation(len(modules))
-    waiting = {**SITES, "test": TEST}
+    waiting = {**sites, "test": TEST}
     rows: dict[str, list[tuple[str, str]]] = {name: [] for name in waiting}
     for index in order:
         own = [(d.text, d.area) for d in docs if d.module == modules[index]]
@@ -40,4 +46,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path.cwd())
+    place, *names = sys.argv[1:] or ["."]
+    main(Path(place), dict.fromkeys(names, EACH) or SITES)

@@ -543,10 +543,11 @@ def audit_command(
 
 def _deployment() -> None:
     """The commands of a deployment, which are light until one is called."""
-    from forefed.deploy.commands import server, site
+    from forefed.deploy.commands import peer, server, site
 
     app.add_typer(site, name="site")
     app.add_typer(server, name="server")
+    app.add_typer(peer, name="peer")
 
 
 _deployment()

@@ -1,4 +1,4 @@
-"""``forefed site`` and ``forefed server``: every command is a few lines around a function."""
+"""``forefed site``, ``server`` and ``peer``: every command is a few lines around a function."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from forefed.core.terminal import console, printable
 
 site = typer.Typer(no_args_is_help=True, help="Take part in a federation with your own rows.")
 server = typer.Typer(no_args_is_help=True, help="Lead a federation of sites.")
+peer = typer.Typer(no_args_is_help=True, help="Train with others without a server.")
 out = console()
 
 Folder = Annotated[Path, typer.Argument(help="Folder with everything local to it.")]
@@ -199,3 +200,45 @@ def server_status(folder: Folder) -> None:
 
     for line in status(*read_server(folder)):
         say(line)
+
+
+@peer.command("init")
+def peer_init(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folder of a peer, named as the peer; or of several.")
+    ],
+    data: Annotated[str, typer.Option(help="Its rows; {name} stands for the peer's name.")],
+    config: Annotated[Path, typer.Option(help="TOML file with the run's settings.")],
+    address: Annotated[
+        str, typer.Option(help="host:port by which others reach it; of several the first's.")
+    ] = "127.0.0.1:7101",
+) -> None:
+    """Make a peer: its settings, its key, and NAME.peer for the others.
+
+    Several folders at once know each other already, to try a run on one machine.
+    """
+    from forefed.deploy.peer_folder import init_peers
+
+    made = init_peers(folders, data, config, address)
+    for folder in made:
+        (card,) = folder.root.glob("*.peer")
+        say(f"{folder.settings}; give this file to every other peer: {card}")
+
+
+@peer.command("know")
+def peer_know(
+    folder: Folder,
+    files: Annotated[list[Path], typer.Argument(help="NAME.peer of the others.")],
+) -> None:
+    """Take other peers' files; prints a fingerprint that all owners compare, by telephone."""
+    from forefed.deploy.peer_folder import know
+
+    say(f"all known peers: {know(folder, files)}")
+
+
+@peer.command("start")
+def peer_start(folder: Folder) -> None:
+    """Take part until the run is over (Ctrl-C stops it; the same command goes on)."""
+    from forefed.deploy.peer import start_peer
+
+    start_peer(folder.resolve(), say)

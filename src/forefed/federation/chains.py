@@ -276,14 +276,15 @@ def decode_have(data: bytes | memoryview, run: bytes) -> tuple[dict[int, tuple[i
     """
     meta, _ = unpack(data, "have", LIMITS)
     of_run(meta, run)
-    rows = meta.get("have")
-    whole = isinstance(rows, list) and all(isinstance(r, list) and len(r) == 3 for r in rows)
-    if not whole or type(meta.get("done")) is not bool:
+    rows, done = meta.get("have"), meta.get("done")
+    if not isinstance(rows, list) or type(done) is not bool:
         raise ProtocolError("what a peer has is no table")
+    if any(not isinstance(row, list) or len(row) != 3 for row in rows):
+        raise ProtocolError("what a peer has of a chain: author, records, last link")
     counts = numbers([row[:2] for row in rows], 2)
     if any(not isinstance(row[2], str) or len(row[2]) != 64 for row in rows):
         raise ProtocolError("a link is no 32 bytes in hex")
-    return {a: (n, row[2]) for (a, n), row in zip(counts, rows, strict=True)}, meta["done"]
+    return {a: (n, row[2]) for (a, n), row in zip(counts, rows, strict=True)}, done
 
 
 def of_run(meta: Mapping[str, object], run: bytes) -> None:

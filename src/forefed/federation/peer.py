@@ -36,8 +36,8 @@ def conflicts(config: Any) -> Iterator[str]:
     codec = config.codec
     if not codec.sends_slopes:
         yield (
-            f"codec.kind = '{codec.kind}': peers share a log of slopes; set codec.kind = 'one_byte' "
-            "or 'scalars' (for example strategy = 'spry')"
+            f"codec.kind = '{codec.kind}': peers share a log of slopes; set codec.kind = "
+            "'one_byte' or 'scalars' (for example strategy = 'spry')"
         )
     if not config.topology.central:
         yield "topology: peers need none, every graph ends with the same bits; leave it out"
