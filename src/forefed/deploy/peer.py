@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from forefed.config.config import Config
@@ -402,23 +403,27 @@ def start_peer(root: Path, say: Callable[[str], None]) -> None:
     names = [peer.name for peer in peers]
     me = names.index(settings.name)
     with locked(root / ".lock", f"{root}: this peer is running already"):
-        say(
-            f"{settings.name}, one of {len(peers)}: {', '.join(names)}; loading {config.model.name}"
-        )
+        tell = partial(named, say, settings.name)
+        tell(f"one of {len(peers)}: {', '.join(names)}; loading {config.model.name}")
         prepared = prepare(config)
         network = Network(folder.key, peers, me)
         fold = Fold(star_of(config, prepared, len(peers), kept_secret(root)), first_of(prepared))
         run = run_name(shared, prepared, peers)
         log = SharedLog(run, len(peers), config.rounds, verifier(peers))
-        peer = Peer(settings, folder, config, prepared, peers, network, log, fold, say)
+        peer = Peer(settings, folder, config, prepared, peers, network, log, fold, tell)
         peer.load()
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         with listening(peer):
-            say(f"{settings.address}; run {run.hex()[:16]}; rounds so far {log.newest}")
+            tell(f"{settings.address}; run {run.hex()[:16]}; rounds so far {log.newest}")
             peer.run(stop)
         if not stop.is_set():
-            say("all done and quiet")
+            tell("all done and quiet")
+
+
+def named(say: Callable[[str], None], name: str, text: str) -> None:
+    """A line with the peer's name before it, as several may share a terminal."""
+    say(f"{name}: {text}")
 
 
 @contextmanager

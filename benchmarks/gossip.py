@@ -1,0 +1,157 @@
+"""`python -m benchmarks.gossip`: what it costs to have no server, on a head over frozen features.
+
+TREC as in benchmarks/robust.py (MiniLM, 384 features, 50 nodes, Dirichlet 1.0, 500 training rows
+held out, three seeds), from a head of zeros: one local epoch of AdamW in every round of all nodes,
+the rate that was chosen there for the star. Rounds to the goal: the first whose held-out accuracy
+is at most one point below the star's after ``ROUNDS``. Nodes: test accuracy of the worst one and of
+the mean model. Lies: a fifth of the nodes sends what the attack makes of all honest models.
+
+Cells are kept in compare/gossip.jsonl; what is there is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import forefed
+from benchmarks.robust import KEPT, RATE, accuracy, loss, world
+from benchmarks.table import markdown
+from forefed.core.types import Params
+from forefed.federation.adversary import Adversary
+from forefed.federation.star import RoundReport, RunState
+
+ROUNDS, SEEDS = 12, 3
+STAR = "star"
+GRAPHS: dict[str, dict[str, Any]] = {
+    STAR: {},
+    "full": {"graph": "full"},
+    "exponential": {"graph": "exponential"},
+    "exponential, 2 steps": {"graph": "exponential", "steps": 2},
+    "random, 4 neighbours": {"graph": "random_regular"},
+    "grid": {"graph": "grid"},
+    "ring": {"graph": "ring"},
+}
+NNA = {"kind": "nna", "pivot": "own", "f": 0.25}
+RULES: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "nna": {"aggregator": NNA},
+    "nna, momentum": {"aggregator": NNA, "modifiers": ["momentum"]},
+    "centred clipping": {"aggregator": "centred_clipping"},
+    "trimmed mean": {"aggregator": {"kind": "trimmed_mean", "f": 0.25}},
+}
+LIES: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "sign flip x 10": {"kind": "sign_flip", "scale": 10},
+    "IPM 0.5": {"kind": "ipm"},
+    "LIE": {"kind": "lie"},
+    "Min-Max": {"kind": "min_max"},
+    "labels": {"kind": "label_flip"},
+}
+SHARE = 0.2
+
+
+def run(graph: str, rule: str, lie: str, seed: int) -> dict[str, Any]:
+    """Accuracies after every round, and of every honest node at the end."""
+    clients, held, test = world(seed)
+    start: Params = {"head.weight": torch.zeros(384, 6), "head.bias": torch.zeros(6)}
+    curve: list[float] = []
+    settings: dict[str, Any] = {**RULES[rule]}
+    if graph != STAR:
+        settings["topology"] = {"kind": "gossip", **GRAPHS[graph]}
+    attack = LIES[lie]
+    if attack is not None:
+        settings["attack"] = {**attack, "hostile": SHARE}
+
+    def after(state: RunState, report: RoundReport) -> None:
+        curve.append(accuracy(state.params, held))
+
+    result = forefed.simulate(
+        loss,
+        start,
+        clients,
+        units=[tuple(start)],
+        rounds=ROUNDS,
+        seed=seed,
+        engine={"kind": "backprop", "micro_batch": 64},
+        client={"batch_size": 64, "optimiser": {"kind": "adamw", "lr": RATE}},
+        on_round=after,
+        **settings,
+    )
+    transport = result.star.transport
+    who = transport.who if isinstance(transport, Adversary) else frozenset()
+    nodes = [accuracy(result.own(c), test) for c in range(len(clients)) if c not in who]
+    return {
+        "held": curve,
+        "test": accuracy(result.params, test),
+        "worst": min(nodes),
+        "nodes": float(np.mean(nodes)),
+        "bytes_up": result.reports[-1].bytes_up / len(clients),
+    }
+
+
+def kept(graph: str, rule: str = "mean", lie: str = "none", seed: int = 0) -> dict[str, Any]:
+    """The cell, from compare/gossip.jsonl or run now."""
+    file, place = KEPT / "gossip.jsonl", [graph, rule, lie, seed]
+    for line in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
+        if line["place"] == place:
+            return dict(line["found"])
+    found = run(graph, rule, lie, seed)
+    with file.open("a") as out:
+        out.write(json.dumps({"place": place, "found": found}) + "\n")
+    return found
+
+
+def shown(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def graphs(seeds: int = SEEDS) -> str:
+    rows = []
+    for graph in GRAPHS:
+        cells = [kept(graph, seed=s) for s in range(seeds)]
+        goals = [kept(STAR, seed=s)["held"][-1] - 0.01 for s in range(seeds)]
+        reached = [
+            next((i + 1 for i, x in enumerate(c["held"]) if x >= goal), None)
+            for c, goal in zip(cells, goals, strict=True)
+        ]
+        rows.append(
+            [
+                graph,
+                shown([c["test"] for c in cells]),
+                shown([c["nodes"] for c in cells]),
+                f"{min(c['worst'] for c in cells):.3f}",
+                ", ".join("never" if r is None else str(r) for r in reached),
+                f"{cells[0]['bytes_up'] / 1000:.0f} kB",
+            ]
+        )
+    heads = [
+        "graph",
+        "mean model",
+        "nodes, mean",
+        "worst node",
+        "rounds to the goal",
+        "sent a node",
+    ]
+    return markdown(heads, rows)
+
+
+def lies(graph: str, seeds: int = SEEDS) -> str:
+    rows = []
+    for lie in LIES:
+        row = [lie]
+        for rule in RULES:
+            row.append(shown([kept(graph, rule, lie, s)["nodes"] for s in range(seeds)]))
+        rows.append(row)
+    return markdown(["lies", *RULES], rows)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(graphs(), flush=True)
+    for graph in ("full", "exponential"):
+        print(f"\n{graph}: accuracy of honest nodes, mean\n\n{lies(graph)}", flush=True)
