@@ -25,8 +25,9 @@ EACH = 150
 """Rows of sites that are named on the command line."""
 
 
-def main(folder: Path, sites: dict[str, int]) -> None:
-    """Write a file for every site, and one to test on."""
+def main(folder: Path, sites: dict[str, int], at_most: int | None = None) -> None:
+    """Write a file for every site, and one to test on; of a module ``at_most`` rows, so that every
+    site has several (None: all)."""
     folder.mkdir(parents=True, exist_ok=True)
     docs = [d for d in read_docstrings() if d.area in AREAS]
     modules = sorted({d.module for d in docs})
@@ -34,7 +35,7 @@ def main(folder: Path, sites: dict[str, int]) -> None:
     waiting = {**sites, "test": TEST}
     rows: dict[str, list[tuple[str, str]]] = {name: [] for name in waiting}
     for index in order:
-        own = [(d.text, d.area) for d in docs if d.module == modules[index]]
+        own = [(d.text, d.area) for d in docs if d.module == modules[index]][:at_most]
         name = min(waiting, key=lambda n: len(rows[n]) / waiting[n])
         rows[name] += own
     for name, most in waiting.items():
@@ -47,4 +48,7 @@ def main(folder: Path, sites: dict[str, int]) -> None:
 
 if __name__ == "__main__":
     place, *names = sys.argv[1:] or ["."]
-    main(Path(place), dict.fromkeys(names, EACH) or SITES)
+    if names:
+        main(Path(place), dict.fromkeys(names, EACH), EACH // 10)
+    else:
+        main(Path(place), SITES)

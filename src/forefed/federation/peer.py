@@ -22,10 +22,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forefed.core.errors import ProtocolError
-from forefed.core.types import Lost, Reply, Update
+from forefed.core.types import Lost, Update
 from forefed.federation.chains import SharedLog
 from forefed.federation.star import Star
 from forefed.federation.state import RunState
+from forefed.federation.topology import Central
 
 KEPT_EVERY, KEPT_LAST = 16, 16
 """States that are kept: of every so manieth round, and of the last ones."""
@@ -39,7 +40,7 @@ def conflicts(config: Any) -> Iterator[str]:
             f"codec.kind = '{codec.kind}': peers share a log of slopes; set codec.kind = "
             "'one_byte' or 'scalars' (for example strategy = 'spry')"
         )
-    if not config.topology.central:
+    if not isinstance(config.topology, Central):
         yield "topology: peers need none, every graph ends with the same bits; leave it out"
     if config.download.by_records:
         yield "download: peers follow by the log in any case; set download.kind = 'dense'"
@@ -111,9 +112,8 @@ class Fold:
         updates: list[Update] = []
         for author, payload in said.items():
             if author in orders:
-                reply = Reply(state.round + 1, author, payload, 0)
                 try:
-                    updates.append(self.star.receive(reply, orders[author]))
+                    updates.append(self.star.server.receive(orders[author], payload))
                 except ProtocolError:
                     continue
         if len(updates) < self.star.cohort_min:
