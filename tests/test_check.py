@@ -65,7 +65,7 @@ def test_check_shows_every_section_and_what_it_found(
 ) -> None:
     sets = world.sets(
         *(tmp_path, "partition=natural", "partition.column=site", "cohort=3", "faults.crash=0.25"),
-        *("strategy=fedavg", 'modifiers=["clip"]', "server_schedule=linear", "evaluate.every=7"),
+        *("strategy=fedavg", 'modifiers=["clip"]', 'server.schedule=["linear"]', "evaluate.every=7"),
     )
     said = forefed_command("check", *options(sets))
     assert said.status == 0, said.err
@@ -75,7 +75,7 @@ def test_check_shows_every_section_and_what_it_found(
     for place in SLOTS:
         assert place.split(".")[-1] in shown, place
     for words in (
-        *("crash=0.25", "server_schedule=linear", "every=7", "modifiers clip"),
+        *("crash=0.25", "schedule=[linear(", "every=7", "modifiers clip"),
         *("text text (column; guessed", "label label (column; guessed", "3: animal, metal, tree"),
         *("6 with 1 to", "3 per round", "to train on", "bert:", "These settings work together"),
     ):

@@ -54,6 +54,7 @@ NEEDS: dict[str, list[str]] = {
         *("engine.directions=2", "engine.law=gauss16", "directions.kind=candidates")
     ],
     'modifiers=["curvature"]': ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
+    'modifiers=["scaffold"]': ["strategy=fedavg", "client.optimiser.kind=sgd"],
     'modifiers=["dp_client"]': [
         *("strategy=fedavg", 'modifiers=[{{kind="dp_client", noise_multiplier=0.5}}]')
     ],

@@ -165,6 +165,7 @@ def test_sums_leave_out_what_is_not_finite():
         "server=adam",
         "server.lr=0.5",
         "server_schedule=linear",
+        'client.optimiser.schedule=["cosine"]',
         "collect=variance",
     ],
 )

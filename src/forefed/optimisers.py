@@ -15,14 +15,17 @@ client and the server that replays it end with the same bits.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 from torch import Tensor
 
-from forefed.core.settings import Choice, Registry
+from forefed.core.settings import Choice, Registry, Slot
 from forefed.core.types import Params, ServerState
+from forefed.schedules import SCHEDULES, Constant, Schedule, factor_of
+from forefed.schedules import conflicts as of_schedule
 
 Rate = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -34,6 +37,11 @@ class Optimiser(Choice):
     lr: Rate
     head_lr: Rate | None = None
     """Learning rate of the classification head; None: the same as ``lr``."""
+    schedule: Annotated[
+        tuple[SerializeAsAny[Schedule], ...],
+        Slot(SCHEDULES, "how do its rates move over the rounds?", many=True),
+    ] = ()
+    """Pieces that follow one another; none: rates stay as they are."""
 
     state_names: ClassVar[tuple[str, ...]] = ()
 
@@ -43,8 +51,18 @@ class Optimiser(Choice):
         steps?"""
         return False
 
+    @property
+    def steady(self) -> bool:
+        """Are its rates the same in all rounds?"""
+        return all(isinstance(piece, Constant) and piece.value == 1 for piece in self.schedule)
+
+    def at(self, round: int, rounds: int) -> Self:
+        """The optimiser of a round (counted from 1) of a run of so many."""
+        factor = factor_of(self.schedule, round, rounds)
+        return self if factor == 1 else self.scaled(factor)
+
     def scaled(self, factor: float) -> Self:
-        """The same optimiser with both learning rates times ``factor`` (for schedules)."""
+        """The same optimiser with both learning rates times ``factor``."""
         head_lr = None if self.head_lr is None else self.head_lr * factor
         return self.model_copy(update={"lr": self.lr * factor, "head_lr": head_lr})
 
@@ -77,6 +95,10 @@ class Optimiser(Choice):
             if moments:
                 new_state[f"t/{name}"] = steps
         return new_state, new_params
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        place = "server" if self is config.server else "client.optimiser"
+        yield from of_schedule(self.schedule, f"{place}.schedule")
 
     @abstractmethod
     def update(

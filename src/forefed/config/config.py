@@ -170,9 +170,6 @@ class Config(Settings):
         SerializeAsAny[Attack], Slot(ATTACKS, "what do hostile clients send?"), SERVER_ONLY
     ] = NoAttack()
     """Simulated, to measure what the aggregator makes of it."""
-    server_schedule: Literal["constant", "linear"] = "constant"
-    """"linear": the server's learning rates fall from their values in round 1 towards 0 at the end
-    (averages out the noise of the last cohorts)."""
     faults: Annotated[FaultSettings, SERVER_ONLY] = FaultSettings()
     evaluate: Annotated[EvaluateSettings, SERVER_ONLY] = EvaluateSettings()
     memory: Annotated[tuple[Budget, ...], BeforeValidator(lambda x: _budgets(x)), SERVER_ONLY] = ()

@@ -7,6 +7,7 @@ client.proximal      -> the modifier "proximal" with this mu
 engine.shared        -> directions.shared
 engine.pool          -> directions = {kind = "pool", size = ...}
 engine.candidates    -> directions = {kind = "candidates", count = ...}
+server_schedule      -> server.schedule = ["linear"], or nothing
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from forefed.core.settings import SettingsError
 
-FORMER = ("rule", "transforms", "memo")
+FORMER = ("rule", "transforms", "memo", "server_schedule")
 """Tables and settings at the top that have another place now."""
 MEMOS = ("last_update", "curvature")
 OF_ENGINES = ("shared", "pool", "candidates")
@@ -64,6 +65,8 @@ def present(raw: Any) -> Any:
             modifiers = _with(modifiers, "proximal", {"mu": mu})
     if modifiers:
         found["modifiers"] = modifiers
+    if "server_schedule" in raw:
+        found["server"] = _with_schedule(found.get("server"), raw["server_schedule"])
     return _with_directions(found)
 
 
@@ -104,6 +107,16 @@ def _with_directions(raw: dict[str, Any]) -> dict[str, Any]:
 def present_engine(table: dict[str, Any]) -> dict[str, Any]:
     """An engine's settings without those that are not an engine's any more."""
     return {k: v for k, v in table.items() if k not in OF_ENGINES}
+
+
+def _with_schedule(server: Any, former: Any) -> dict[str, Any]:
+    """The server's optimiser with what ``server_schedule`` was."""
+    if former not in ("constant", "linear"):
+        raise SettingsError({"server_schedule": "was 'constant' or 'linear'"})
+    pieces = [{"kind": "linear"}] if former == "linear" else []
+    if pieces:
+        _note("server_schedule", 'server.schedule = ["linear"]')
+    return {"kind": "sgd", **_table(server), "schedule": pieces}
 
 
 def _with(modifiers: list[Any], kind: str, settings: dict[str, Any]) -> list[Any]:

@@ -46,7 +46,7 @@ def shortfalls(
     if best is not None and top is not None and gap > 0 and _outside(top, ends):
         said = (
             f"round {best['round']:,} was better, {top:.3f}: end there (rounds = "
-            f'{best["round"]}), lower the rates, or set server_schedule = "linear"'
+            f'{best["round"]}), lower the rates, or set server.schedule = ["linear"]'
         )
         found.append((gap, said))
     return [text for _, text in sorted(found, key=lambda item: -item[0])]

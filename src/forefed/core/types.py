@@ -51,6 +51,8 @@ class Batch:
     labels: Tensor
     dropout: Key | None = None
     first_row: int = 0
+    added: Tensor | None = None
+    """[B, C]: what a loss of classes adds to the logits (``Modifier.on_batch``)."""
 
     @property
     def size(self) -> int:
@@ -68,6 +70,7 @@ class Batch:
             labels=self.labels[start:stop],
             dropout=self.dropout,
             first_row=self.first_row + start,
+            added=None if self.added is None else self.added[start:stop],
         )
 
 

@@ -84,8 +84,8 @@ class Server:
     aggregator: Aggregator
     optimiser: Optimiser
     modifiers: Sequence[Modifier] = ()
-    rate: Callable[[int], float] = lambda _: 1.0
-    """Factor on the optimiser's learning rates in round r (r counts from 1)."""
+    rounds: int = 0
+    """Of the whole run, over which the optimiser's schedule is laid."""
     collect: Collect = EveryRound()  # noqa: RUF009 (frozen)
     trainer_of: Callable[[int], Trainer] | None = None
     """A client's local training, whose steps are repeated from its slopes."""
@@ -288,7 +288,7 @@ class Server:
 
     def move(self, state: RunState, total: Params) -> tuple[ServerState, Params]:
         """The optimiser's state and the parameters after a step along the aggregate."""
-        optimiser = self.optimiser.scaled(self.rate(state.round + 1))
+        optimiser = self.optimiser.at(state.round + 1, self.rounds)
         return optimiser.step(state.of("optimizer"), state.params, total, self.head)
 
 

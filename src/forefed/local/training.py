@@ -110,6 +110,8 @@ class TaskView:
     units: tuple[Unit, ...] = ()
     first: Params = field(default_factory=dict)
     """The run's first values, at which what a client keeps for itself begins."""
+    classes: int = 0
+    """How many are learned; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class Trainer:
     modifiers: tuple[Modifier, ...] = ()
     sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
     draw: Draw = FRESH
+    rounds: int = 0
+    """Of the whole run, over which the optimiser's schedule is laid."""
     measure: bool = False
     """Measure the peak memory of the first step (metric ``peak_bytes``)."""
 
@@ -188,6 +192,9 @@ class Trainer:
                 estimate, slopes, exact = found
             else:
                 batch = data.examples.batch(indices, dropout=order.key.fold("dropout", step))
+                for modifier in (m for m in self.modifiers if m.reads_batches):
+                    labels = data.examples.labels[data.train]
+                    batch = modifier.on_batch(batch, labels, self.task.classes, ctx)
                 estimate = clamp(self.estimate(loss, params, batch, groups, step, log))
                 slopes, exact = self.split(estimate, groups, params, step, ctx)
             grad = {**exact, **rebuild(slopes, groups, params, step)}
@@ -383,7 +390,8 @@ def advance(
         if own:
             new[modifier.owner] = own
     moments = new.get(OPTIMIZER, {})
-    new[OPTIMIZER], params = trainer.settings.optimiser.step(moments, params, grad, ctx.head)
+    optimiser = trainer.settings.optimiser.at(ctx.round, trainer.rounds)
+    new[OPTIMIZER], params = optimiser.step(moments, params, grad, ctx.head)
     return params, new
 
 

@@ -9,16 +9,20 @@ from forefed.modifiers.dp_example import DpExample
 from forefed.modifiers.error_feedback import ErrorFeedback
 from forefed.modifiers.feddyn import FedDyn
 from forefed.modifiers.last_update import LastUpdate
+from forefed.modifiers.logit_adjustment import LogitAdjustment
 from forefed.modifiers.modifier import Modifier
 from forefed.modifiers.momentum import Momentum
 from forefed.modifiers.private import Private
 from forefed.modifiers.proximal import Proximal
+from forefed.modifiers.scaffold import Scaffold
 
 MODIFIERS: Registry[Modifier] = Registry(
     "modifiers",
     [
         ClipNorm,
         Proximal,
+        Scaffold,
+        LogitAdjustment,
         FedDyn,
         Momentum,
         LastUpdate,
@@ -39,8 +43,10 @@ __all__ = [
     "ErrorFeedback",
     "FedDyn",
     "LastUpdate",
+    "LogitAdjustment",
     "Modifier",
     "Momentum",
     "Private",
     "Proximal",
+    "Scaffold",
 ]

@@ -1,7 +1,8 @@
 """What happens to a gradient, an update and an aggregate on their way: pairs of a client half and a
 server half.
 
-    client  on_step       every local step's gradient, before the optimiser
+    client  on_batch      what a local step is computed on
+            on_step       every local step's gradient, before the optimiser
             on_send       the update, before it is encoded
     server  on_receive    one contribution, before the aggregation
             on_aggregate  the aggregate, before the server's optimiser
@@ -18,9 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from forefed.core.settings import Choice
 from forefed.core.states import State
-from forefed.core.types import ClientContext, Contribution, Params, ServerContext, Update
+from forefed.core.types import Batch, ClientContext, Contribution, Params, ServerContext, Update
 from forefed.privacy import Release
 
 
@@ -47,6 +51,17 @@ class Modifier(Choice):
     on_wire: ClassVar[bool] = False
     """Its server half works on what travels: on slopes, where those are averaged before anything
     is rebuilt. (A client that follows by records does not do it again.)"""
+
+    def on_batch(
+        self, batch: Batch, labels: NDArray[np.int64], classes: int, ctx: ClientContext
+    ) -> Batch:
+        """A local step's batch, before anything is computed of it.
+
+        Args:
+            labels: of all training rows of the client.
+            classes: how many there are.
+        """
+        return batch
 
     def on_step(
         self, grad: Params, at: Params, state: State, ctx: ClientContext, step: int
@@ -119,6 +134,11 @@ class Modifier(Choice):
     def changes_aggregate(self) -> bool:
         """Has it a server half that works on the aggregate?"""
         return type(self).on_aggregate is not Modifier.on_aggregate
+
+    @property
+    def reads_batches(self) -> bool:
+        """Does it have a say in what a step is computed on?"""
+        return type(self).on_batch is not Modifier.on_batch
 
     @property
     def owner(self) -> str:

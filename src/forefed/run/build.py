@@ -344,7 +344,15 @@ def task_view(config: Config, task: Task, spare: int | None) -> TaskView:
     """What training needs of a task. ``spare``: bytes that a client's budget leaves beside it
     (None: no budget)."""
     prefix = _prefix(config, task, spare)
-    return TaskView(task.loss, task.loss_recomputed, task.head, prefix, task.units, task.params)
+    return TaskView(
+        task.loss,
+        task.loss_recomputed,
+        task.head,
+        prefix,
+        task.units,
+        task.params,
+        task.n_labels,
+    )
 
 
 def make_trainer(config: Config, view: TaskView, engine: GradientEngine) -> Trainer:
@@ -357,6 +365,7 @@ def make_trainer(config: Config, view: TaskView, engine: GradientEngine) -> Trai
         tuple(m.solved(config, None) for m in config.modifiers),
         config.sharing,
         config.directions,
+        rounds=config.rounds,
     )
 
 
@@ -369,7 +378,7 @@ def make_server(config: Config, model: Model, trainer_of: Callable[[int], Traine
         "optimiser": config.server,
         "modifiers": config.modifiers,
         "units": model.units,
-        "rate": _server_rate(config),
+        "rounds": config.rounds,
         "collect": config.collect,
         "trainer_of": trainer_of,
         "averages_slopes": config.codec.sends_slopes and config.directions.shared,
@@ -400,12 +409,6 @@ def _prefix(config: Config, task: Task, spare: int | None) -> FrozenPrefix | Non
         kept = partial(weights_before, task) if kind == "kept" else lambda depth: None
         return FrozenPrefix(task, PrefixCache(limit, config.out / ".cache", kept))
     return FrozenPrefix(task, PrefixCache(limit if spare is None else min(limit, spare)))
-
-
-def _server_rate(config: Config) -> Callable[[int], float]:
-    if config.server_schedule == "constant":
-        return lambda _: 1.0
-    return lambda number: 1 - (number - 1) / config.rounds
 
 
 def load_model(config: Config, label_names: Sequence[str]) -> Task:

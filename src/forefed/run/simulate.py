@@ -173,6 +173,12 @@ def simulate(
         }
     )
     check(config)
+    reading = [m.kind for m in config.modifiers if m.reads_batches]
+    if reading:
+        raise UserError(
+            f"modifiers: '{reading[0]}' adds to the logits of a model with classes, and simulate "
+            "has a loss of its own; add it there, and drop the modifier"
+        )
     star = star_over(config, loss, params, clients, units, head)
     state, reports = state or RunState(0, params), []
     for _ in range(rounds):

@@ -65,7 +65,8 @@ class PoolDownload(Download):
             and server.linear
             and server.lr == 1
             and server.head_lr in (None, 1)
-            and config.server_schedule == "constant"
+            and server.steady
+            and config.client.optimiser.steady
             and not config.modifiers
             and config.collect.kind == "round"
         )
@@ -74,9 +75,8 @@ class PoolDownload(Download):
                 "download.kind = 'pool': sums of slopes tell the parameters only with codec.kind = "
                 "'scalars', directions.kind = 'pool', no 'all' directions, assign.kind = "
                 "'everything', plain gradient steps at the clients (client.optimiser.kind = 'sgd', "
-                "no momentum, weight decay), no modifiers and plain averaging at the server "
-                "(server.kind = 'sgd', server.lr = 1, server_schedule = 'constant', collect.kind = "
-                "'round'); set these, or download.kind = 'scalars'"
+                "no momentum, weight decay), no modifiers, no schedule and plain averaging at the "
+                "server (server.kind = 'sgd', server.lr = 1, collect.kind = 'round'); set these, or download.kind = 'scalars'"
             )
 
 

@@ -83,7 +83,7 @@ class Gossip(Topology):
                 (config.sharing.kind != "everything", "sharing.kind = 'everything'"),
                 (config.collect.kind != "round", "collect.kind = 'round'"),
                 (config.download.by_records, "download.kind = 'dense'"),
-                (not plain or config.server_schedule != "constant", "server 'sgd' with lr = 1"),
+                (not plain or not server.steady, "server 'sgd' with lr = 1"),
                 ({config.start.kind, config.guard.kind} - {"none", "auto"}, "no start or guard"),
                 (any(m.serves or m.private for m in config.modifiers), "no server's modifiers"),
                 (config.partition.kind == "sites", "nodes of this machine (see 'forefed peer')"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forefed.core.intervals import Ends, wilson
 from forefed.core.metrics import ACCURACY, Measures, Metric
-from forefed.core.types import Json
+from forefed.core.types import Batch, Json
 from forefed.data.examples import Examples
 from forefed.models.objectives import calibration
 from forefed.models.objectives.objective import LOGITS_OF_TEXTS, CrossEntropy, Rows, Sums, share
@@ -72,6 +72,10 @@ for text, row in zip(texts, chances):
             "id2label": dict(enumerate(self.label_names)),
             "label2id": {name: i for i, name in enumerate(self.label_names)},
         }
+
+    def terms(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        terms, classes = super().terms(logits, batch)
+        return (terms if batch.added is None else terms + batch.added.to(terms.device, terms.dtype)), classes
 
     def counts(self, logits: Tensor, examples: Examples, rows: Rows) -> Sums:
         classes = logits.shape[-1]
