@@ -65,7 +65,12 @@ def test_check_shows_every_section_and_what_it_found(
 ) -> None:
     sets = world.sets(
         *(tmp_path, "partition=natural", "partition.column=site", "cohort=3", "faults.crash=0.25"),
-        *("strategy=fedavg", 'modifiers=["clip"]', 'server.schedule=["linear"]', "evaluate.every=7"),
+        *(
+            "strategy=fedavg",
+            'modifiers=["clip"]',
+            'server.schedule=["linear"]',
+            "evaluate.every=7",
+        ),
     )
     said = forefed_command("check", *options(sets))
     assert said.status == 0, said.err

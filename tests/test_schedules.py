@@ -29,7 +29,9 @@ def test_factors_by_hand():
     # half a cosine: (1 + cos(pi t)) / 2 at t = 0, 1/4, 1/2, 3/4
     assert factors(Cosine(), rounds=4)[:4] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
     # two rounds below the full rate, then what follows has the four that are left
-    assert factors(WarmUp(rounds=2), Linear())[:6] == pytest.approx([1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25])
+    assert factors(WarmUp(rounds=2), Linear())[:6] == pytest.approx(
+        [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25]
+    )
     assert factors(Constant(value=0.3, rounds=2), Constant(), rounds=3) == [0.3, 0.3, 1, 1]
     # a run that ends before the second piece begins, and one round behind the last piece
     assert factors(WarmUp(rounds=5), Linear(), rounds=2)[:2] == pytest.approx([1 / 6, 2 / 6])
@@ -38,7 +40,10 @@ def test_factors_by_hand():
 
 
 def test_the_former_setting_is_the_linear_piece():
-    old, new = configure(sets=["server_schedule=linear"]), configure(sets=['server.schedule=["linear"]'])
+    old, new = (
+        configure(sets=["server_schedule=linear"]),
+        configure(sets=['server.schedule=["linear"]']),
+    )
     assert old == new and old.server.at(3, 10).lr == 1 - 2 / 10
     assert configure(sets=["server_schedule=constant"]) == configure()
     with pytest.raises(UserError, match="was 'constant' or 'linear'"):
@@ -67,7 +72,9 @@ def test_rates_of_clients_and_server_by_hand():
     assert float(result.params["w"]) == pytest.approx((1 - 0.5 * 0.5) * (1 - 0.25))
 
 
-def test_a_log_of_slopes_is_replayed_with_the_clients_schedule(world: World, tmp_path: Path) -> None:
+def test_a_log_of_slopes_is_replayed_with_the_clients_schedule(
+    world: World, tmp_path: Path
+) -> None:
     fewer = "codec.head_directions=8"
     ends = []
     for name, sets in (("with", [PIECES]), ("without", [])):

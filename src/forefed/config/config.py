@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import date, time
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 

@@ -76,7 +76,8 @@ class PoolDownload(Download):
                 "'scalars', directions.kind = 'pool', no 'all' directions, assign.kind = "
                 "'everything', plain gradient steps at the clients (client.optimiser.kind = 'sgd', "
                 "no momentum, weight decay), no modifiers, no schedule and plain averaging at the "
-                "server (server.kind = 'sgd', server.lr = 1, collect.kind = 'round'); set these, or download.kind = 'scalars'"
+                "server (server.kind = 'sgd', server.lr = 1, collect.kind = 'round'); "
+                "set these, or download.kind = 'scalars'"
             )
 
 

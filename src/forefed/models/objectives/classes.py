@@ -75,7 +75,9 @@ for text, row in zip(texts, chances):
 
     def terms(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         terms, classes = super().terms(logits, batch)
-        return (terms if batch.added is None else terms + batch.added.to(terms.device, terms.dtype)), classes
+        return (
+            terms if batch.added is None else terms + batch.added.to(terms.device, terms.dtype)
+        ), classes
 
     def counts(self, logits: Tensor, examples: Examples, rows: Rows) -> Sums:
         classes = logits.shape[-1]
