@@ -74,9 +74,7 @@ def test_steps_are_counted_alike_at_the_client_and_the_server():
     """Uneven clients, batches of two, a cap, a schedule: the mean of what clients keep is what the
     server tells."""
     rows = [1, 3, 8]
-    clients = [
-        {"a": torch.linspace(i, i + 1, n), "h": torch.ones(n)} for i, n in enumerate(rows)
-    ]
+    clients = [{"a": torch.linspace(i, i + 1, n), "h": torch.ones(n)} for i, n in enumerate(rows)]
     local = {**SGD, "batch_size": 2, "epochs": 2, "max_steps": 5}
     local["optimiser"] = {**SGD["optimiser"], "schedule": ["linear"]}
     found = end(4, "scaffold", clients=clients, client=local)
