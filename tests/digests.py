@@ -32,9 +32,9 @@ FILE = Path(__file__).parent / "digests.json"
 
 def codecs_of(method: Strategy) -> tuple[str, ...]:
     """The codecs that a method is recorded with: one, where it differs from FedAvg in what is
-    shared, how it is aggregated or who talks to whom, so that the codec's half is FedAvg's."""
+    trained or shared, how it is aggregated or who talks to whom: the codec's half is FedAvg's."""
     codecs = method.fixed.get("codec", tuple(CODECS.kinds()))
-    other = {"sharing", "aggregator", "topology"} & method.fixed.keys() or "codec" in method.fixed
+    other = {"sharing", "adapter", "aggregator", "topology", "codec"} & method.fixed.keys()
     return codecs[:1] if other and len(codecs) > 1 else codecs
 
 

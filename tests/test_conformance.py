@@ -39,6 +39,7 @@ NEEDS: dict[str, list[str]] = {
     "engine=exact_head": ["adapter=head"],
     "engine=finite_difference": ["engine.directions=2"],
     "adapter=lora": ["adapter.r=2", "engine.directions=2"],
+    "adapter=lora_sb": ["strategy=fedsb"],
     **{
         f"codec={kind}": ["codec.head_directions=8"] for kind in ("scalars", "one_byte", "feedsign")
     },
@@ -71,6 +72,8 @@ NEEDS: dict[str, list[str]] = {
     "topology=buffered": ["strategy=fedbuff"],
     "sharing=fine_tune": ["strategy=fedavg", "sharing.after=1"],
     "sharing=local_only": ["strategy=fedavg"],
+    "sharing=local_labels": ["strategy=fedavg"],
+    "select=availability": ["select.part=0.9"],
     "sharing=ranks": ["strategy=flexlora"],
     **{
         f"aggregator={kind}": [f"strategy={kind}"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 import forefed
@@ -26,10 +29,11 @@ from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.lora import core_svd, factors_of, is_a, is_b, is_folded
 from forefed.core.types import Contribution, Params, ServerContext
-from forefed.models.adapters import Lora
+from forefed.models.adapters import Lora, LoraSb
+from forefed.models.export import save_adapter
 from forefed.run import configure
 from forefed.sharing import FedSaLora, FfaLora, Ranks, RoLora
-from tiny import moved, tiny_examples, tiny_task
+from tiny import moved, tiny_examples, tiny_model, tiny_task
 
 O, I, R = 12, 9, 4
 NAMES = ("m.lora_A.w", "m.lora_B.w", "m.folded")
@@ -303,6 +307,11 @@ def test_clients_of_lower_rank_send_and_receive_less() -> None:
     assert 0 <= error < 5
 
 
+def test_a_rank_above_the_servers_is_refused() -> None:
+    with pytest.raises(UserError, match="8 is more than"):
+        played("flexlora", (1.0,), 1)
+
+
 def test_the_rules_are_registered_with_what_they_take() -> None:
     taking = {k for k in AGGREGATORS.kinds() if AGGREGATORS[k].any_rank}
     assert taking == {"flora", "flexlora", "hetlora"}
@@ -320,7 +329,6 @@ REFUSED = {
     "old moments mean nothing": ["strategy=flora", "client.keep_optimiser=true"],
     "with A at rest": ["strategy=fedavg", "aggregator=fedsvd"],
     "takes updates of one shape": ["strategy=fedavg", "sharing=ranks"],
-    "is more than adapter.r": ["strategy=flexlora", "adapter.r=4"],
     "is made of updates of one": ["strategy=hetlora", "attack=sign_flip"],
     "has no factors A and B": ["sharing=ffa_lora"],
     "of 10 rounds none is left": ["strategy=fedavg", "sharing=fine_tune"],
@@ -339,3 +347,30 @@ REFUSED = {
 def test_what_cannot_work_is_refused_with_the_reason(reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         check(configure(sets=REFUSED[reason]))
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_fed_sb_trains_the_core_between_resting_factors(family: str, tmp_path: Path) -> None:
+    """W + s B R A by hand, and the same from plain PEFT; the factors are W's singular vectors."""
+    adapter = LoraSb(r=3, alpha=6.0, targets="all-linear")
+    task = tiny_task(family, adapter, dtype=torch.float32)
+    cores = {n for n in task.params if n not in task.head}
+    assert all(task.params[n].shape == (3, 3) for n in cores) and len(cores) > 4
+    params = moved(task.params)
+    batch = tiny_examples(5, types=family == "bert").batch(range(5))
+    layer = next(m for m in task.model.modules() if hasattr(m, "core"))
+    a, b = (getattr(layer, f"lora_{x}")["default"].weight for x in "AB")
+    torch.testing.assert_close(a @ a.T, torch.eye(3), atol=1e-5, rtol=0)
+    base = layer.get_base_layer().weight
+    base = base.T if layer.fan_in_fan_out else base
+    strengths = torch.linalg.svdvals(base)[:3]
+    torch.testing.assert_close((b.T @ base @ a.T).diagonal(), strengths, atol=1e-4, rtol=1e-4)
+    save_adapter(task, params, tmp_path / "adapter", "# card")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = task.logits(params, batch)
+        assert float((ours - task.logits(task.params, batch)).abs().max()) > 1e-3
+        model = tiny_model(family, dtype=torch.float32)
+        plain = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+        inputs = task.logits.inputs(batch)
+        torch.testing.assert_close(ours, plain(**inputs).logits, atol=1e-5, rtol=1e-5)

@@ -59,7 +59,7 @@ class HeldOut(Guard):
                 "guard.kind = 'held_out': a log of slopes cannot say that a step was shortened; "
                 "set guard.kind = 'none', or codec.kind = 'dense' and download.kind = 'dense'"
             )
-        if config.sharing.personal:
+        if config.sharing.keeps_trained:
             yield (
                 "guard.kind = 'held_out': clients with parameters of their own each have another "
                 "model, and a question carries one; set guard.kind = 'none'"

@@ -158,6 +158,33 @@ class AdamW(Optimiser):
         return {"m": m, "v": v}, decayed - rate * (m_hat / (v_hat.sqrt() + self.eps))
 
 
+class DiffGrad(Optimiser):
+    """Adam whose step is held back where the gradient hardly changes: times 0.5 to 1.
+
+    xi = sigmoid(|g_before - g|). Elements far below 1 change by far less than 1, and there it is
+    Adam at half its rate (language models).
+    """
+
+    kind: Literal["diffgrad"] = "diffgrad"
+    lr: Rate = 1e-3
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+
+    source: ClassVar[str] = "Dubey et al., arXiv 1909.11015"
+    state_names: ClassVar[tuple[str, ...]] = ("m", "v", "before")
+
+    def update(
+        self, rate: float, w: Tensor, g: Tensor, moments: dict[str, Tensor], t: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        m = self.beta1 * moments["m"] + (1 - self.beta1) * g
+        v = self.beta2 * moments["v"] + (1 - self.beta2) * (g * g)
+        m_hat, v_hat = m / (1 - self.beta1**t), v / (1 - self.beta2**t)
+        friction = torch.sigmoid((moments["before"] - g).abs())
+        moved = w - rate * (friction * m_hat / (v_hat.sqrt() + self.eps))
+        return {"m": m, "v": v, "before": g.clone()}, moved
+
+
 class _ServerAdaptive(Optimiser):
     """m <- b1 m + (1 - b1) g; w <- w - lr m / (sqrt(v) + tau); no bias correction, m = v = 0."""
 
@@ -210,4 +237,4 @@ class Adagrad(_ServerAdaptive):
         return v + squared
 
 
-OPTIMISERS: Registry[Optimiser] = Registry("optimiser", [Sgd, AdamW, Adam, Yogi, Adagrad])
+OPTIMISERS: Registry[Optimiser] = Registry("optimiser", [Sgd, AdamW, DiffGrad, Adam, Yogi, Adagrad])

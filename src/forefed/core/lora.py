@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-A, B, FOLDED = "lora_A.", "lora_B.", "folded"
+A, B, FOLDED, CORE = "lora_A.", "lora_B.", "folded", "core"
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,13 @@ class Prepared:
     party: Party
     """Its half of the channel."""
 
-    def sent(self, round: int) -> Params:
-        """The parameters that come with an order: all but those that clients keep to themselves."""
-        params, private = self.task.params, self.trainer.private(round)
-        return {n: x for n, x in params.items() if n not in private}
+    def sent(self, round: int, client: int) -> Params:
+        """The parameters that come with an order: all but those that clients keep to themselves, in
+        this client's form."""
+        sharing, params = self.trainer.sharing, self.task.params
+        private = () if sharing.from_common else self.trainer.private(round)
+        here = {n: x for n, x in params.items() if n not in private}
+        return sharing.sent(here, sharing.form(client))
 
     @cached_property
     def weights(self) -> dict[str, str]:
@@ -262,7 +265,7 @@ def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
     order = decode_order(asked.blobs["order"], state.params, told)
     if (order.round, order.client) != (asked.round, asked.client) or order.client < 0:
         raise ProtocolError("the order is not the one that its header announces")
-    check_shapes(state.params, prepared.sent(asked.round), "the order's parameters")
+    check_shapes(state.params, prepared.sent(asked.round, asked.client), "the order's parameters")
     if order.digest and trees.digest(state.params)[: len(order.digest)] != order.digest:
         raise ProtocolError("the parameters here are not the server's")
     if by_records:

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
@@ -185,7 +187,7 @@ class Trainer:
         groups = groups_of(self.engine, self.codec, order, self.task.head, self.draw)
         log, clamp = StepLog(), RunningClamp(self.engine)
         each = next((m for m in self.modifiers if m.per_example), None)
-        plan = self.batches(order, data, ctx)
+        plan = self.batches(order, data, ctx, loss)
         for step, indices in enumerate(plan if each else [b for b in plan if len(b)]):
             if each:
                 found = self.summed(each, loss, params, indices, data, groups, step, log, ctx)
@@ -212,8 +214,11 @@ class Trainer:
         for modifier in self.modifiers:
             update, own = modifier.on_send(update, states.get(modifier.owner, {}), sending)
             states = keep(states, modifier.owner, own)
-        if private:
-            states = keep(states, PRIVATE, trees.pick(params, private))
+        mine = trees.pick(params, private)
+        if self.sharing.personal and not self.sharing.keeps_trained:
+            mine = self.sharing.kept(torch.as_tensor(data.examples.labels[data.train]))
+        if mine:
+            states = keep(states, PRIVATE, mine)
         if not self.settings.keep_optimiser:
             states = keep(states, OPTIMIZER, {})
         return update, flat(states)
@@ -249,11 +254,17 @@ class Trainer:
         return work()
 
     def batches(
-        self, order: Order, data: ClientData, ctx: ClientContext | None = None
+        self,
+        order: Order,
+        data: ClientData,
+        ctx: ClientContext | None = None,
+        loss: LossFn | None = None,
     ) -> list[Indices]:
-        """The positions of every local step's examples."""
+        """The positions of every local step's examples. ``loss``: of which samplers may ask (None:
+        the task's)."""
         ctx = ctx or ClientContext(order=order, head=self.task.head)
-        return self.settings.sampler.batches(self.settings, data, ctx)
+        asked = partial(losses_of, loss or self.task.loss, order.params, data)
+        return self.settings.sampler.batches(self.settings, data, ctx, asked)
 
     def summed(
         self,
@@ -329,6 +340,21 @@ class Trainer:
             return project(estimate, groups, params, step), {}
         slopes = {} if estimate.slopes_K is None else {"body": estimate.slopes_K}
         return slopes, estimate.grad
+
+
+def losses_of(loss: LossFn, params: Params, data: ClientData, rows: Indices) -> NDArray[np.float64]:
+    """The loss of each of these examples, [N]; no dropout, no gradient."""
+    each, found = each_of(loss), []
+    with torch.no_grad():
+        for i in range(0, len(rows), SCORED if each else 1):
+            batch = data.examples.batch(rows[i : i + SCORED if each else i + 1])
+            values = each(params, batch) if each else loss(params, batch).reshape(1)
+            found.append(values.double().cpu().numpy())
+    return np.concatenate(found) if found else np.zeros(0)
+
+
+SCORED = 16
+"""Examples whose losses are computed at once."""
 
 
 class StepLog:

@@ -91,6 +91,18 @@ class Lora(WithDropout):
             )
 
 
+class LoraSb(Lora):
+    """B R A of chosen matrices: only the r x r matrix R is trained, between fixed A and B.
+
+    A and B hold the matrix's own first singular vectors (LoRA-XS). Departure: LoRA-SB and Fed-SB
+    take those of an estimated first update, for which clients would have to send a whole gradient.
+    """
+
+    kind: Literal["lora_sb"] = "lora_sb"  # type: ignore[assignment]
+
+    source: ClassVar[str] = "Fed-SB, arXiv 2502.15436; LoRA-XS, arXiv 2405.17604"
+
+
 class TinyLora(WithDropout):
     """A handful of numbers per matrix, between the frozen singular vectors of that matrix."""
 
@@ -141,4 +153,4 @@ class HeadOnly(Adapter):
             )
 
 
-ADAPTERS: Registry[Adapter] = Registry("adapter", [Lora, TinyLora, Ia3, BitFit, HeadOnly])
+ADAPTERS: Registry[Adapter] = Registry("adapter", [Lora, LoraSb, TinyLora, Ia3, BitFit, HeadOnly])

@@ -14,8 +14,17 @@ from torch import Tensor, nn
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.core.lora import FOLDED
-from forefed.models.adapters import Adapter, BitFit, HeadOnly, Ia3, Lora, Targeted, TinyLora
+from forefed.core.lora import CORE, FOLDED
+from forefed.models.adapters import (
+    Adapter,
+    BitFit,
+    HeadOnly,
+    Ia3,
+    Lora,
+    LoraSb,
+    Targeted,
+    TinyLora,
+)
 from forefed.models.blocks import Blocks
 from forefed.models.functional import CurrentCall, KeyedDropout
 from forefed.models.objectives import Objective
@@ -77,6 +86,8 @@ def attach(
         if parameter.requires_grad:
             parameter.data = _first_value(name, parameter.data, key).to(working)
         parameter.requires_grad_(False)
+    if isinstance(adapter, LoraSb):
+        _add_cores(wrapped, working)
     _fix_singular_vectors(wrapped)
     _replace_dropout(wrapped, current)
     for name in head:
@@ -173,6 +184,37 @@ def _fix_singular_vectors(wrapped: Any) -> None:
             sign_r = torch.where(a_rI.gather(1, largest_r1)[:, 0] < 0, -1.0, 1.0).to(a_rI)
             module.tinylora_A[ADAPTER_NAME] = (sign_r[:, None] * a_rI).contiguous()
             module.tinylora_B[ADAPTER_NAME] = (b_Or * sign_r).contiguous()
+
+
+def _add_cores(wrapped: Any, dtype: torch.dtype) -> None:
+    """A and B of the matrix's singular vectors, and R [r, r] of 0 between them.
+
+    Of each pair of vectors the right one's largest entry is positive. Where a matrix has fewer than
+    r, rows of A and columns of B are 0.
+    """
+    for layer in wrapped.modules():
+        if ADAPTER_NAME not in getattr(layer, "lora_A", {}):
+            continue
+        a, b = layer.lora_A[ADAPTER_NAME], layer.lora_B[ADAPTER_NAME]
+        weight_OI = layer.get_base_layer().weight.detach().cpu().double()
+        weight_OI = weight_OI.T if layer.fan_in_fan_out else weight_OI
+        u_Ok, _, vt_kI = torch.linalg.svd(weight_OI, full_matrices=False)
+        r, k = a.out_features, min(a.out_features, len(vt_kI))
+        largest_k1 = vt_kI.abs().argmax(dim=1, keepdim=True)
+        sign_k = torch.where(vt_kI.gather(1, largest_k1)[:, 0] < 0, -1.0, 1.0).double()
+        a.weight.data, b.weight.data = torch.zeros_like(a.weight), torch.zeros_like(b.weight)
+        a.weight.data[:k] = (sign_k[:k, None] * vt_kI[:k]).to(a.weight)
+        b.weight.data[:, :k] = (u_Ok[:, :k] * sign_k[:k]).to(b.weight)
+        zeros_rr = torch.zeros(r, r, dtype=dtype, device=a.weight.device)
+        layer.register_parameter(CORE, nn.Parameter(zeros_rr, requires_grad=False))
+        a.register_forward_hook(_through_core(layer))
+
+
+def _through_core(layer: Any) -> Any:
+    def hook(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        return nn.functional.linear(output, getattr(layer, CORE).to(output.dtype))
+
+    return hook
 
 
 def _add_dense_parts(wrapped: Any) -> None:

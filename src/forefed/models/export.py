@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 
 from forefed.core.errors import UserError
 from forefed.core.files import PARTIAL, rename_folder
-from forefed.core.lora import FOLDED, is_a, is_b, is_folded
+from forefed.core.lora import CORE, FOLDED, is_a, is_b, is_folded
 from forefed.core.types import Params
 from forefed.data.encoding import end_of
 from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
@@ -108,6 +108,9 @@ def refusal(adapter: Adapter, form: Form) -> str | None:
 def _save_peft(task: Task, params: Params, folder: Path) -> None:
     config = task.model.peft_config[ADAPTER_NAME].to_dict()
     tensors = _state(task, params)
+    for name in (n for n in params if n.endswith(f".{CORE}")):  # B (R A)
+        a = f"{name.removesuffix(CORE)}lora_A.weight"
+        tensors[a] = params[name].to(tensors[a]) @ tensors[a]
     if any(is_folded(n) and bool(x.any()) for n, x in params.items()):
         assert isinstance(task.adapter, Lora)
         tensors, rank = _with_dense_parts(tensors, params)
@@ -199,6 +202,9 @@ def _save_model(task: Task, params: Params, folder: Path) -> None:
     for name, parameter in task.model.named_parameters():
         if name in params:
             parameter.data = params[name].to(parameter)
+    for name in (n for n in params if n.endswith(f".{CORE}")):
+        a = task.model.get_submodule(name.removesuffix(f".{CORE}")).lora_A[ADAPTER_NAME].weight
+        a.data = params[name].to(a) @ a.data
     for name in filter(is_folded, params):
         assert isinstance(task.adapter, Lora)
         module = task.model.get_submodule(name.removesuffix(f".{FOLDED}"))

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from forefed.core.lora import is_folded
+from forefed.core.lora import CORE, is_folded
 from forefed.core.types import Params, Unit
 from forefed.models.attach import ADAPTER_NAME
 from forefed.models.blocks import Blocks
 
 PREFIX = "base_model.model."  # what PEFT puts before the names of the base model
-_ADAPTERS = re.compile(r"\.(?:lora_|ia3_l\.|beft_bias\.)")  # what it puts behind a module's name
+_ADAPTERS = re.compile(
+    rf"\.(?:lora_|ia3_l\.|beft_bias\.|{CORE}$)"
+)  # what it puts behind a module's name
 
 
 def make_units(wrapped: Any, trainable: Params, head: tuple[str, ...]) -> tuple[Unit, ...]:

@@ -205,11 +205,7 @@ def assemble(
             participation cap that the population does not allow; groups that are too small for a
             secure sum.
     """
-    if not config.sharing.differs(model.units):
-        raise UserError(
-            f"sharing.kind = '{config.sharing.kind}': this model has none of the parameters that "
-            "it is about; set sharing.kind = 'everything'"
-        )
+    config.sharing.check(model.units, model.params)
     check_units(config, population)
     config.topology.check(population, Key(config.seed))
     server = make_server(config, model, trainer_of)

@@ -493,7 +493,9 @@ def _evaluate(
         key = Key(federation.config.seed).fold("evaluate", state.round)
         chosen = key.choice(population.size, min(count, population.size))
         clients = [population.client(c) for c in chosen]
-        own = [federation.transport.store.private(c) for c in chosen] if personal else []
+        store, sharing = federation.transport.store, federation.config.sharing
+        own = [sharing.own(state.params, store.private(c), task.head) for c in chosen]
+        own = own if personal else []
         each: list[Json] = [
             {"client": int(i), "n": len(c.test)} for i, c in zip(chosen, clients, strict=True)
         ]

@@ -59,13 +59,19 @@ class Simulation:
         """The global parameters by name."""
         return self.state.params
 
+    @property
+    def head(self) -> frozenset[str]:
+        """The parameters of the head."""
+        return self.star.server.head
+
     def own(self, client: int) -> Params:
         """The model of one client: the global one, with what it keeps to itself; of a node without
         a server, its own."""
         transport = self.star.transport
         assert isinstance(transport, InProcess | Adversary), "all clients are in this process"
         node = self.config.topology.models(self.state).get(client)
-        return node or {**self.params, **transport.store.private(client)}
+        kept = transport.store.private(client)
+        return node or {**self.params, **self.config.sharing.own(self.params, kept, self.head)}
 
     @property
     def losses(self) -> list[float]:

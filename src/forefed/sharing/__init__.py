@@ -5,6 +5,7 @@ from forefed.sharing.everything import Everything
 from forefed.sharing.fedsa_lora import FedSaLora
 from forefed.sharing.ffa_lora import FfaLora
 from forefed.sharing.fine_tune import FineTune
+from forefed.sharing.local_labels import LocalLabels
 from forefed.sharing.local_only import LocalOnly
 from forefed.sharing.personal_head import PersonalHead
 from forefed.sharing.ranks import Ranks
@@ -12,7 +13,8 @@ from forefed.sharing.rolora import RoLora
 from forefed.sharing.sharing import Sharing, Split
 
 SHARINGS: Registry[Sharing] = Registry(
-    "sharing", [Everything, PersonalHead, FfaLora, FedSaLora, RoLora, Ranks, FineTune, LocalOnly]
+    "sharing",
+    [Everything, PersonalHead, FfaLora, FedSaLora, RoLora, Ranks, FineTune, LocalOnly, LocalLabels],
 )
 __all__ = [
     "SHARINGS",
@@ -20,6 +22,7 @@ __all__ = [
     "FedSaLora",
     "FfaLora",
     "FineTune",
+    "LocalLabels",
     "LocalOnly",
     "PersonalHead",
     "Ranks",

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from forefed.core.errors import UserError
 from forefed.core.lora import is_a, is_b
 from forefed.core.types import Params, Unit
 from forefed.sharing.factors import OfFactors
@@ -36,6 +37,15 @@ class Ranks(OfFactors):
     def differs(self, units: Sequence[Unit]) -> bool:
         return any(is_a(n) for n in names_of(units))
 
+    def check(self, units: Sequence[Unit], params: Params) -> None:
+        super().check(units, params)
+        largest, r = max(self.ranks), max(len(params[n]) for n in names_of(units) if is_a(n))
+        if largest > r:
+            raise UserError(
+                f"sharing.ranks: {largest} is more than adapter.r = {r}, the rank of the server's "
+                "own factors; set adapter.r to the largest"
+            )
+
     def form(self, client: int) -> int:
         return self.ranks[client % len(self.ranks)]
 
@@ -47,12 +57,6 @@ class Ranks(OfFactors):
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
-        largest, r = max(self.ranks), getattr(config.adapter, "r", 0)
-        if config.adapter.kind == "lora" and largest > r:
-            yield (
-                f"sharing.ranks: {largest} is more than adapter.r = {r}, the rank of the server's "
-                "own factors; set adapter.r to the largest"
-            )
         if not config.aggregator.any_rank:
             yield (
                 f"sharing.kind = 'ranks': aggregator.kind = '{config.aggregator.kind}' takes "

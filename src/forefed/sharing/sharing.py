@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
+from forefed.core.errors import UserError
 from forefed.core.settings import Choice
 from forefed.core.types import Params, Unit
 
@@ -47,6 +50,18 @@ class Sharing(Choice):
         split = self.split(units, 1)
         return bool(split.private | split.frozen)
 
+    def check(self, units: Sequence[Unit], params: Params) -> None:
+        """Refuse a model, before anything is trained, that cannot be shared like this.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if not self.differs(units):
+            raise UserError(
+                f"sharing.kind = '{self.kind}': this model has none of the parameters that it is "
+                "about; set sharing.kind = 'everything'"
+            )
+
     def form(self, client: int) -> int:
         """Which form of the parameters this client works with (``sent``); 0 where all have one."""
         return 0
@@ -61,6 +76,25 @@ class Sharing(Choice):
         """Do clients keep parameters of their own, so that each has another model?"""
         return False
 
+    @property
+    def keeps_trained(self) -> bool:
+        """Are there parameters that each client trains for itself?"""
+        return self.personal
+
+    def kept(self, labels: Tensor) -> Params:
+        """What else a client keeps, from the classes [B] of its own rows; read by ``own``."""
+        return {}
+
+    def own(self, params: Params, kept: Params, head: frozenset[str]) -> Params:
+        """A client's own values beside the common ones.
+
+        Args:
+            params: the common ones.
+            kept: what the client keeps to itself (empty: nothing yet).
+            head: the names of the head's parameters.
+        """
+        return kept
+
     def told(self) -> str:
         """What whoever uses the exported or predicting model must know of its parameters; empty
         where it is the model of all clients."""
@@ -73,7 +107,7 @@ class Sharing(Choice):
         )
 
     def conflicts(self, config: Any) -> Iterator[str]:
-        if not self.personal:
+        if not self.keeps_trained:
             return
         if config.codec.sends_slopes:
             yield (

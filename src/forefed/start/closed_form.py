@@ -130,7 +130,7 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
     if not isinstance(start, Auto):
         return start if isinstance(start, ClosedForm) else None
     classes = config.data.task.head == "classification" and pooling != "pooler"
-    if not classes or config.download.by_sums or config.sharing.personal:
+    if not classes or config.download.by_sums or config.sharing.keeps_trained:
         return None
     if not config.topology.central:
         return None

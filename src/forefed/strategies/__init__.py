@@ -18,6 +18,7 @@ from forefed.strategies.fedkseed import FEDKSEED
 from forefed.strategies.fedmezo import FEDMEZO
 from forefed.strategies.fedprox import FEDPROX
 from forefed.strategies.fedsa_lora import FEDSA_LORA
+from forefed.strategies.fedsb import FEDSB
 from forefed.strategies.fedsgd import FEDSGD
 from forefed.strategies.fedspeed import FEDSPEED
 from forefed.strategies.fedsvd import FEDSVD
@@ -64,6 +65,7 @@ _ALL = (
     FLEXLORA,
     HETLORA,
     FEDSVD,
+    FEDSB,
     FEDDYN,
     FEDSPEED,
     FEDBUFF,

@@ -185,12 +185,14 @@ def trained(
     check_fits(run, saved.state, task.params)
     if client is None:
         return task, saved.state
-    own = _own(run, config, saved, client)
+    kept = _own(run, config, saved, client)
+    own = config.sharing.own(saved.state.params, kept, task.head)
+    own = {name: x.to(saved.state.params[name]) for name, x in own.items()}
     return task, replace(saved.state, params={**saved.state.params, **own})
 
 
 def _own(run: Path, config: Config, saved: Checkpoint, client: int) -> Params:
-    """What a client has trained for itself."""
+    """What a client keeps to itself."""
     clients = record.read_json(run / "partition.json").get("clients", 0)
     if not config.sharing.personal:
         raise UserError(
@@ -204,7 +206,7 @@ def _own(run: Path, config: Config, saved: Checkpoint, client: int) -> Params:
     own = saved.clients.private(client)
     if not own:
         raise UserError(f"--client {client}: this client has not trained in any round of {run}")
-    return {name: x.to(saved.state.params[name]) for name, x in own.items()}
+    return own
 
 
 def _continue(task: Task, params: Params, tokenizer: Any, text: str) -> str:
