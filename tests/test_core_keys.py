@@ -92,6 +92,12 @@ def test_permutation_holds_every_number_once(value, n):
     assert sorted(Key(value).permutation(n).tolist()) == list(range(n))
 
 
+def test_many_blocks_are_those_of_their_parts():
+    whole = Key(7).blocks(5, 40_000, 1, 2)
+    parts = [Key(7).blocks(5 + done, 8_000, 1, 2) for done in range(0, 40_000, 8_000)]
+    assert np.array_equal(whole, np.concatenate(parts))
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(1, 10**9), st.data())
 def test_choice_is_distinct_and_in_range_for_any_population(value, n, data):
     count = data.draw(st.integers(0, min(n, 50)))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 
 from forefed.core.keys import Key
 from forefed.data import encoding
 from forefed.data.encoding import Texts, shortened, tokenise
+from forefed.data.files import read_files
 from forefed.data.labels import coded
-from forefed.data.rows import Rows, Strings
+from forefed.data.rows import CHUNK, Rows, Strings
+from forefed.data.tables import Text
 from words import tokenizer as by_words
 
 
@@ -119,3 +124,29 @@ def test_codes_of_a_column_in_many_pieces() -> None:
     codes, values = coded(Rows(5, {"x": pieces}), "x", "here")
     assert [values[c] for c in codes] == ["a", None, "b", "a", "c"] and len(values) == 4
     assert coded(Rows(0, {"x": pyarrow.chunked_array([], pyarrow.string())}), "x", "here")[1] == []
+
+
+def test_strings_that_grow_are_the_whole_column(tmp_path: Path) -> None:
+    """Gaps, absent columns, blocks of nothing, letters of several bytes; and numbers that turn into
+    text where 64 bits do not hold them."""
+    n = 2 * CHUNK + 3
+    texts = [None if i % 7 == 0 else "é" * (i % 3) + "x" * (i % 5) for i in range(n)]
+    late = [None] * CHUNK + [f"{i}" for i in range(CHUNK + 3)]
+    big = [2**63 + i if i % CHUNK == 1 else i for i in range(n)]
+    rows = [
+        {"text": t, "big": b} | ({} if w is None else {"late": w})
+        for t, w, b in zip(texts, late, big, strict=True)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = read_files([path], "auto").rows
+    assert (found["text"], found["late"]) == (texts, late)
+    assert found["big"] == [str(b) for b in big]
+    assert found.is_text("text") and found.array("text").null_count == sum(t is None for t in texts)
+
+
+def test_a_slice_of_an_array_grows_as_its_values() -> None:
+    text = Text()
+    text.add(pyarrow.array(["no", "ä", None, "", "b"]).slice(1, 3))
+    text.add(pyarrow.array(["c", None]))
+    assert text.array().to_pylist() == ["ä", None, "", "c", None]

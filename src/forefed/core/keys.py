@@ -38,6 +38,7 @@ _ROUNDS = 10
 _MASK32 = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _BLOCKS_AT_ONCE = 1 << 10  # 131,072 signs or 8,192 Gaussian values: what a cache holds
+_BLOCKS_IN_MEMORY = 1 << 14  # the cipher's own numbers take ten times its output
 GAUSS16_SCALE = 0.99998985927487  # standard deviation of the 65,536 midpoint quantiles
 
 
@@ -101,6 +102,12 @@ class Key:
 
     def blocks(self, start: int, count: int, word2: int = 0, word3: int = 0) -> NDArray[np.uint32]:
         """Output blocks ``start`` to ``start + count`` of the stream (word2, word3): [count, 4]."""
+        if count > _BLOCKS_IN_MEMORY:
+            found = np.empty((count, 4), dtype=np.uint32)
+            for done in range(0, count, _BLOCKS_IN_MEMORY):
+                some = min(_BLOCKS_IN_MEMORY, count - done)
+                found[done : done + some] = self.blocks(start + done, some, word2, word3)
+            return found
         index = np.arange(start, start + count, dtype=np.uint64)
         counter = np.empty((count, 4), dtype=np.uint32)
         counter[:, 0] = index & _MASK32
@@ -182,8 +189,10 @@ class Key:
 
     def permutation(self, n: int) -> NDArray[np.int64]:
         """A random order of 0..n-1: positions sorted by 64-bit random words."""
-        words = self.blocks(0, -(-n // 2)).reshape(-1, 2)[:n].astype(np.uint64)
-        return np.argsort(words[:, 0] << _HALF | words[:, 1], kind="stable")
+        words = self.blocks(0, -(-n // 2)).reshape(-1, 2)[:n]
+        keys = words[:, 0].astype(np.uint64) << _HALF
+        keys |= words[:, 1]
+        return np.argsort(keys, kind="stable")
 
     def choice(self, n: int, count: int) -> list[int]:
         """``count`` distinct numbers of 0..n-1, in ascending order, in time O(count) for any n.

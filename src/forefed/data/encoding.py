@@ -23,7 +23,7 @@ from forefed.data.examples import Examples, Indices
 from forefed.data.prompts import prompt_tokens
 from forefed.data.rows import Strings
 
-CHUNK = 2048  # texts per call of the tokeniser
+CHUNK = 256  # texts per call of the tokeniser
 MARGIN = 32
 """Tokens behind those that are kept, which a cut before tokenising may change."""
 CHARS_PER_TOKEN = 6
@@ -179,11 +179,13 @@ def _tokenise(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> T
     columns = [c for c in (None if causal else texts.first, texts.second) if c is not None]
     empty = sum(any(not t.strip() for t in row) for row in zip(*columns, strict=True))
     arrays = {name: each.array() for name, each in flat.items()}
-    lengths, kept = arrays.pop("lengths"), arrays.pop("kept")
+    kept = arrays.pop("kept")
+    offsets = np.zeros(len(kept) + 1, dtype=np.int64)
+    np.cumsum(arrays.pop("lengths"), out=offsets[1:])
     optional: dict[str, Any] = {"types": arrays.pop("types", None)}
     examples = Examples(
         **{**arrays, **optional},
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets=offsets,
         pad_id=tokenizer.pad_token_id,
         causal=causal,
     )

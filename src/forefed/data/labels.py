@@ -178,6 +178,8 @@ def read_labels(place: str, rows: Rows, column: str) -> Labels:
 
 def coded(rows: Rows, column: str, where: str) -> tuple[NDArray[np.int64], list[Any]]:
     """The different values of a column, and which of them each row has, [N]."""
+    import pyarrow
+    import pyarrow.compute as pc
     import pyarrow.types as types
 
     array = rows.array(column)
@@ -189,7 +191,11 @@ def coded(rows: Rows, column: str, where: str) -> tuple[NDArray[np.int64], list[
         )
     if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
         raise UserError(f"{where}: column '{column}' holds {kind}, which are no classes")
-    found = array.cast(kind).dictionary_encode(null_encoding="encode").chunks
+    found = pc.dictionary_encode(
+        array if array.type == kind else array.cast(kind),
+        null_encoding="encode",
+        memory_pool=pyarrow.system_memory_pool(),  # the default one keeps what is given back
+    ).chunks
     parts = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in found]
     codes = np.concatenate([np.zeros(0, np.int64), *parts])
     # pyarrow gives every chunk the values of all

@@ -197,9 +197,8 @@ class Natural(Partition):
             raise UserError(
                 "partition.column: this source names no owners; name the column that does"
             )
-        number = {
-            name: i for i, name in enumerate(sorted({x for x in natural_ids if x is not None}))
-        }
+        names = sorted(dict.fromkeys(x for x in natural_ids if x is not None))
+        number = {name: i for i, name in enumerate(names)}
         owned = np.flatnonzero(np.fromiter((x is not None for x in natural_ids), dtype=bool))
         missing = len(labels) - len(owned)
         if missing and (self.unowned == "refuse" or not len(owned)):
@@ -209,18 +208,22 @@ class Natural(Partition):
                 f'{column}; mend or remove them, or set partition.unowned = "drop"'
             )
         owners = (number[x] for x in natural_ids if x is not None)
-        owner_of = np.fromiter(owners, np.int64, len(owned))
-        order = np.argsort(owner_of, kind="stable")
-        found = np.split(owned[order], np.flatnonzero(np.diff(owner_of[order])) + 1)
-        large = [rows for rows in found if len(rows) >= self.min_size]
-        if not large:
+        owner_of = np.fromiter(owners, np.int32, len(owned))
+        sizes = np.bincount(owner_of, minlength=len(number))
+        large = np.flatnonzero(sizes >= self.min_size)
+        if not len(large):
             raise UserError(
-                f"partition.min_size = {self.min_size}: the largest of {len(found)} owners has "
-                f"{max(map(len, found))} examples; lower it"
+                f"partition.min_size = {self.min_size}: the largest of {len(sizes)} owners has "
+                f"{sizes.max()} examples; lower it"
             )
         if self.clients is not None and self.clients < len(large):
-            large = [large[i] for i in key.fold("owners").choice(len(large), self.clients)]
-        return Assigned.of(large, len(labels))
+            large = large[key.fold("owners").choice(len(large), self.clients)]
+        order = np.argsort(owner_of, kind="stable")
+        if len(large) < len(sizes):
+            chosen = np.zeros(len(sizes), dtype=bool)
+            chosen[large] = True
+            order = order[chosen[owner_of[order]]]
+        return Assigned.of_sizes(owned[order], sizes[large], len(labels))
 
 
 class Bootstrap(Partition):

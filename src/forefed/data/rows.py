@@ -20,7 +20,7 @@ from forefed.data.examples import Indices
 if TYPE_CHECKING:
     import pyarrow
 
-CHUNK = 8192
+CHUNK = 2048
 """Rows that are Python objects at one time."""
 
 _LOG = logging.getLogger(__name__)
@@ -153,7 +153,8 @@ def array_of(values: Sequence[Any]) -> pyarrow.Array | Exception:
     import pyarrow
 
     try:
-        found = pyarrow.array(values, from_pandas=False)
+        # (The default pool keeps 8 MB and more of what is given back.)
+        found = pyarrow.array(values, from_pandas=False, memory_pool=pyarrow.system_memory_pool())
     except OverflowError as error:
         if all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in values):
             return pyarrow.array([None if v is None else str(v) for v in values])
@@ -175,15 +176,16 @@ def merged(chunks: Sequence[Any], place: str, name: str) -> pyarrow.ChunkedArray
     fault = next((c for c in chunks if isinstance(c, Exception)), None)
     if fault is None:
         kinds = list(dict.fromkeys(c.type for c in chunks))
-        numbers_as_text = any(types.is_string(k) for k in kinds) and all(
-            types.is_string(k) or types.is_integer(k) or types.is_null(k) for k in kinds
-        )
+        whole = [k for k in kinds if types.is_integer(k) or types.is_null(k)]
+        texts = [k for k in kinds if _is_string(k)]
+        mixed = any(map(types.is_integer, whole)) and len(whole) + len(texts) == len(kinds)
         try:
-            if numbers_as_text and _are_all_numbers(chunks):
+            if texts and mixed and _are_all_numbers(chunks):
                 kind = pyarrow.large_string()
             else:
                 kind = _common(kinds)
-            return pyarrow.chunked_array([c.cast(kind) for c in chunks], kind)
+            parts = [c if c.type == kind else c.cast(kind) for c in chunks]  # (a cast may copy)
+            return pyarrow.chunked_array(parts, kind)
         except (pyarrow.ArrowException, TypeError) as error:
             fault = error
     return Unreadable(
@@ -206,10 +208,14 @@ def _common(kinds: Sequence[Any]) -> Any:
 
 def _are_all_numbers(chunks: Sequence[Any]) -> bool:
     """Is every text among them an integer that 64 bits do not hold?"""
+    texts = [c for c in chunks if _is_string(c.type)]
+    return all(t is None or t.lstrip("-").isdigit() for c in texts for t in c.to_pylist())
+
+
+def _is_string(kind: Any) -> bool:
     import pyarrow.types as types
 
-    texts = [c for c in chunks if types.is_string(c.type)]
-    return all(t is None or t.lstrip("-").isdigit() for c in texts for t in c.to_pylist())
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
@@ -253,12 +259,14 @@ class Strings(Sequence[str]):
 
     def _at(self, rows: Indices) -> list[str]:
         import pyarrow
+        import pyarrow.compute as pc
 
         if not len(rows):
             return []
         first, last = int(rows.min()), int(rows.max())  # what is taken from is copied whole
         near = self.array.slice(first, last - first + 1)
-        return near.take(pyarrow.array(rows - first)).to_pylist()
+        pool = pyarrow.system_memory_pool()  # as in array_of
+        return pc.take(near, pyarrow.array(rows - first), memory_pool=pool).to_pylist()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), CHUNK):

@@ -40,8 +40,13 @@ class Assigned:
     def of(shares: Sequence[Indices], n_examples: int) -> Assigned:
         """From one array per client; each client's rows in ascending order."""
         flat = [np.sort(np.asarray(rows, dtype=np.int64)) for rows in shares]
-        offsets = np.cumsum([0, *map(len, flat)], dtype=np.int64)
-        return Assigned(np.concatenate(flat), offsets, n_examples - int(offsets[-1]))
+        return Assigned.of_sizes(np.concatenate(flat), np.array([*map(len, flat)]), n_examples)
+
+    @staticmethod
+    def of_sizes(flat: Indices, sizes: Indices, n_examples: int) -> Assigned:
+        """From the rows of all clients, one after another, and how many each one holds."""
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return Assigned(flat, offsets, n_examples - int(offsets[-1]))
 
     @property
     def size(self) -> int:

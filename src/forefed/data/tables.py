@@ -4,12 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from forefed.core.errors import UserError
 from forefed.data.rows import Rows, array_of, merged, printable
 
+if TYPE_CHECKING:
+    import pyarrow
+
 MOST_COLUMNS = 4096
+
+
+class Text:
+    """The strings of one column in buffers that grow where they stand. Many small arrays, joined
+    at the end, take twice as much memory and leave holes."""
+
+    def __init__(self) -> None:
+        self.data, self.ends, self.given = bytearray(), bytearray(bytes(8)), bytearray()
+
+    def add(self, block: pyarrow.StringArray) -> None:
+        if not len(block):
+            return
+        _, offsets, data = block.buffers()
+        bounds = np.frombuffer(offsets, np.int32)[block.offset :][: len(block) + 1]
+        ends = bounds[1:].astype(np.int64) + (len(self.data) - int(bounds[0]))
+        self.ends += ends.data
+        if data is not None:
+            self.data += memoryview(data)[bounds[0] : bounds[-1]]
+        self.given += block.is_valid().to_numpy(zero_copy_only=False).data
+
+    def array(self) -> pyarrow.LargeStringArray:
+        import pyarrow
+
+        given = np.frombuffer(self.given, bool)
+        valid = None if given.all() else pyarrow.py_buffer(np.packbits(given, bitorder="little"))
+        ends, data = pyarrow.py_buffer(self.ends), pyarrow.py_buffer(self.data)
+        return pyarrow.LargeStringArray.from_buffers(len(given), ends, data, valid)
 
 
 class Builder:
@@ -22,12 +54,19 @@ class Builder:
     def add(self, names: Sequence[str], columns: Sequence[Sequence[Any]], n: int) -> None:
         """``n`` rows as columns."""
         import pyarrow
+        import pyarrow.types as types
 
         for name, values in zip(names, columns, strict=True):
             if name not in self.blocks:
                 self._check(name)
                 self.blocks[name] = [pyarrow.nulls(self.n)] if self.n else []
-            self.blocks[name].append(array_of(values))
+            parts, found = self.blocks[name], array_of(values)
+            if isinstance(found, Exception) or not types.is_string(found.type):
+                parts.append(found)
+                continue
+            if not parts or not isinstance(parts[-1], Text):
+                parts.append(Text())
+            parts[-1].add(found)
         for name in self.blocks.keys() - set(names):
             self.blocks[name].append(pyarrow.nulls(n))
         self.n += n
@@ -40,12 +79,10 @@ class Builder:
         self.add(names, [[row.get(name) for row in rows] for name in names], len(rows))
 
     def rows(self) -> Rows:
-        import pyarrow
-
         columns = {}
         for name in list(self.blocks):  # a column's parts go as it is merged
-            columns[name] = merged(self.blocks.pop(name), str(self.path), name)
-        pyarrow.default_memory_pool().release_unused()
+            parts = [p.array() if isinstance(p, Text) else p for p in self.blocks.pop(name)]
+            columns[name] = merged(parts, str(self.path), name)
         return Rows(self.n, columns)
 
     def _check(self, name: str, more: int = 1) -> None:

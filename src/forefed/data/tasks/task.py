@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
@@ -149,7 +150,7 @@ class TextTask(Choice):
         else:
             rows, held_out = self.hold_out(table.rows, test_fraction, key)
             train_texts, test_texts = train_texts.select(rows), train_texts.select(held_out)
-        owned = None if ids is None else [ids[i] for i in rows]
+        owned = None if ids is None else ids[rows].tolist()
         notes = (*table.notes, *train_texts.notes)
         return Arranged(columns, label_names, train_texts, test_texts, owned, bool(rest), notes)
 
@@ -203,11 +204,10 @@ class TextTask(Choice):
         )
 
 
-def _owners(rows: Rows, column: str) -> list[str | None]:
+def _owners(rows: Rows, column: str) -> NDArray[np.object_]:
     """The owner of every row, by the same rules as a class's name."""
     codes, values = coded(rows, named(rows, column, "partition.column"), "partition.column")
-    names = np.array([name_of(value) for value in values], dtype=object)
-    return list(names[codes])
+    return np.array([name_of(value) for value in values], dtype=object)[codes]
 
 
 def _class_notes(names: tuple[str, ...], train: Tokenised, test: Tokenised) -> list[str]:
