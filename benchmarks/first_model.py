@@ -27,7 +27,7 @@ from benchmarks.table import markdown
 from forefed.core.types import Params
 from forefed.data.examples import Examples, Indices
 from forefed.models.task import Task
-from forefed.report.comparison.statistics import student
+from forefed.report.comparison.results import interval
 from forefed.run import configure, run
 from forefed.start import answer
 from forefed.start.features import features
@@ -79,10 +79,9 @@ def page(found: dict[str, list[dict[str, float]]]) -> str:
 
 def paired(differences: Sequence[float]) -> str:
     """Mean and half of a 95 % interval, in points."""
-    mean, n = float(np.mean(differences)), len(differences)
-    if n < 2:
-        return f"{mean:+.1f}"
-    return f"{mean:+.1f} ± {student(n - 1) * float(np.std(differences, ddof=1)) / n**0.5:.1f}"
+    found = interval(differences)
+    assert found
+    return f"{found.mean:+.1f}" + ("" if found.half is None else f" ± {found.half:.1f}")
 
 
 def measured(name: str, seed: int) -> dict[str, float]:

@@ -11,9 +11,15 @@ from forefed.core.errors import UserError
 from forefed.core.metrics import ACCURACY, BITS_PER_BYTE
 from forefed.report.comparison import STUDY, Comparison, read_comparison, write_results
 from forefed.report.comparison.loses import losses
-from forefed.report.comparison.parts import overview_part
-from forefed.report.comparison.statistics import Interval, interval, paired, student
-from forefed.report.comparison.table import difference_text, quality_text, results_of
+from forefed.report.comparison.parts import overview
+from forefed.report.comparison.results import (
+    Interval,
+    difference_text,
+    interval,
+    paired,
+    quality_text,
+    results_of,
+)
 from forefed.report.comparison.views import (
     cost_to,
     robustness,
@@ -32,14 +38,6 @@ def test_an_interval_by_hand() -> None:
     assert found.half == pytest.approx(4.302653 * (0.0013**0.5) / 3**0.5)
     assert interval([]) is None
     assert interval([0.5]) == Interval(0.5, None, 1)
-
-
-def test_quantiles_of_student() -> None:
-    """From printed tables."""
-    table = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 11: 2.201, 15: 2.131, 30: 2.042, 120: 1.980}
-    for freedom, value in table.items():
-        assert student(freedom) == pytest.approx(value, abs=6e-4)
-    assert student(10**9) == pytest.approx(1.95996, abs=1e-5)
 
 
 def test_a_paired_difference_by_hand() -> None:
@@ -121,10 +119,8 @@ def made_up(folder: Path, lm: bool = False, alphas: tuple[float, ...] = (0.1,)) 
 def test_the_overview_by_hand(tmp_path: Path) -> None:
     """Two places: 0.83 and 0.93; four rounds of 10 forwards, 700 bytes up and 300 down."""
     comparison = made_up(tmp_path, alphas=(0.1, 10))
-    part = overview_part(comparison, results_of(comparison))
-    assert part is not None
-    (title, quality), (_, forwards), (_, traffic) = part.tables
-    assert title == "final accuracy" and quality.heads == ("", "dense", "small")
+    quality, forwards, traffic = overview(comparison, results_of(comparison)).tables
+    assert quality.caption == "final accuracy" and quality.heads == ("", "dense", "small")
     assert [row[0] for row in quality.rows] == ["partition.alpha = 0.1", "partition.alpha = 10"]
     assert [row[1].split(" ")[0] for row in quality.rows] == ["83.0", "93.0"]
     assert forwards.rows[0][1:] == ("40", "200")
@@ -133,7 +129,7 @@ def test_the_overview_by_hand(tmp_path: Path) -> None:
 
 def test_one_place_needs_no_overview(tmp_path: Path) -> None:
     comparison = made_up(tmp_path)
-    assert overview_part(comparison, results_of(comparison)) is None
+    assert overview(comparison, results_of(comparison)).empty
 
 
 def test_the_main_table_by_hand(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page and the terminal's tables: what they say, what they hide, and that nothing leaks in."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -9,13 +10,21 @@ from rich.console import Console
 
 from forefed.core.errors import UserError
 from forefed.models.objectives.classes import by_class
-from forefed.report import partition_table, read_run, results_table, write_report
+from forefed.report import plots, read_run, write_report
+from forefed.report.content import terminal
+from forefed.report.draw import DASHES, MARKERS, SERIES, colour, look
+from forefed.report.facts import (
+    cost_rows,
+    down_per_order,
+    folded,
+    partition_table,
+    quality_rows,
+    settings_rows,
+    up_per_answer,
+)
 from forefed.report.headline import headline
-from forefed.report.html import report_page
-from forefed.report.palette import DASHES, MARKERS, SERIES, colour, dash, marker
-from forefed.report.pictures import recall_plot, scatter_plot
-from forefed.report.plots import is_map, partition_plot, quality_plot, smoothing
-from forefed.report.tables import down_per_order, result_rows, settings_rows, up_per_answer
+from forefed.report.page import protected, report_page, served, terminal_tables
+from forefed.report.plots import is_map, smoothing
 from report_records import LABELS, read_lines, record, write_lines
 
 EVIL = '<script>alert("&")</script>'
@@ -60,7 +69,7 @@ class Page(HTMLParser):
 
 def shown(table, width=140):
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(table)
+    console.print(terminal(table))
     return console.export_text()
 
 
@@ -87,6 +96,8 @@ def test_the_page_is_one_file_without_scripts_or_references(tmp_path):
     used = set(re.findall(r"url\(#([^)]*)\)", text))
     assert used and used <= set(page.ids)
     assert page.tags.count("figure") == 6
+    images = re.findall(r'<svg role="img" aria-label="([^"]*)"', text)
+    assert len(images) == 6 and "a: 25.0 % to 77.3 %" in images[0]
     assert [path.name for path in target.parent.iterdir()] == ["report.html"]
 
 
@@ -108,7 +119,7 @@ def test_everything_of_the_user_is_escaped(tmp_path):
 
 def test_a_map_escapes_its_labels_too():
     partition = {"labels": [EVIL, "$a$", *"abcdefg"], "sizes": [9], "counts": [[1] * 9]}
-    svg = partition_plot(partition)
+    svg = plots.partition(partition).svg
     assert "<script" not in svg and "&lt;script&gt;" in svg
     assert ">$a$<" in svg  # no formula
 
@@ -198,22 +209,82 @@ def test_a_run_answers_its_users_questions(tmp_path):
     folder = record(tmp_path / "a", rounds=4, own=True, details=details, baseline=baseline)
     page = Page(report_page([read_run(folder)]))
     text = page.text.replace("\u00a0", " ")
-    titles = ["Is it good?", "Where is it wrong?", "Does it know when it is wrong?"]
-    for title in [*titles, "Who is served badly?"]:
+    for title in (
+        "Did it learn?",
+        "What does it confuse?",
+        "Whom does it serve badly?",
+        "May its probabilities be believed?",
+        "What did it cost?",
+        "What protects the clients?",
+    ):
         assert title in page.text
     assert "Sci/Tech for Sports (20), Sports for World (9)" in page.text
     assert "Never found: Sci/Tech." in page.text and "81.6 %" in text  # recall of Sports
-    assert "70 % sure, and right in 56 % of cases" in text
+    assert "70 % sure, and right in 56 % of cases: it is surer than it should be." in text
     assert "the mean is 60.0 %; a tenth are at 30.0 % or worse, and the worst is at 20.0 %" in text
     assert "closed form head" in page.text and "71.0" in page.text and "<b>" in page.text
     assert "bag of words" not in page.text
     assert "points above closed form head, 71.0 %" in headline([read_run(folder)])
-    assert page.tags.count("figure") == 10
+    assert page.tags.count("figure") == 9
     assert "note warning" not in report_page([read_run(folder)])
     poor = record(tmp_path / "b", rounds=4, top=0.4, details=details, baseline=baseline)
     assert "Worse than closed form head, 0.710" in report_page([read_run(poor)])
     write_lines(folder / "evaluations.jsonl", read_lines(folder / "evaluations.jsonl")[:-2])
-    assert "Where is it wrong?" not in report_page([read_run(folder)])  # details of a later round
+    assert "What does it confuse?" not in report_page(
+        [read_run(folder)]
+    )  # details of a later round
+
+
+def test_every_client_is_named_the_worst_first(tmp_path):
+    folder = record(tmp_path / "a", rounds=4, own=True, clients=8, details={})
+    each = [{"client": c, "n": 5 + c, "clients": q} for c, q in ((0, 0.9), (1, None), (2, 0.25))]
+    (folder / "clients.json").write_text(json.dumps({"round": 4, "clients": each}))
+    (table,) = served(read_run(folder)).tables
+    assert [row[0] for row in table.rows] == [*"20134567"] and table.heads[-1] == "accuracy"
+    assert [row[-2:] for row in table.rows[:3]] == [["7", "25.0 %"], ["5", "90.0 %"], ["6", "–"]]
+    assert "Every client" in report_page([read_run(folder)])
+    (folder / "clients.json").unlink()
+    assert "Clients over the rounds" in report_page([read_run(folder)])
+    plain = served(read_run(record(tmp_path / "b", rounds=1, clients=8)))
+    assert "set evaluate.clients" in plain.texts[0] and len(plain.tables[0].rows) == 8
+
+
+def test_what_the_start_took_is_counted(tmp_path):
+    folder = record(tmp_path / "a", rounds=4, up=100, down=1000, forwards=50.0)
+    start = {"bytes_up": 7000, "bytes_down": 30, "forwards": 9.0, "seconds": 2.0, "notes": [EVIL]}
+    (folder / "start.json").write_text(json.dumps(start))
+    run = read_run(folder)
+    assert run.spent("bytes")[0] == 7030 and run.spent("bytes")[1] == 7030 + 8 * 1100
+    assert run.spent("forwards")[4] == 9 + 4 * 50 and up_per_answer(run) == 100
+    rows = dict(cost_rows([run]))
+    assert rows["bytes up in all"] == "10.2 kB"
+    assert rows["before round 1 (the solved head)"] == "7.00 kB up, 30 B down, 2 s"
+    assert "with its solved head alone it was 25.0 %" in headline([run])
+    assert "<script" not in report_page([run])
+
+
+def test_what_protects_and_what_was_measured_beside_the_run(tmp_path):
+    folder = record(tmp_path / "a", rounds=2)
+    assert (
+        "Nothing beside the rows' staying where they are"
+        in protected([read_run(folder)], "a").texts[0]
+    )
+    spent = {"epsilon": 2.5, "text": f"(2.5, 1e-5) {EVIL}"}
+    change(folder, "rounds.jsonl", lambda lines: lines[1].update(privacy=[spent]))
+    for file, more in (
+        ("environment.json", {"protects": [{"what": "secure sum", "text": EVIL}]}),
+        ("summary.json", {"privacy": [spent]}),
+        ("baselines.json", {"lines": [{"name": "tf-idf", "accuracy": 0.99, "about": ""}]}),
+    ):
+        path = folder / file
+        old = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**old, **more}))
+    run = read_run(folder)
+    section = protected([run], ["a"])
+    assert [row[0] for row in section.tables[0].rows] == ["secure sum", "privacy ledger"]
+    assert section.figures[0].alt.endswith("a: 2.5 to 2.5")
+    assert run.baselines["tf-idf"] == 0.99 and "worse than tf-idf, 0.990" in run.shortfalls[0]
+    assert "<script" not in report_page([run])
 
 
 def test_many_classes_are_folded_and_mapped(tmp_path):
@@ -222,15 +293,17 @@ def test_many_classes_are_folded_and_mapped(tmp_path):
     details = {"confusion": confusion, "by_class": classes_of(confusion)}
     folder = record(tmp_path / "a", rounds=1, labels=names, details=details)
     text = report_page([read_run(folder)])
-    assert "<summary>60 classes</summary>" in text
+    assert "<summary>60 classes one by one</summary>" in text
     assert "No test text is put into a wrong class." in text
     assert text.count("<text") < 400  # not a number per cell
 
 
-def test_several_labels_and_numbers_have_their_own_pictures():
-    found = recall_plot([{"examples": 3, "recall": 0.5}, {"examples": 0, "recall": None}], "ab")
-    assert ">a<" in found and ">b<" in found
-    assert "<svg" in scatter_plot([[1.0, 1.5], [2.0, 1.0]])
+def test_several_labels_and_numbers_have_their_own_pictures(tmp_path):
+    labels = [{"examples": 3, "recall": 0.5, "precision": None, "f1": None}] * 4
+    folder = record(tmp_path / "a", rounds=1, details={"by_class": labels})
+    assert "What is found" in report_page([read_run(folder)])
+    folder = record(tmp_path / "b", rounds=1, details={"scatter": [[1.0, 1.5], [2.0, 1.0]]})
+    assert "Said and true" in report_page([read_run(folder)])
 
 
 def test_a_torn_line_is_told(tmp_path):
@@ -260,12 +333,10 @@ def test_only_differing_settings_stand_outside_the_fold(tmp_path):
         read_run(record(tmp_path / "a", rounds=1)),
         read_run(record(tmp_path / "b", rounds=1, settings={"codec": {"kind": "dense", "x": 1}})),
     ]
-    rows = {row.name: row.values for row in settings_rows(runs) if row.differs}
-    assert rows == {"codec.kind": ("scalars", "dense"), "codec.x": ("–", "1")}
-    text = report_page(runs)
-    before_fold = text[text.index("<h2>Settings") : text.index("<details")]
-    assert "codec.kind" in before_fold and "max_length" not in before_fold
-    assert "modifiers" in text[text.index("<details") :]
+    differing, same = folded(settings_rows(runs), ["a", "b"], "settings")
+    assert differing.rows == [("codec.kind", "scalars", "dense"), ("codec.x", "–", "1")]
+    assert not differing.folded and same.folded.endswith("settings that all runs share")
+    assert "data.max_length" in [row[0] for row in same.rows]
 
 
 def test_results_are_the_records_numbers(tmp_path):
@@ -275,18 +346,18 @@ def test_results_are_the_records_numbers(tmp_path):
     run = read_run(folder)
     assert up_per_answer(run) == (500 + 3 * 800) / 29 == 100
     assert down_per_order(run) == 1000
-    rows = {row.name: row.values[0] for row in result_rows([run])}
+    rows = dict([*quality_rows([run]), *cost_rows([run])])
     assert rows["bytes up in all"] == "2.90 kB" and rows["forward-equivalents"] == "200"
     assert rows["answers lost"] == "3 of 32 (crash 3)"
     assert rows["local steps skipped"] == "1 of 256"
     assert rows["final accuracy"].endswith("77.3 % (75.4 to 79.0)")
-    text = shown(results_table([run]))
+    text = shown(terminal_tables([run])[1])
     assert all(value in text for value in rows.values())
 
 
 def test_the_terminal_shows_names_as_they_are(tmp_path):
     run = read_run(record(tmp_path / "a", rounds=1, name="[red]x[/red]", labels=["[b]", "c"]))
-    assert "[red]x[/red]" in shown(results_table([run]))
+    assert "[red]x[/red]" in shown(terminal_tables([run])[1])
     assert "[b]" in shown(partition_table(run.partition))
 
 
@@ -298,7 +369,7 @@ def test_the_partition_table_goes_from_the_largest_to_the_smallest(tmp_path):
     rows = [int(size) for _, size in found]
     assert len(rows) == 12 and rows == sorted(rows, reverse=True)
     assert rows[0] == max(partition["sizes"]) and rows[-1] == min(partition["sizes"])
-    assert text.splitlines()[1].count("█") == 24 and "12 of 40 clients" in text
+    assert text.count("█") > 24 and "█" * 25 not in text and "12 of 40 clients" in text
     empty = {"kind": "iid", "clients": 2, "labels": [], "sizes": [3, 0], "counts": [[], []]}
     assert "smallest / median / largest client: 0 / 1.5 / 3" in shown(partition_table(empty))
 
@@ -309,25 +380,28 @@ def test_many_clients_or_labels_become_a_map():
         return {"labels": list(LABELS * 9)[:labels], "sizes": [sum(c) for c in counts],
                 "counts": counts}  # fmt: skip
 
-    assert not is_map(partition(40, 8)) and "<image" not in partition_plot(partition(40, 8))
+    assert not is_map(partition(40, 8)) and "<image" not in plots.partition(partition(40, 8)).svg
     for clients, labels in ((41, 2), (3, 9)):
         assert is_map(partition(clients, labels))
-        assert "<image" in partition_plot(partition(clients, labels))
-    assert "<image" not in partition_plot(partition(300, 0))  # a language model's clients
-    assert partition_plot({"sizes": [], "labels": []}) is None
+        assert "<image" in plots.partition(partition(clients, labels)).svg
+    assert "<image" not in plots.partition(partition(300, 0)).svg  # a language model's clients
+    assert plots.partition({"sizes": [], "labels": []}) is None
 
 
-def test_a_wide_span_of_bytes_gets_a_logarithmic_axis(tmp_path):
-    cheap = read_run(record(tmp_path / "a", rounds=4, up=10, down=10))
-    dear = read_run(record(tmp_path / "b", rounds=4, up=10_000, down=10_000))
-    alone, both = quality_plot([dear], "bytes"), quality_plot([cheap, dear], "bytes")
-    assert "0 B<" in alone and "0 B<" not in both.replace("00 B<", "")
-    assert "10.0 kB<" in both
+def test_a_wide_span_of_bytes_gets_a_logarithmic_axis():
+    def drawn(*xs):
+        curve = plots.Curve("a", [0.0, *xs], [0.5] * (len(xs) + 1))
+        return plots.lines("k", "t", "c", [curve], plots.AXES["bytes"], plots.Axis("y")).svg
+
+    alone, both = drawn(1e4, 3e4), drawn(1e2, 3e4)
+    assert ">0 B<" in alone and ">0 B<" not in both
+    assert ">10.0 kB<" in both
 
 
 def test_runs_differ_by_more_than_colour():
-    for look in (dash, marker):
-        assert len({(colour(i), look(i)) for i in range(32)}) == 32 == len(SERIES) * len(DASHES)
+    for part in (0, 1):
+        looks = {(colour(i), look(i)[part]) for i in range(32)}
+        assert len(looks) == 32 == len(SERIES) * len(DASHES)
     assert len(MARKERS) == len(DASHES)
-    assert all(dash(i) != dash(i + 1) for i in range(31) if (i + 1) % len(SERIES))
+    assert all(look(i)[0] != look(i + 1)[0] for i in range(31) if (i + 1) % len(SERIES))
     assert smoothing(40) == 1 and smoothing(60) == 5 and smoothing(1000) == 50

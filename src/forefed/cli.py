@@ -123,6 +123,7 @@ def demo(
     if "accuracy" in result.summary["final"]:
         out.print("What costs less, on the same test rows:")
         _print_baselines(chosen)
+        write_report([read_run(result.folder)], result.folder / "report.html")
     out.print(next_steps(result))
     raise typer.Exit(result.status)
 
@@ -176,16 +177,22 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML file with curves, partition, settings and results."""
-    from forefed.report import partition_table, read_run, results_table, write_report
+    from forefed.report import read_run, write_report
+    from forefed.report.content import terminal
+    from forefed.report.headline import headline
+    from forefed.report.page import terminal_tables, warnings
+    from forefed.report.read import run_labels
 
     if output is not None:
         new_place(output, "--output")
     read = [read_run(folder) for folder in runs]
     target = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     write_report(read, target)
-    if len(read) == 1:
-        out.print(partition_table(read[0].partition))
-    out.print(results_table(read))
+    for table in terminal_tables(read):
+        out.print(terminal(table))
+    out.print(styled("\n", (printable(headline(read)), "bold")))
+    for text in warnings(read, run_labels(read)):
+        out.print(styled((printable(text), "yellow")))
     out.print(f"report: {target}", soft_wrap=True)
 
 
@@ -311,9 +318,11 @@ def baselines_command(config: ConfigFile = None, sets: Sets = None) -> None:
 
 
 def _print_baselines(config: Config) -> None:
-    from forefed.compare.baselines import baselines
+    from forefed.compare.baselines import baselines, keep
 
-    for line in baselines(config, err.print):
+    found = baselines(config, err.print)
+    keep(config, found)
+    for line in found:
         out.print(f"{line['name']:12} {line['accuracy']:.3f}  {line['about']}")
 
 

@@ -13,23 +13,26 @@ Pooled ones see the same rows as the federation: the clients' training rows (all
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from forefed.config.config import Config
+from forefed.config.config import Config, configure
 from forefed.core.errors import UserError
+from forefed.core.files import read_table, write_json
 from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
 from forefed.federation.questions import Way
 from forefed.run.build import build, words_at
+from forefed.run.checkpoint import config_digest
 from forefed.run.evaluate import evaluate_global
 from forefed.run.head_start import begin
 from forefed.start import Auto, ClosedForm
 from forefed.start.features import features
 
+BASELINES = "baselines.json"
 LOCAL = 50
 """Clients whose own models are trained and averaged over."""
 ITERATIONS = 300
@@ -117,6 +120,13 @@ def _tf_idf(examples: Examples, rows: Indices, test: Examples) -> tuple[Any, Any
 
 def _one_and_two(words: list[str]) -> list[str]:
     return [*words, *(f"{a} {b}" for a, b in pairwise(words))]
+
+
+def keep(config: Config, found: Sequence[Json]) -> None:
+    """Into the folder of the run of this configuration, where there is one, for its report."""
+    path = config.folder / "config.json"
+    if path.exists() and config_digest(configure(base=read_table(path))) == config_digest(config):
+        write_json(config.folder / BASELINES, {"lines": list(found)})
 
 
 def _logistic() -> Callable[[float], Any]:

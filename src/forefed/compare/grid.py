@@ -15,7 +15,7 @@ from forefed.config.compat import check
 from forefed.config.config import Config, configure, merge
 from forefed.core.errors import UserError
 from forefed.core.names import LONGEST
-from forefed.report.tables import flat
+from forefed.report.facts import flat
 from forefed.run import record
 from forefed.run.checkpoint import config_digest
 

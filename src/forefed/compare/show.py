@@ -9,8 +9,6 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
-from rich.text import Text
 
 from forefed.compare.compare import compare
 from forefed.compare.grid import Cell
@@ -20,6 +18,7 @@ from forefed.core.errors import Stopped, UserError
 from forefed.core.settings import parse
 from forefed.core.terminal import column, printable
 from forefed.report.comparison import main_tables
+from forefed.report.content import terminal
 
 
 def compare_from_options(
@@ -41,8 +40,8 @@ def compare_from_options(
     study = study_of_options(files, over, tune, seeds, sets, name)
     with Progress(console) as progress:
         outcome = compare(study, jobs, progress)
-    for title, heads, rows in main_tables(outcome.folder):
-        console.print(_table(title, heads, rows))
+    for table in main_tables(outcome.folder):
+        console.print(terminal(table, turned=len(table.heads) > 2))
     console.print(
         f"results: {outcome.folder / 'results.md'}, {outcome.folder / 'results.html'}",
         soft_wrap=True,
@@ -130,14 +129,3 @@ class Progress(Watch):
             self.console.print(printable(f"failed: {cell.name}: {error}"), style="red")
         elif not self.console.is_terminal:
             self.console.print(f"finished: {cell.name}")
-
-
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """One column per method: terminals are narrow."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    for row in rows:
-        table.add_column(Text(row[0], style="bold"), justify="right")
-    for i, head in enumerate(heads[1:], 1):
-        table.add_row(Text(head, style="dim"), *(Text(row[i]) for row in rows))
-    return table

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from forefed.core.facade import callable_package
-from forefed.report.html import write_report
+from forefed.report.page import write_report
 from forefed.report.read import Run, read_run
-from forefed.report.tables import partition_table, results_table
 
-__all__ = ["Run", "partition_table", "read_run", "report", "results_table", "write_report"]
+__all__ = ["Run", "read_run", "report", "write_report"]
 
 
 def report(*folders: Path | str, output: Path | str) -> None:

@@ -64,7 +64,7 @@ def _reached(run: Run, final: Json, value: float) -> str:
             saved = 100 * (1 - value / run.untrained)
             text += f", {saved:.1f} % less than the {before} before training"
         else:
-            when = "with its solved head alone" if run.solved else "before training"
+            when = "with its solved head alone" if run.start else "before training"
             text += f"; {when} it was {before}"
     cheaper = {name: x for name, x in run.baselines.items() if name not in (UNTRAINED, HEAD)}
     if not cheaper:
@@ -84,10 +84,7 @@ def _reached(run: Run, final: Json, value: float) -> str:
 
 def _private(run: Run) -> str:
     """What the run let out of its clients' data, where it accounts for that."""
-    last = run.rounds[-1] if run.rounds else {}
-    told = (run.summary or last).get("privacy") or []
-    texts = [str(s.get("text")) for s in told if isinstance(s, dict)]
-    return "".join(f" Let out: {text}." for text in texts)
+    return "".join(f" Let out: {each.get('text')}." for each in run.privacy)
 
 
 def _half(ends: Ends | None) -> float:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -24,8 +24,8 @@ from forefed.core.shortfalls import HEAD, UNTRAINED, shortfalls
 from forefed.core.types import LOSS_REASONS, Json
 
 Cost = Literal["bytes", "forwards"]
-START = "start.json"
-"""File of a run whose head was solved from all clients' sums."""
+KEPT = ("summary", "start", "details", "clients", "audit", "baselines")
+"""Tables (NAME.json) that not every run has."""
 AGAIN = "'forefed run --resume' writes the rounds after the checkpoint again, otherwise restore it"
 
 
@@ -39,20 +39,24 @@ class Run:
     partition: Json
     rounds: tuple[Json, ...]
     evaluations: tuple[Json, ...]
-    summary: Json | None = None
+    kept: Mapping[str, Json] = field(default_factory=dict)
+    """Those of ``KEPT`` that there are."""
     torn: int = 0
-    solved: bool = False
-    """Was the head solved before the first round, so that the first evaluation is of it?"""
-    tested: Json | None = None
-    """``details.json``: what is no single number of an evaluation on the test set."""
-    audited: Json | None = None
-    """``audit.json``: what ``forefed audit`` read from messages of this run's client."""
+
+    @property
+    def summary(self) -> Json | None:
+        return self.kept.get("summary")
+
+    @property
+    def start(self) -> Json | None:
+        """How the head was solved before the first round, so that the first evaluation is of it."""
+        return self.kept.get("start")
 
     @property
     def details(self) -> Json:
         """What is no single number of the last evaluation; empty where it is not kept."""
-        tested, final = self.tested or {}, self.final or {}
-        return tested if tested.get("round") == final.get("round", -1) else {}
+        found, final = self.kept.get("details") or {}, self.final or {}
+        return found if found.get("round") == final.get("round", -1) else {}
 
     @property
     def name(self) -> str:
@@ -126,34 +130,42 @@ class Run:
     @property
     def before(self) -> str:
         """What the model is called before the first round."""
-        return HEAD if self.solved else UNTRAINED
+        return UNTRAINED if self.start is None else HEAD
 
     @property
     def majority(self) -> float | None:
         """Quality of the answer that costs nothing (``Metric.chance``), where there is one."""
         return finite(self.environment.get("majority"))
 
+    @cached_property
+    def _cheaper(self) -> dict[str, float]:
+        """By its name in the record, what costs less: ``baselines.json`` has what was measured
+        beside the run."""
+        before = {"majority": self.environment.get("majority"), self.before: self.untrained}
+        beside = self.kept.get("baselines", {}).get("lines", ())
+        measured = {line["name"]: self.metric.of(line) for line in beside if self.metric}
+        found = {**before, **((self.summary or {}).get("baseline") or {}), **measured}
+        return {name: x for name, value in found.items() if (x := finite(value)) is not None}
+
     @property
     def baselines(self) -> dict[str, float]:
         """What costs less, with its quality: the answer that costs nothing, the model before
-        training, and whatever else the summary has."""
-        before = {"majority": self.environment.get("majority"), self.before: self.untrained}
-        found = {**before, **((self.summary or {}).get("baseline") or {})}
-        known = {name: x for name, value in found.items() if (x := finite(value)) is not None}
+        training, and whatever else was measured."""
         names = self.measures.baseline_name if self.measures else str
-        return {names(name): value for name, value in known.items()}
+        return {names(name): value for name, value in self._cheaper.items()}
 
     @property
     def shortfalls(self) -> list[str]:
         """What a finished run should have reached and did not."""
         if self.summary is None or self.measures is None or self.final is None:
             return []
-        baseline = self.summary.get("baseline") or {}
-        return shortfalls(self.measures, self.final, self.best, baseline)
+        return shortfalls(self.measures, self.final, self.best, self._cheaper)
 
-    def total(self, key: str) -> float:
-        """The sum of one number over all rounds, such as ``bytes_up`` or ``forwards``."""
-        return sum(finite(line.get(key)) or 0.0 for line in self.rounds)
+    def total(self, key: str, started: bool = True) -> float:
+        """The sum of one number over all rounds, such as ``bytes_up`` or ``forwards``, with what
+        the start took before them (``started``)."""
+        lines = [*self.rounds, *([self.start] if self.start and started else [])]
+        return sum(finite(line.get(key)) or 0.0 for line in lines)
 
     @property
     def seconds(self) -> float:
@@ -180,16 +192,23 @@ class Run:
         return {reason: counts[reason] for reason in order if counts[reason]}
 
     def spent(self, cost: Cost) -> dict[int, float]:
-        """Cost up to and with each round: bytes both ways, or forward-equivalents."""
+        """Cost up to and with each round, the start's at round 0: bytes both ways, or
+        forward-equivalents."""
         keys = ("bytes_up", "bytes_down") if cost == "bytes" else ("forwards",)
-        each = (sum(finite(line.get(key)) or 0.0 for key in keys) for line in self.rounds)
-        return dict(
-            zip(
-                [0, *(line["round"] for line in self.rounds)],
-                accumulate(each, initial=0.0),
-                strict=True,
-            )
-        )
+        lines = [{"round": 0, **(self.start or {})}, *self.rounds]
+        each = (sum(finite(line.get(key)) or 0.0 for key in keys) for line in lines)
+        return dict(zip((line["round"] for line in lines), accumulate(each), strict=True))
+
+    def last(self, split: str) -> Json | None:
+        """The last evaluation of a kind."""
+        return next((e for e in reversed(self.evaluations) if e.get("split") == split), None)
+
+    @property
+    def privacy(self) -> list[Json]:
+        """Statements of what was let out of private rows, in all."""
+        last = self.rounds[-1] if self.rounds else {}
+        told = (self.summary or last).get("privacy") or []
+        return [each for each in told if isinstance(each, dict)]
 
 
 def read_run(folder: Path) -> Run:
@@ -206,20 +225,10 @@ def read_run(folder: Path) -> Run:
     config, environment, partition = (read_table(folder / name) for name in heads)
     rounds, torn_rounds = _read_lines(folder / "rounds.jsonl")
     evaluations, torn_evaluations = _read_lines(folder / "evaluations.jsonl")
-    summary = folder / "summary.json"
-    return Run(
-        folder,
-        config,
-        environment,
-        partition,
-        rounds,
-        evaluations,
-        read_table(summary) if summary.exists() else None,
-        torn_rounds + torn_evaluations,
-        (folder / START).is_file(),
-        read_table(folder / "details.json") if (folder / "details.json").exists() else None,
-        read_table(folder / "audit.json") if (folder / "audit.json").exists() else None,
-    )
+    files = {name: folder / f"{name}.json" for name in KEPT}
+    kept = {name: read_table(file) for name, file in files.items() if file.exists()}
+    torn = torn_rounds + torn_evaluations
+    return Run(folder, config, environment, partition, rounds, evaluations, kept, torn)
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from forefed.core.intervals import Ends
 from forefed.core.metrics import Metric
-from forefed.core.sizes import format_bytes
+from forefed.core.sizes import format_bytes, format_duration
 
 ABSENT = "–"
+_SHOWN = {"share": (100, 1, " points"), "bits": (1, 3, ""), "number": (1, 3, "")}
+"""By scale: what a value is multiplied by, its decimals, the unit of a difference."""
 
 
 def size(count: float | None) -> str:
@@ -14,8 +18,12 @@ def size(count: float | None) -> str:
     return ABSENT if count is None else format_bytes(count)
 
 
+def duration(seconds: float | None) -> str:
+    return ABSENT if seconds is None else format_duration(seconds)
+
+
 def short(count: float | None) -> str:
-    """A count in a card or on an axis: 950, 18.2 thousand as 18.2 k, 3.1 M."""
+    """A count in a card or on an axis: 950, 18.2 k, 3.1 M."""
     if count is None:
         return ABSENT
     for unit in ("", " k", " M", " G"):
@@ -30,40 +38,32 @@ def whole(count: float | None) -> str:
     return ABSENT if count is None else f"{count:,.0f}"
 
 
-def duration(seconds: float | None) -> str:
-    """0.42 s, 12.3 s, 3 min 20 s, 2 h 05 min."""
-    if seconds is None:
-        return ABSENT
-    if seconds < 99.95:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+def percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{100 * share:.1f} %"
 
 
 def quality(metric: Metric | None, value: float | None, unit: bool = True) -> str:
     """61.2 % or 2.661 bits per byte."""
     if value is None or metric is None:
         return ABSENT
-    scale, digits, _ = scaled(metric)
     sign = {"share": " %", "bits": f" {metric.title}" if unit else "", "number": ""}[metric.scale]
-    return f"{scale * value:.{digits}f}{sign}"
+    return f"{number(metric, value)}{sign}"
 
 
-def scaled(metric: Metric) -> tuple[int, int, str]:
-    """By what a value is multiplied to be shown, its decimals, and the unit of a difference."""
-    return {
-        "share": (100, 1, " points"),
-        "bits": (1, 3, f" {metric.title}"),
-        "number": (1, 3, ""),
-    }[metric.scale]
+def number(metric: Metric, value: float, sign: str = "") -> str:
+    """The number alone; ``sign`` "+": with its sign."""
+    scale, digits, _ = _SHOWN[metric.scale]
+    return f"{scale * value:{sign}.{digits}f}"
+
+
+def unit(metric: Metric) -> str:
+    """The unit of a difference: " points"."""
+    return f" {metric.title}" if metric.scale == "bits" else _SHOWN[metric.scale][2]
 
 
 def difference(metric: Metric, value: float) -> str:
     """How far two qualities are apart: "1.3 points"."""
-    scale, digits, unit = scaled(metric)
-    return f"{scale * abs(value):.{digits}f}{unit}"
+    return f"{number(metric, abs(value))}{unit(metric)}"
 
 
 def reached(metric: Metric, value: float) -> str:
@@ -75,15 +75,7 @@ def reached(metric: Metric, value: float) -> str:
 
 def between(metric: Metric, ends: Ends | None) -> str:
     """An interval: "59.1 to 63.2"."""
-    if ends is None:
-        return ""
-    scale, digits, _ = scaled(metric)
-    return " to ".join(f"{scale * end:.{digits}f}" for end in ends)
-
-
-def title(metric: Metric | None) -> str:
-    """What quality is called."""
-    return metric.title if metric else "quality"
+    return "" if ends is None else " to ".join(number(metric, end) for end in ends)
 
 
 def axis(metric: Metric) -> str:
@@ -110,10 +102,15 @@ def cut(text: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def sentence(text: str) -> str:
+    """With a capital letter and one full stop."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def listing(parts: list[str]) -> str:
+def listing(parts: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part)

@@ -47,7 +47,8 @@ class Trained:
             UserError: the record is damaged.
         """
         lines = record.read_lines(folder, record.EVALUATIONS)
-        tested = {line["split"]: line for line in lines if line.get("clients")}
+        own = ("clients", "personal")
+        tested = {e["split"]: e for e in lines if e["split"] in own and e.get("clients")}
         audit = folder / record.AUDIT
         return Trained(
             tuple(record.label_names(folder)),

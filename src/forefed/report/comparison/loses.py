@@ -7,10 +7,9 @@ from pathlib import Path
 
 from forefed.report import words
 from forefed.report.comparison.cells import Comparison
-from forefed.report.comparison.statistics import paired
-from forefed.report.comparison.table import COSTS, Result
+from forefed.report.comparison.results import COSTS, Result, paired
+from forefed.report.facts import compare, flat
 from forefed.report.read import Run
-from forefed.report.tables import flat
 
 LITTLE = 1.1
 """Costs below so many times the cheapest are not called a loss."""
@@ -54,13 +53,13 @@ def _worst(comparison: Comparison, results: Sequence[Result], method: str) -> st
 
 
 def _gap_text(comparison: Comparison, gap: float, half: float | None, best: Result) -> str:
-    scale, digits, unit = words.scaled(comparison.metric)
-    side = "below" if comparison.metric.higher_is_better else "above"
-    text = f"{scale * abs(gap):.{digits}f}"
+    metric = comparison.metric
+    unit, side = words.unit(metric), "below" if metric.higher_is_better else "above"
+    text = words.number(metric, abs(gap))
     if half is None:
         return f"{text}{unit} {side} {best.method}, on one seed"
     sure = "" if abs(gap) > half else ", which the seeds do not tell from 0"
-    return f"{text} ± {scale * half:.{digits}f}{unit} {side} {best.method}{sure}"
+    return f"{text} ± {words.number(metric, half)}{unit} {side} {best.method}{sure}"
 
 
 def pairing(comparison: Comparison) -> str:
@@ -106,31 +105,19 @@ def _tokens(run: Run) -> object:
     return (run.environment.get("data") or {}).get("tokens")
 
 
-def settings_tables(comparison: Comparison) -> tuple[list[tuple[str, ...]], list[tuple[str, str]]]:
-    """(setting, value per method) where methods differ, and (setting, value) where all agree; of
-    every method's first finished run at the first place."""
-    place = comparison.places[0]
-    runs = [next(iter(comparison.runs(place, m).values()), None) for m in comparison.methods]
-    tables = [
-        {k: v for k, v in flat(run.config).items() if k not in ("name", "out", "seed")}
-        if run
-        else {}
-        for run in runs
+def settings_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """(setting, value per method), of every method's first finished run at the first place."""
+    runs = [
+        next(iter(comparison.runs(comparison.places[0], method).values()), None)
+        for method in comparison.methods
     ]
-    names = list(dict.fromkeys(name for table in tables for name in table))
-    differing, common = [], []
-    for name in names:
-        values = [_shown(t[name]) if name in t else words.ABSENT for t in tables]
-        known = {value for value, table in zip(values, tables, strict=True) if table}
-        if len(known) > 1:
-            differing.append((name, *values))
-        else:
-            common.append((name, known.pop()))
-    return differing, common
+    tables = [flat(run.config) if run else {} for run in runs]
+    shown = [{key: _short(value) for key, value in table.items()} for table in tables]
+    return compare(shown, ("name", "out", "seed"))
 
 
-def _shown(value: object) -> str:
-    """A setting; of a path on this machine its last two parts, which say what it is."""
+def _short(value: object) -> object:
+    """Of a path on this machine its last two parts, which say what it is."""
     if isinstance(value, str) and Path(value).is_absolute():
         return "/".join(["...", *Path(value).parts[-2:]])
-    return words.setting(value)
+    return value

@@ -1,25 +1,31 @@
-"""What a comparison says, part by part; ``templates/comparison.*`` write these parts down."""
+"""What a comparison says, section by section, and where it is written: ``results.json``,
+``results.md`` and ``results.html`` beside ``study.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
 
+from forefed.core.files import write_atomic, write_json
+from forefed.core.metrics import Metric
 from forefed.core.types import Json
-from forefed.report import words
-from forefed.report.comparison.cells import Comparison, Place
-from forefed.report.comparison.figures import by_setting, curves
-from forefed.report.comparison.loses import losses, pairing, settings_tables
-from forefed.report.comparison.statistics import Interval
-from forefed.report.comparison.table import (
+from forefed.report import facts, plots, words
+from forefed.report.comparison.cells import Comparison, Place, read_comparison
+from forefed.report.comparison.loses import losses, pairing, settings_rows
+from forefed.report.comparison.results import (
     COSTS,
+    Interval,
     Result,
     difference_text,
+    interval,
     quality_text,
     results_of,
 )
 from forefed.report.comparison.views import (
-    budget_rows,
+    Robustness,
+    budget_table,
     cost_to,
     lost_quality,
     near,
@@ -27,75 +33,53 @@ from forefed.report.comparison.views import (
     target_of,
     under_budgets,
 )
-from forefed.report.pages import Figure
-from forefed.report.plots import Against
+from forefed.report.content import Figure, Section, Table
+from forefed.report.page import SPREAD, epsilon_of
+from forefed.report.pages import render
+from forefed.report.plots import AXES, Axis, Curve
+from forefed.report.read import Run, finite
 
 
-@dataclass(frozen=True)
-class Table:
-    """Texts: one head per column, the first column names the row. ``**x**`` is emphasised.
-
-    ``words``: the columns hold text, not numbers; ``folded``: shown on request.
-    """
-
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: bool = False
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """A section: paragraphs, then tables with what stands above them, then figures (page only)."""
-
-    title: str
-    paragraphs: tuple[str, ...] = ()
-    tables: tuple[tuple[str, Table], ...] = ()
-    figures: tuple[Figure, ...] = ()
-
-
-def overview_part(comparison: Comparison, results: Sequence[Result]) -> Part | None:
+def overview(comparison: Comparison, results: Sequence[Result]) -> Section:
     """Methods against places, where there are several: quality, compute and bytes at a glance."""
     if len(comparison.places) < 2:
-        return None
+        return Section("Overview")
     by = {(r.place, r.method): r for r in results}
-    heads = ("", *comparison.methods)
 
-    def table(text: Callable[[Result], str]) -> Table:
-        rows = ((p.label, *(text(by[p, m]) for m in comparison.methods)) for p in comparison.places)
-        return Table(heads, tuple(rows))
+    def table(caption: str, text: Callable[[Result], str]) -> Table:
+        rows = [(p.label, *(text(by[p, m]) for m in comparison.methods)) for p in comparison.places]
+        return Table(("", *comparison.methods), rows, caption)
 
     def in_all(*keys: str) -> Callable[[Result], float | None]:
         return lambda r: sum(r.costs[k] for k in keys) if keys[0] in r.costs else None
 
     passes, traffic = in_all("forwards"), in_all("bytes_up", "bytes_down")
-    quality = f"final {words.title(comparison.metric)}"
-    return Part(
+    quality = f"final {comparison.metric.title}"
+    return Section(
         "Overview",
         ("The last round's quality, and what the whole run took; means over seeds.",),
-        (
-            (quality, table(lambda r: quality_text(comparison.metric, r.quality))),
-            ("forward-equivalents", table(lambda r: words.short(passes(r)))),
-            ("bytes both ways", table(lambda r: words.size(traffic(r)))),
+        tables=(
+            table(quality, lambda r: quality_text(comparison.metric, r.quality)),
+            table("forward-equivalents", lambda r: words.short(passes(r))),
+            table("bytes both ways", lambda r: words.size(traffic(r))),
         ),
     )
 
 
-def main_part(comparison: Comparison, results: Sequence[Result]) -> Part:
-    """Final quality and costs, one table per place."""
-    metric = comparison.metric
-    quality = f"final {words.title(metric)}"
-    unit = words.scaled(metric)[2].strip()
+def main(comparison: Comparison, results: Sequence[Result]) -> Section:
+    """Final quality and costs, one table and one picture per place."""
+    metric, unit = comparison.metric, words.unit(comparison.metric).strip()
     heads = (
         "method",
-        quality,
+        f"final {metric.title}",
         f"difference to {comparison.reference}" + (f" ({unit})" if unit else ""),
         "seeds",
         "rounds",
         *(cost.title for cost in COSTS),
     )
-    tables = []
-    for place in comparison.places:
+    tables, figures = [], []
+    for number, place in enumerate(comparison.places):
+        here = [r for r in results if r.place == place]
         rows = [
             (
                 r.method,
@@ -105,20 +89,37 @@ def main_part(comparison: Comparison, results: Sequence[Result]) -> Part:
                 f"{r.rounds}",
                 *(cost.text(r.costs.get(cost.key)) for cost in COSTS),
             )
-            for r in results
-            if r.place == place
+            for r in here
         ]
-        caption = "; ".join(text for text in (place.label, _baselines(comparison, place)) if text)
-        tables.append((caption, Table(heads, tuple(rows))))
-    return Part(
-        "Results",
-        (
-            "Mean over seeds of the last round's quality on the test set ± half of Student's 95 % "
-            "interval. Differences are paired by seed; a star marks an interval without 0. Costs "
-            "are means over seeds, memory the largest.",
-        ),
-        tuple(tables),
+        cheaper = _baselines(comparison, place)
+        said = ", ".join(f"{n} {quality_text(metric, Interval(x))}" for n, x in cheaper.items())
+        tables.append(Table(heads, rows, "; ".join(text for text in (place.label, said) if text)))
+        bars = [(r.method, r.quality) for r in here]
+        bars += [(name, Interval(value)) for name, value in cheaper.items()]
+        figures.append(
+            plots.bars(
+                f"final-{number}",
+                f"Final {metric.title}",
+                place.label or "means over seeds with 95 % intervals, beside what costs less",
+                [(n, i.mean if i else None, _ends(metric, i)) for n, i in bars],
+                partial(words.tick, metric),
+                own=len(here),
+            )
+        )
+    text = (
+        "Mean over seeds of the last round's quality on the test set ± half of Student's 95 % "
+        "interval. Differences are paired by seed; a star marks an interval without 0. Costs "
+        "are means over seeds, memory the largest."
     )
+    return Section("Results", (text,), figures, tables)
+
+
+def _ends(metric: Metric, found: Interval | None) -> tuple[float, float] | None:
+    """The interval as drawn: a share lies between 0 and 1."""
+    if found is None or found.half is None:
+        return None
+    low, high = found.mean - found.half, found.mean + found.half
+    return (max(low, 0.0), min(high, 1.0)) if metric.scale == "share" else (low, high)
 
 
 def seeds_text(result: Result) -> str:
@@ -128,51 +129,97 @@ def seeds_text(result: Result) -> str:
     return f"{len(result.qualities)}" + (f" ({said})" if said else "")
 
 
-def _baselines(comparison: Comparison, place: Place) -> str:
-    """What costs nothing: "most frequent class 50.1 %, untrained 49.0 %"."""
+def _baselines(comparison: Comparison, place: Place) -> dict[str, float]:
+    """What costs less, with its mean quality over all runs there."""
     runs = [run for m in comparison.methods for run in comparison.runs(place, m).values()]
-    parts = []
-    for name in dict.fromkeys(name for run in runs for name in run.baselines):
-        values = [run.baselines[name] for run in runs if name in run.baselines]
-        mean = Interval(sum(values) / len(values), None, 1)
-        parts.append(f"{name} {quality_text(comparison.metric, mean)}")
-    return ", ".join(parts)
+    names = dict.fromkeys(name for run in runs for name in run.baselines)
+    return {n: fmean(r.baselines[n] for r in runs if n in r.baselines) for n in names}
 
 
-def curves_part(comparison: Comparison) -> Part:
+def beside(comparison: Comparison) -> Section:
+    """The other metrics, how clients are served, and the privacy that was spent."""
+    metric = comparison.metric
+    runs = [run for p in comparison.places for m in comparison.methods
+            for run in comparison.runs(p, m).values()]  # fmt: skip
+    measures = next((run.measures for run in runs if run.measures), None)
+    columns: list[tuple[str, Metric, Callable[[Run], object]]] = [
+        (m.title, m, lambda run, m=m: m.of(run.final))  # type: ignore[misc]
+        for m in (measures.metrics[1:] if measures else ())
+    ]
+    columns += [
+        (f"clients: {name}", metric, lambda run, key=key: (run.last("clients") or {}).get(key))  # type: ignore[misc]
+        for name, key in SPREAD.items()
+    ]
+    epsilon = Metric("epsilon", "epsilon", "number")
+    columns.append(("epsilon", epsilon, lambda run: epsilon_of(run.summary)))
+    tables = []
+    for place in comparison.places:
+        means = [
+            [_mean(comparison.runs(place, m).values(), of) for _, _, of in columns]
+            for m in comparison.methods
+        ]
+        kept = [i for i in range(len(columns)) if any(row[i] for row in means)]
+        rows = [
+            (method, *(quality_text(columns[i][1], row[i]) for i in kept))
+            for method, row in zip(comparison.methods, means, strict=True)
+        ]
+        heads = ("method", *(columns[i][0] for i in kept))
+        tables += [Table(heads, rows, place.label)] if kept else []
+    text = "Of the last round, means over seeds. A dash: not measured, or nothing was protected so."
+    return Section("Other metrics, clients and privacy", (text,) if tables else (), tables=tables)
+
+
+def _mean(runs: Iterable[Run], of: Callable[[Run], object]) -> Interval | None:
+    return interval([value for run in runs if (value := finite(of(run))) is not None])
+
+
+def curves(comparison: Comparison) -> Section:
     """Quality over rounds, bytes and compute, at every place."""
-    figures = []
-    kinds: tuple[tuple[Against, str], ...] = (
-        ("round", "Quality over rounds"),
-        ("bytes", "Quality for its bytes"),
-        ("forwards", "Quality for its compute"),
-    )
+    titles = {"round": "Quality over rounds", "bytes": "Quality for its bytes",
+              "forwards": "Quality for its compute"}  # fmt: skip
+    found = []
     for number, place in enumerate(comparison.places):
-        for against, title in kinds:
-            svg = curves(comparison, place, against, f"curves-{number}-{against}")
-            if svg:
-                caption = place.label or "mean and range of the seeds"
-                figures.append(Figure(title, caption, svg, wide=against == "round"))
-    return Part(
-        "Curves", ("Mean over seeds; the band is the range of the seeds.",), (), tuple(figures)
-    )
+        for against, title in titles.items():
+            drawn = [mean_curve(m, list(comparison.runs(place, m).values()), against)
+                     for m in comparison.methods]  # fmt: skip
+            found.append(
+                plots.lines(
+                    f"curves-{number}-{against}",
+                    title,
+                    place.label or "mean and range of the seeds",
+                    drawn,
+                    AXES[against],
+                    plots.quality_axis(comparison.metric),
+                    wide=against == "round",
+                )
+            )
+    text = "Mean over seeds; the band is the range of the seeds."
+    return Section("Curves", (text,), found)
 
 
-def failed_part(comparison: Comparison) -> Part | None:
+def mean_curve(name: str, runs: Sequence[Run], against: str) -> Curve:
+    """Mean quality with the range of the seeds at every round in which all runs were tested."""
+    scores = [
+        {e["round"]: q for e in run.tests if (q := run.quality(e)) is not None} for run in runs
+    ]
+    common = sorted(set.intersection(*(set(s) for s in scores))) if scores else []
+    xs = common if against == "round" else [
+        fmean(run.spent("bytes" if against == "bytes" else "forwards")[at] for run in runs)
+        for at in common
+    ]  # fmt: skip
+    ys = [[s[at] for s in scores] for at in common]
+    return Curve(name, xs, [fmean(y) for y in ys], [(min(y), max(y)) for y in ys])
+
+
+def failed(comparison: Comparison) -> Section:
     """Cells without a result, with the reason."""
     rows = [(c.name, c.error or "not finished") for c in comparison.cells if c.run is None]
-    if not rows:
-        return None
-    return Part(
-        "Cells without a result", (), (("", Table(("cell", "reason"), tuple(rows), words=True)),)
-    )
+    tables = [Table(("cell", "reason"), rows)] if rows else []
+    return Section("Cells without a result", tables=tables)
 
 
-def tuning_part(comparison: Comparison) -> Part | None:
+def tuning(comparison: Comparison) -> Section:
     """What was tuned, within which budget."""
-    chosen = comparison.study["tuning"]
-    if not chosen:
-        return None
     rows = [
         (
             " on ".join(part for part in (c["method"], c["dataset"]) if part),
@@ -181,23 +228,16 @@ def tuning_part(comparison: Comparison) -> Part | None:
             ", ".join(c["edges"]) or "no",
             "; ".join(_tried(comparison, t) for t in c["tried"]),
         )
-        for c in chosen
+        for c in comparison.study["tuning"]
     ]
-    return Part(
-        "Tuning",
-        (
-            "Each grid was run on part of the training rows, held out for validation; no test row "
-            "was read. A winner on the edge of its grid may be beaten by a value outside it.",
-        ),
-        (
-            (
-                "",
-                Table(
-                    ("method", "budget", "chosen", "on the edge", "tried"), tuple(rows), words=True
-                ),
-            ),
-        ),
+    if not rows:
+        return Section("Tuning")
+    text = (
+        "Each grid was run on part of the training rows, held out for validation; no test row "
+        "was read. A winner on the edge of its grid may be beaten by a value outside it."
     )
+    heads = ("method", "budget", "chosen", "on the edge", "tried")
+    return Section("Tuning", (text,), tables=[Table(heads, rows)])
 
 
 def _tried(comparison: Comparison, tried: Json) -> str:
@@ -207,41 +247,32 @@ def _tried(comparison: Comparison, tried: Json) -> str:
     return f"{settings}: " + ("no number" if tried["loss"] is None else f"loss {tried['loss']:.4f}")
 
 
-def loses_part(comparison: Comparison, results: Sequence[Result]) -> Part:
+def loses(comparison: Comparison, results: Sequence[Result]) -> Section:
     """The worst view of every method."""
-    rows = tuple(losses(comparison, results))
-    return Part(
-        "Where each method loses",
-        ("The largest gap in quality and the largest ratio of costs, each to the best method.",),
-        (("", Table(("method", "worst"), rows, words=True)),),
-    )
+    text = "The largest gap in quality and the largest ratio of costs, each to the best method."
+    table = Table(("method", "worst"), losses(comparison, results))
+    return Section("Where each method loses", (text,), tables=[table])
 
 
-def budget_part(comparison: Comparison, results: Sequence[Result]) -> Part:
+def budgets(comparison: Comparison, results: Sequence[Result]) -> Section:
     """Quality under budgets of memory, bytes and compute."""
+    text = (
+        "The last evaluation that a budget allows, not the best one; for memory the final "
+        "quality of what fits. A dash: it does not fit, or no round ends within the budget."
+    )
     tables = [
-        (place.label, Table(("budget", *comparison.methods), budget_rows(comparison, found)))
+        budget_table(comparison, found, place.label)
         for place in comparison.places
         if (found := under_budgets(comparison, place, results))
     ]
-    return Part(
-        "Quality under a budget",
-        (
-            "The last evaluation that a budget allows, not the best one; for memory the final "
-            "quality of what fits. A dash: it does not fit, or no round ends within the budget.",
-        ),
-        tuple(tables),
-    )
+    return Section("Quality under a budget", (text,), tables=tables)
 
 
-def target_part(comparison: Comparison, results: Sequence[Result]) -> Part:
+def targets(comparison: Comparison, results: Sequence[Result]) -> Section:
     """What it takes to reach a quality, the same for all and each method's own."""
     kinds = ("rounds", "bytes both ways", "forward-equivalents")
-    heads = (
-        "method",
-        *(f"{kind} to the target" for kind in kinds),
-        *(f"{kind} to 95 % of its own" for kind in kinds),
-    )
+    heads = ("method", *(f"{kind} to the target" for kind in kinds))
+    heads += tuple(f"{kind} to 95 % of its own" for kind in kinds)
     tables = []
     for place in comparison.places:
         target = target_of(comparison, results, place)
@@ -255,76 +286,113 @@ def target_part(comparison: Comparison, results: Sequence[Result]) -> Part:
             common = cost_to(comparison, runs, [target] * len(runs))
             alone = cost_to(comparison, [run for run, _ in scored], own)
             rows.append((method, *common.texts(), *alone.texts()))
-        shown = quality_text(comparison.metric, Interval(target, None, 1))
-        caption = ", ".join(part for part in (place.label, f"target {shown}") if part)
-        tables.append((caption, Table(heads, tuple(rows))))
-    return Part(
-        "Cost to a target",
-        (
-            "Until the first evaluation at the target, or at 95 % of the method's own final "
-            "quality; means over the seeds that got there. A dash: never.",
-        ),
-        tuple(tables),
+        shown = f"target {quality_text(comparison.metric, Interval(target))}"
+        caption = ", ".join(part for part in (place.label, shown) if part)
+        tables.append(Table(heads, rows, caption))
+    text = (
+        "Until the first evaluation at the target, or at 95 % of the method's own final "
+        "quality; means over the seeds that got there. A dash: never."
     )
+    return Section("Cost to a target", (text,), tables=tables)
 
 
-def robustness_part(comparison: Comparison, results: Sequence[Result]) -> Part | None:
+def robust(comparison: Comparison, results: Sequence[Result]) -> Section:
     """Quality by the values of every setting under ``over``."""
-    found = robustness(comparison, results)
-    if not found:
-        return None
-    tables, figures = [], []
-    for number, view in enumerate(found):
+    metric, tables, figures = comparison.metric, [], []
+    for number, view in enumerate(robustness(comparison, results)):
         rows = [
-            (
-                method,
-                *(quality_text(comparison.metric, i) for i in row),
-                lost_quality(comparison.metric, row),
-            )
+            (method, *(quality_text(metric, i) for i in row), lost_quality(metric, row))
             for method, row in view.by_method.items()
         ]
         others = [f"{key} = {value}" for key, value in view.others]
         caption = ", ".join(part for part in (view.dataset, view.key, *others) if part)
         heads = ("method", *(str(value) for value in view.values), "best to worst")
-        svg = by_setting(comparison, view, f"robustness-{number}")
-        figures.append(Figure(f"Quality by {view.key}", caption, svg))
-        tables.append((caption, Table(heads, tuple(rows))))
+        figures.append(_by_setting(metric, view, f"robustness-{number}", caption))
+        tables.append(Table(heads, rows, caption))
     said = ("Final quality by the value of one setting; the others at their first.",)
-    return Part("Robustness", said, tuple(tables), tuple(figures))
+    return Section("Robustness", said if tables else (), figures, tables)
 
 
-def protocol_part(comparison: Comparison) -> Part:
-    """What was held equal, and what differs between the methods."""
-    differing, common = settings_tables(comparison)
-    tables = []
-    if differing:
-        tables.append(("Differs", Table(("setting", *comparison.methods), tuple(differing))))
-    tables.append(
-        (
-            "The same for all methods",
-            Table(("setting", "value"), tuple(common), words=True, folded=True),
+def _by_setting(metric: Metric, view: Robustness, key: str, caption: str) -> Figure | None:
+    """Quality with its interval by the values of a setting, on a scale where they are numbers."""
+    numbers = [finite(value) for value in view.values]
+    known = [value for value in numbers if value is not None]
+    scale = len({*known}) == len(view.values)
+    xs = known if scale else [float(i) for i in range(len(view.values))]
+    drawn = [
+        Curve(
+            method,
+            [x for x, i in zip(xs, row, strict=True) if i],
+            [i.mean for i in row if i],
+            [_ends(metric, i) for i in row if i],
         )
+        for method, row in view.by_method.items()
+    ]
+    names = dict(zip(xs, map(str, view.values), strict=True))
+    wide_span = scale and min(xs) > 0 and max(xs) >= 10 * min(xs)
+    axis = Axis(view.key, lambda x: names.get(x, ""), at=xs, cost=wide_span)
+    return plots.lines(
+        key, f"Quality by {view.key}", caption, drawn, axis, plots.quality_axis(metric)
     )
+
+
+def protocol(comparison: Comparison) -> Section:
+    """What was held equal, and what differs between the methods."""
+    tables = facts.folded(settings_rows(comparison), comparison.methods, "settings")
     seeds = ", ".join(map(str, comparison.study["seeds"]))
     said = [f"Seeds: {seeds}.", pairing(comparison)]
     if len(comparison.places) > 1:
         said.append(f"Settings are those of {comparison.places[0].label}.")
-    return Part("Protocol", tuple(text for text in said if text), tuple(tables))
+    return Section("Protocol", [text for text in said if text], tables=tables)
 
 
-def parts_of(comparison: Comparison) -> tuple[list[Result], list[Part]]:
-    """All parts, in the order in which they are read."""
+def sections_of(comparison: Comparison) -> tuple[list[Result], list[Section]]:
+    """All of them, in the order in which they are read."""
     results = results_of(comparison)
-    parts = [
-        overview_part(comparison, results),
-        main_part(comparison, results),
-        failed_part(comparison),
-        loses_part(comparison, results),
-        curves_part(comparison),
-        budget_part(comparison, results),
-        target_part(comparison, results),
-        robustness_part(comparison, results),
-        tuning_part(comparison),
-        protocol_part(comparison),
+    sections = [
+        overview(comparison, results),
+        main(comparison, results),
+        failed(comparison),
+        loses(comparison, results),
+        beside(comparison),
+        curves(comparison),
+        budgets(comparison, results),
+        targets(comparison, results),
+        robust(comparison, results),
+        tuning(comparison),
+        protocol(comparison),
     ]
-    return results, [part for part in parts if part]
+    return results, [section for section in sections if not section.empty]
+
+
+def write_results(folder: Path) -> None:
+    """The results of the comparison in ``folder``; raises like ``read_comparison``."""
+    comparison = read_comparison(folder)
+    results, sections = sections_of(comparison)
+    write_json(
+        folder / "results.json",
+        {
+            "study": comparison.study["name"],
+            "metric": comparison.metric.key,
+            "reference": comparison.reference,
+            "results": [result.to_json() for result in results],
+            "tuning": comparison.study["tuning"],
+        },
+    )
+    cells = words.plural(len(comparison.cells), "cell")
+    seeds = words.plural(len(comparison.study["seeds"]), "seed")
+    context = {
+        "title": f"Comparison: {comparison.study['name']}",
+        "sections": sections,
+        "kicker": " · ".join([cells, words.plural(len(comparison.methods), "method"), seeds]),
+        "source": f"Made by Forefed from the records of {cells}.",
+    }
+    write_atomic(folder / "results.md", render("comparison.md.j2", **context).encode())
+    write_atomic(folder / "results.html", render("comparison.html.j2", **context).encode())
+
+
+def main_tables(folder: Path) -> list[Table]:
+    """The main table of every place, and where each method loses (for the terminal)."""
+    comparison = read_comparison(folder)
+    results = results_of(comparison)
+    return [*main(comparison, results).tables, *loses(comparison, results).tables]

@@ -14,8 +14,8 @@ from typing import Any
 from forefed.core.metrics import Metric
 from forefed.report import words
 from forefed.report.comparison.cells import Comparison, Place
-from forefed.report.comparison.statistics import Interval, interval
-from forefed.report.comparison.table import Result, quality_text
+from forefed.report.comparison.results import Interval, Result, interval, quality_text
+from forefed.report.content import Table
 from forefed.report.read import Cost, Run, finite
 
 NEAR = 0.95
@@ -198,17 +198,15 @@ def lost_quality(metric: Metric, found: Sequence[Interval | None]) -> str:
     return words.difference(metric, max(means) - min(means))
 
 
-def budget_rows(comparison: Comparison, found: Sequence[Budgeted]) -> tuple[tuple[str, ...], ...]:
-    """One row per budget, one column per method, the best in asterisks."""
-    rows = []
-    for budget in found:
+def budget_table(comparison: Comparison, found: Sequence[Budgeted], caption: str) -> Table:
+    """One row per budget, one column per method, the best in bold."""
+    rows, bold = [], set()
+    for number, budget in enumerate(found):
         means = {m: i.mean for m, i in budget.reached.items()}
-        best = [
-            m for m, x in means.items() if not any(comparison.better(y, x) for y in means.values())
-        ]
-        cells = []
-        for method in comparison.methods:
-            text = quality_text(comparison.metric, budget.reached.get(method))
-            cells.append(f"**{text}**" if method in best and len(means) > 1 else text)
-        rows.append((budget.title, *cells))
-    return tuple(rows)
+        for column, method in enumerate(comparison.methods, 1):
+            beaten = any(comparison.better(x, means.get(method, x)) for x in means.values())
+            if method in means and len(means) > 1 and not beaten:
+                bold.add((number, column))
+        texts = (quality_text(comparison.metric, budget.reached.get(m)) for m in comparison.methods)
+        rows.append((budget.title, *texts))
+    return Table(("budget", *comparison.methods), rows, caption, bold=frozenset(bold))

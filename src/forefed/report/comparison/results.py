@@ -1,17 +1,44 @@
-"""The main table: quality with its interval, what it cost, and how far from the reference."""
+"""Quality with its interval over seeds, what it cost, and how far from the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
 
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.report import words
 from forefed.report.comparison.cells import Comparison, Place
-from forefed.report.comparison.statistics import Interval, interval, paired
+from forefed.report.facts import down_per_order, up_per_answer
 from forefed.report.read import Run
-from forefed.report.tables import down_per_order, up_per_answer
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over ``n`` seeds; ``half`` is half the width of its 95 % interval (None: one seed)."""
+
+    mean: float
+    half: float | None = None
+    n: int = 1
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """Mean and Student's 95 % interval, mean ± t * s / sqrt(n); None without values."""
+    if len(values) < 2:
+        return Interval(values[0]) if values else None
+    from scipy.stats import sem, t
+
+    n = len(values)
+    return Interval(fmean(values), float(t.ppf(0.975, n - 1) * sem(values)), n)
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval | None:
+    """The interval of ours - theirs over the seeds that both have.
+
+    What a seed does to both alike (its clients, its cohorts) cancels.
+    """
+    return interval([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
 
 
 @dataclass(frozen=True)
@@ -61,9 +88,9 @@ class Result:
             "dataset": self.place.dataset,
             "condition": dict(self.place.condition),
             "method": self.method,
-            "quality": self.quality and self.quality.to_json(),
+            "quality": self.quality and asdict(self.quality),
             "by_seed": {str(seed): value for seed, value in self.qualities.items()},
-            "difference": self.difference and self.difference.to_json(),
+            "difference": self.difference and asdict(self.difference),
             "costs": self.costs,
             "rounds": self.rounds,
             "failed": self.failed,
@@ -125,19 +152,17 @@ def quality_text(metric: Metric, found: Interval | None) -> str:
     """As in "81.2 ± 0.9 %", "2.661 ± 0.012"; one seed has no interval."""
     if found is None:
         return words.ABSENT
-    scale, digits, _ = words.scaled(metric)
-    spread = "" if found.half is None else f" ± {scale * found.half:.{digits}f}"
     percent = " %" if metric.scale == "share" else ""
-    return f"{scale * found.mean:.{digits}f}{spread}{percent}"
+    return f"{words.number(metric, found.mean)}{_half(metric, found)}{percent}"
 
 
 def difference_text(metric: Metric, found: Interval | None) -> str:
-    """As in "+1.3 ± 0.8 points"; a star where the interval leaves 0 out."""
+    """As in "+1.3 ± 0.8*"; a star where the interval leaves 0 out."""
     if found is None:
         return words.ABSENT
-    scale, digits, _ = words.scaled(metric)
-    text = f"{scale * found.mean:+.{digits}f}"
-    if found.half is not None:
-        star = "*" if abs(found.mean) > found.half else ""
-        text += f" ± {scale * found.half:.{digits}f}{star}"
-    return text
+    star = "*" if found.half is not None and abs(found.mean) > found.half else ""
+    return f"{words.number(metric, found.mean, '+')}{_half(metric, found)}{star}"
+
+
+def _half(metric: Metric, found: Interval) -> str:
+    return "" if found.half is None else f" ± {words.number(metric, found.half)}"
