@@ -34,7 +34,8 @@ from forefed.core.types import Params
 from forefed.data.encoding import encode_texts
 from forefed.data.partition import Dirichlet
 from forefed.federation.adversary import Adversary
-from forefed.federation.star import RoundReport, RunState
+from forefed.federation.report import RoundReport
+from forefed.federation.star import RunState
 from forefed.models.adapters import HeadOnly
 from forefed.models.load import load_task
 from forefed.models.settings import ModelSettings

@@ -3,7 +3,7 @@
 import torch
 
 from forefed.core.types import Order
-from forefed.federation.star import RoundReport
+from forefed.federation.report import RoundReport
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer
 from forefed.run import configure

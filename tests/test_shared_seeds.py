@@ -128,13 +128,14 @@ def test_averages_by_hand():
 
 def test_a_slope_beyond_all_gradients_loses_the_answer():
     loop = star(ENGINE, directions=SHARED, cohort=6)
-    encode = loop.transport.encode
+    client = loop.transport.client
 
-    def absurd(update, number):
+    def absurd(*asked):
+        update, state = client(*asked)
         slopes = {g: x if update.client else x * 1e36 for g, x in update.slopes.items()}
-        return encode(dataclasses.replace(update, slopes=slopes), number)
+        return dataclasses.replace(update, slopes=slopes), state
 
-    broken = dataclasses.replace(loop, transport=dataclasses.replace(loop.transport, encode=absurd))
+    broken = dataclasses.replace(loop, transport=dataclasses.replace(loop.transport, client=absurd))
     state, (report,) = play(broken, 1)
     assert [(x.client, x.reason) for x in report.lost] == [(0, "transport")]
     assert "larger than 1e+30" in report.lost[0].detail and trees.all_finite(state.params)

@@ -1,8 +1,19 @@
-"""The star loop: one server, many clients. FedAvg, SPRY and their relatives are slots of it.
+"""A round of one server and its clients. FedAvg is below, line by line; SPRY and the others are
+what stands in its slots.
 
-    plan      cohort, assignment -> one Order per client
-    exchange  orders -> clients -> bytes -> Updates (replayed from slopes where they are slopes)
-    finish    rule per parameter over its holders -> server optimiser -> new state (server.py)
+    McMahan et al. (arXiv 1602.05629), Algorithm 1           here
+
+    server: for each round t
+      S_t <- a random set of clients                         Star.drawn           slot select
+      send w_t to every k in S_t                             Star.plan            assign, sharing
+    client k: for some epochs, for each batch b              local/training.py    client.sampler
+      w <- w - lr * gradient of the loss on b                                     engine, client
+      send w to the server                                   Star.hear            codec, channel
+    server:
+      w_t+1 <- sum over k in S_t of n_k / n * w^k_t+1        Server.finish        aggregator, server
+
+What is sent is the change, old - new: its mean, subtracted with a rate of 1, is the mean of the
+models. ``modifiers`` may act on every step, on what is sent, on what is received and on the mean.
 
 State is an argument and a result; a round is a function of (run key, round number, state), so a
 run resumes at any round.
@@ -11,27 +22,21 @@ run resumes at any round.
 from __future__ import annotations
 
 import math
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-
-import torch
+from dataclasses import dataclass, replace
 
 from forefed.assign import Assign
 from forefed.channel import Channel, Plain
 from forefed.channel.channel import Group, Shapes, Sum, Work
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.states import keep
-from forefed.core.types import Cohort, Json, Lost, Order, Reply, Transport, Unit, Update
+from forefed.core.types import Cohort, Lost, Order, Reply, Transport, Unit, Update
 from forefed.federation.exchange import Came, exchange
+from forefed.federation.participation import available, cap_of, counted
+from forefed.federation.report import Laps, RoundReport, losses_by_reason
 from forefed.federation.server import Finished, Server
-from forefed.federation.state import PARTICIPATION, RunState
+from forefed.federation.state import RunState
 from forefed.federation.topology import Central, Topology
-from forefed.modifiers import Private
-from forefed.privacy import Release
 from forefed.select import Selector, Uniform
 from forefed.sharing import Everything, Sharing
 from forefed.wire import Codec, Dense
@@ -40,51 +45,6 @@ from forefed.wire.records import encode_record
 DIGITS = 16  # of the digest that clients who follow compare: 64 bits tell of any drift
 
 __all__ = ["RoundReport", "RunState", "Star", "losses_by_reason"]
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What one round did; the record writes it as one line."""
-
-    round: int
-    cohort: tuple[int, ...]
-    updates: tuple[Update, ...]
-    lost: tuple[Lost, ...]
-    bytes_up: int
-    bytes_down: int
-    seconds: dict[str, float]
-    pending: int = 0
-    """Updates that wait for more before the server moves."""
-    abandoned: int = 0
-    """Answers that were dropped because they were fewer than the round needs."""
-    record: bytes = b""
-    """What the scalar log keeps of the round (nothing where tensors travel)."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """What the aggregator counted."""
-    contributions: tuple[Json, ...] = ()
-    """{client, norm, cosine} of every answer that counted (federation/server.py)."""
-    releases: tuple[Release, ...] = ()
-    """What the round lets out of private data."""
-    summed: tuple[int, ...] | None = None
-    """Clients whose contributions came as sums, of which ``updates`` has one a group (None: every
-    contribution came by itself)."""
-
-    @property
-    def loss(self) -> float:
-        """The clients' mean training loss, by example (NaN: no finite one came)."""
-        losses = [(u.metrics.get("loss", math.nan), u.n_examples) for u in self.updates]
-        finite = [(loss, n) for loss, n in losses if math.isfinite(loss) and n > 0]
-        weight = sum(n for _, n in finite)
-        return sum(loss * n for loss, n in finite) / weight if weight else math.nan
-
-    @property
-    def heard(self) -> tuple[int, ...]:
-        return tuple(u.client for u in self.updates) if self.summed is None else self.summed
-
-    @property
-    def failed(self) -> tuple[int, ...]:
-        """The clients that answered with an error."""
-        return tuple(lost.client for lost in self.lost if lost.reason == "error")
 
 
 @dataclass(frozen=True)
@@ -115,10 +75,52 @@ class Star:
     codec: Codec = Dense()  # noqa: RUF009 (frozen)
     """Of what a topology without a server sends."""
 
+    def round(
+        self, state: RunState, on_outcome: Callable[[Reply | Lost], None] | None = None
+    ) -> tuple[RunState, RoundReport]:
+        """One round; ``on_outcome`` is told of every answer as it comes (for progress)."""
+        return self.topology.round(self, state, on_outcome)
+
+    def central_round(
+        self, state: RunState, on_outcome: Callable[[Reply | Lost], None] | None = None
+    ) -> tuple[RunState, RoundReport]:
+        """FedAvg's round, with every part a slot."""
+        laps = Laps()
+        drawn = self.drawn(state)
+        orders = self.plan(state, drawn)
+        laps.end("plan")
+        came = self.hear(orders, on_outcome)
+        laps.end("clients")
+        enough = len(came.heard) >= self.cohort_min
+        updates, heard = (came.found, came.heard) if enough else ([], ())
+        done = self.server.finish(state, orders, updates, drawn)
+        after = counted(done.state, orders, self.cap)
+        record = self.encoded(done, state)
+        laps.end("aggregate")
+        laps.move(came.receiving_s, "clients", "aggregate")
+        by_client = sorted(updates, key=lambda u: u.client)  # sums do not tell who came first
+        report = RoundReport(
+            round=after.round,
+            cohort=tuple(orders),
+            updates=tuple(by_client),
+            lost=tuple(came.lost),
+            bytes_up=came.bytes_up,
+            bytes_down=came.bytes_down,
+            seconds=laps.seconds,
+            pending=len(after.pending),
+            abandoned=came.abandoned + (0 if enough else len(came.heard)),
+            record=record,
+            metrics={**done.metrics, **(_of_sums(updates) if came.summed else {})},
+            contributions=() if came.summed else done.contributions,
+            releases=done.releases,
+            summed=heard if came.summed else None,
+        )
+        return self.remember(state, after, record, report.heard, report.failed), report
+
     def drawn(self, state: RunState) -> Cohort:
         """Who takes part in the next round."""
         key = self.key.fold("round", state.round + 1)
-        members = self.available(state)
+        members = available(self.transport.members(), state, self.cap)
         asked = math.ceil(self.cohort * (1 + self.over_select))
         ctx = replace(self.server.context(state, ()), key=key)
         cohort = self.select.select(members, asked, ctx)
@@ -156,49 +158,6 @@ class Star:
             for client, assigned in zip(cohort, names, strict=True)
         }
 
-    def round(
-        self, state: RunState, on_outcome: Callable[[Reply | Lost], None] | None = None
-    ) -> tuple[RunState, RoundReport]:
-        """One round; ``on_outcome`` is told of every answer as it comes (for progress)."""
-        return self.topology.round(self, state, on_outcome)
-
-    def central_round(
-        self, state: RunState, on_outcome: Callable[[Reply | Lost], None] | None = None
-    ) -> tuple[RunState, RoundReport]:
-        """A round of one server and its clients: FedAvg, with every part a slot."""
-        clock = [time.perf_counter()]
-        drawn = self.drawn(state)
-        orders = self.plan(state, drawn)
-        clock.append(time.perf_counter())
-        came = self.hear(orders, on_outcome)
-        clock.append(time.perf_counter())
-        updates, heard, abandoned = came.found, came.heard, came.abandoned
-        if len(heard) < self.cohort_min:
-            updates, heard, abandoned = [], (), abandoned + len(heard)
-        done = self.server.finish(state, orders, updates, drawn)
-        new_state, record = done.state, self.encoded(done, state)
-        new_state = self.counted(new_state, orders)
-        clock.append(time.perf_counter())
-        plan_s, clients_s, apply_s = (b - a for a, b in pairwise(clock))
-        receiving = came.receiving_s
-        report = RoundReport(
-            new_state.round,
-            tuple(orders),
-            tuple(sorted(updates, key=lambda u: u.client)),  # sums do not tell who came first
-            tuple(came.lost),
-            came.bytes_up,
-            came.bytes_down,
-            {"plan": plan_s, "clients": clients_s - receiving, "aggregate": apply_s + receiving},
-            len(new_state.pending),
-            abandoned,
-            record,
-            {**done.metrics, **(_of_sums(updates) if came.summed else {})},
-            () if came.summed else done.contributions,
-            done.releases,
-            heard if came.summed else None,
-        )
-        return self.remember(state, new_state, record, report.heard, report.failed), report
-
     def hear(
         self, orders: Mapping[int, Order], on_outcome: Callable[[Reply | Lost], None] | None
     ) -> Came[Update]:
@@ -223,10 +182,16 @@ class Star:
             of_sum=lambda total: update_of(total, slopes),
             own=self.server.secret and self.server.secret.fold("sum", number),
         )
-        wanted = self.cohort if self.over_select else None
-        hook = on_outcome or (lambda outcome: None)
-        args = self.channel, work, self.transport, send, number, self.deadline_s, wanted, hook
-        return exchange(*args)
+        return exchange(
+            self.channel,
+            work,
+            self.transport,
+            send,
+            number,
+            self.deadline_s,
+            wanted=self.cohort if self.over_select else None,
+            on_outcome=on_outcome or (lambda outcome: None),
+        )
 
     def groups(self, orders: Mapping[int, Order]) -> list[Group]:
         """Clients by what their answers hold, where these are added up; else all at once."""
@@ -241,30 +206,7 @@ class Star:
     @property
     def cap(self) -> int | None:
         """Rounds that one client takes part in at most."""
-        caps = [m.participation for m in self.server.modifiers if isinstance(m, Private)]
-        return min((c for c in caps if c is not None), default=None)
-
-    def available(self, state: RunState) -> Sequence[int]:
-        """The members that may still be drawn."""
-        members = self.transport.members()
-        if self.cap is None:
-            return members
-        done = state.of(PARTICIPATION)
-        spent = done["client"][done["rounds"] >= self.cap].tolist() if done else []
-        return [m for m in members if m not in {*spent}]
-
-    def counted(self, state: RunState, asked: Iterable[int]) -> RunState:
-        """``state`` with the rounds that each client was asked in, where they are limited."""
-        if self.cap is None:
-            return state
-        done = state.of(PARTICIPATION)
-        rounds: Counter[int] = Counter([*asked])
-        if done:
-            rounds.update(dict(zip(done["client"].tolist(), done["rounds"].tolist(), strict=True)))
-        clients = sorted(rounds)
-        columns = {"client": clients, "rounds": [rounds[c] for c in clients]}
-        kept = {name: torch.tensor(x, dtype=torch.int64) for name, x in columns.items()}
-        return replace(state, states=keep(state.states, PARTICIPATION, kept if clients else {}))
+        return cap_of(self.server.modifiers)
 
     def encoded(self, done: Finished, state: RunState) -> bytes:
         """The round's record, where there is a log or clients follow by records."""
@@ -273,19 +215,20 @@ class Star:
 
     def remember(
         self,
-        state: RunState,
-        new_state: RunState,
+        before: RunState,
+        after: RunState,
         record: bytes,
         heard: Iterable[int],
         failed: Iterable[int],
     ) -> RunState:
-        """``new_state`` with what clients need that will have missed this round. Those that failed
-        may have lost what they kept, or hold other bits, and are sent the parameters next."""
+        """``after`` with this round in the log, for clients that will have missed it. Those that
+        failed may have lost what they kept, or hold other bits, and are sent the parameters next.
+        """
         if not self.by_records:
-            return new_state
-        whole = sum(x.nbytes for x in new_state.flat().values())
-        log = state.log.after(new_state.round, record, heard, whole).without(failed)
-        return replace(new_state, log=log)
+            return after
+        whole = sum(x.nbytes for x in after.flat().values())
+        log = before.log.after(after.round, record, heard, whole).without(failed)
+        return replace(after, log=log)
 
 
 def update_of(total: Sum, slopes: bool) -> Update:
@@ -300,7 +243,3 @@ def _of_sums(updates: Iterable[Update]) -> dict[str, float]:
     """Of clients in sums: how many were scaled down to the clip, or had more examples than
     count."""
     return {n: sum(u.metrics[n] for u in updates) for n in ("clipped", "capped")}
-
-
-def losses_by_reason(report: RoundReport) -> dict[str, int]:
-    return dict(Counter(lost.reason for lost in report.lost))

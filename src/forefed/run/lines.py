@@ -5,7 +5,7 @@ from __future__ import annotations
 from forefed.config.config import SLOTS, Config, chosen
 from forefed.core.types import Json
 from forefed.federation.outliers import outlying
-from forefed.federation.star import RoundReport, losses_by_reason
+from forefed.federation.report import RoundReport, losses_by_reason
 from forefed.gradients.memory import resident_bytes
 from forefed.run.budgets import Engines
 

@@ -27,7 +27,7 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import append, write_atomic
 from forefed.core.types import Json
-from forefed.federation.star import RoundReport
+from forefed.federation.report import RoundReport
 from forefed.federation.state import RunState
 from forefed.wire.message import HEAD_BYTES, MAGIC, Limits, frame_bytes, pack, unpack
 

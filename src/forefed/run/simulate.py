@@ -30,7 +30,8 @@ from forefed.core.types import Batch, LossFn, Lost, Params, Reply, Unit
 from forefed.data.examples import ClientData, Examples, Indices
 from forefed.federation.adversary import Adversary
 from forefed.federation.inprocess import InProcess
-from forefed.federation.star import RoundReport, RunState, Star
+from forefed.federation.report import RoundReport
+from forefed.federation.star import RunState, Star
 from forefed.local import TaskView
 from forefed.run.build import assemble, make_trainer
 

@@ -1,5 +1,5 @@
 """FedAvg: McMahan et al., "Communication-efficient learning of deep networks from decentralized
-data" (arXiv 1602.05629), Algorithm 1.
+data" (arXiv 1602.05629), Algorithm 1; line by line in ``federation/star.py``.
 
 Every client trains all adapter parameters and the head for some local epochs with exact gradients;
 the server averages by example count. The reference for accuracy, and for bytes.

@@ -1,11 +1,17 @@
 """SPRY: Panchal et al., "Thinking forward: memory-efficient federated finetuning of language
 models" (NeurIPS 2024, arXiv 2405.15551), Algorithm 1.
 
-    server  samples a cohort and splits the trainable units among it        (assign)
-    client  perturbs its units only; one forward pass gives the slope       (engine)
-            <gradient, direction>; steps along slope * direction            (client)
-    server  averages every unit over the clients that trained it, then      (aggregator)
-            applies an adaptive step to the units that were trained         (server)
+    server, each round r                                     slot         where
+      sample a cohort                                        select       Star.drawn
+      split the trainable units among it                     assign       Star.plan, assign.py
+    client, each local step
+      draw v for its own units from the seed it was sent     directions   gradients/directions.py
+      one forward pass: slope = <gradient, v>                engine       gradients/forward.py
+      gradient estimate = slope * v                                       local/groups.py rebuild
+      step along it                                          client       local/training.py advance
+    server
+      average every unit over the clients that trained it    aggregator   aggregate/mean.py
+      an adaptive step of the units that were trained        server       Server.apply
 
 A client sends what its units have changed by, at four bits an element. With ``codec.kind =
 "scalars"`` it sends its slopes, and the server replays its steps; with ``client.max_steps = 1``

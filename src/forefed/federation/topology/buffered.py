@@ -28,11 +28,12 @@ from pydantic import Field
 from forefed.core.keys import Key
 from forefed.core.states import State, below, keep
 from forefed.core.types import Cohort, Order, Params, Update
+from forefed.federation.report import RoundReport
 from forefed.federation.state import RunState
 from forefed.federation.topology.topology import Hook, Topology
 
 if TYPE_CHECKING:
-    from forefed.federation.star import RoundReport, Star
+    from forefed.federation.star import Star
 
 OWNER = "clock"
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -75,8 +76,6 @@ class Buffered(Topology):
     def round(
         self, star: Star, state: RunState, on_outcome: Hook | None
     ) -> tuple[RunState, RoundReport]:
-        from forefed.federation.star import RoundReport
-
         clock = [time.perf_counter()]
         number, now, flights = state.round + 1, *flown(state.of(OWNER))
         busy = {f.update.client for f in flights}

@@ -46,6 +46,7 @@ from forefed.core.settings import Slot
 from forefed.core.states import State, keep
 from forefed.core.types import ClientContext, Contribution, Lost, Order, Params, Reply, Update
 from forefed.federation.adversary import Adversary
+from forefed.federation.report import RoundReport
 from forefed.federation.state import RunState
 from forefed.federation.topology.graphs import GRAPHS, Graph, Ring, connected, metropolis
 from forefed.federation.topology.graphs import neighbours as beside_of
@@ -53,7 +54,7 @@ from forefed.federation.topology.topology import Hook, Topology
 from forefed.wire import Codec, Dense
 
 if TYPE_CHECKING:
-    from forefed.federation.star import RoundReport, Star
+    from forefed.federation.star import Star
 
 Models = dict[int, Params]
 
@@ -133,8 +134,6 @@ class Gossip(Topology):
     def round(
         self, star: Star, state: RunState, on_outcome: Hook | None
     ) -> tuple[RunState, RoundReport]:
-        from forefed.federation.star import RoundReport
-
         began = time.perf_counter()
         count, cohort = len(star.transport.members()), star.drawn(state).clients
         held = {c: state.of(f"node.{c}") or state.params for c in range(count)}

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from forefed.core.keys import Key
 from forefed.core.settings import Choice
 from forefed.core.types import Lost, Params, Reply
+from forefed.federation.report import RoundReport
 from forefed.federation.state import RunState
 from forefed.wire import Codec
 
 if TYPE_CHECKING:
-    from forefed.federation.star import RoundReport, Star
+    from forefed.federation.star import Star
 
 Hook = Callable[[Reply | Lost], None]
 
