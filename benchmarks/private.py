@@ -34,10 +34,11 @@ from forefed.run import configure
 from forefed.run.build import load_model
 from forefed.run.simulate import Rows
 from forefed.start import ClosedForm
-from forefed.start.closed_form import Solver
 from forefed.start.features import features
 from forefed.start.private import private_sums, within
+from forefed.start.solver import Solver
 from forefed.start.sums import Sums
+from forefed.start.targets import Classes
 
 EPSILONS: tuple[float | None, ...] = (1.0, 2.0, 4.0, 8.0, None)
 SEEDS = (0, 1, 2)
@@ -78,10 +79,12 @@ def solved(
     settings: dict[str, Any] = {"radius": radius, "delta": DELTA}
     settings |= {"solver": "discriminant", "regularisation": 0.1}
     start = ClosedForm.model_validate({**settings, "target_epsilon": eps})
-    total = Sums.of(within(data["train"][0], radius), data["train"][1], 2)
+    classes = Classes(("negative", "positive"))
+    x_ND, labels = within(data["train"][0], radius), data["train"][1]
+    total = Sums.of(x_ND, classes.of(labels.numpy()))
     if eps is not None:
-        total, _ = private_sums(start, total, Secret.rehearsed(seed))
-    head = Solver.of(total, ("negative", "positive")).solve("discriminant", 0.1)
+        total, _ = private_sums(start, classes, total, Secret.rehearsed(seed))
+    head = Solver.of(total).discriminant(0.1)
     return accuracy(head.weight_CD, head.bias_C, *data["test"])
 
 

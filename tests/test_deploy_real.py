@@ -6,9 +6,11 @@ Minutes long, so not among the default tests: ``make test-deploy``.
 from __future__ import annotations
 
 import pytest
+import torch
 
 from deployment import STRATEGIES, rehearsal
 from forefed.run import run
+from forefed.run.begun import load_begun
 
 pytestmark = pytest.mark.deploy
 
@@ -27,3 +29,29 @@ def test_three_tls_sites_end_with_the_bits_of_the_rehearsal(federation, tmp_path
     together = federation.run(strategy, *more)
     assert all(line["replies"] == 3 for line in together.finish())
     assert together.digest == alone.summary["digest"]
+
+
+SOLVED = (
+    "strategy=fedavg",
+    "start=closed_form",
+    "model.pooling=mean",
+    "data.client_test_fraction=0",  # which rows are held out depends on who holds them
+    "rounds=0",
+)
+
+
+@pytest.mark.parametrize("channel", ["plain", "{kind='secure_sum', min_group=3}"])
+def test_a_solved_head_is_the_same_bits_for_three_tls_sites_and_any_partition(
+    federation, tmp_path, channel
+):
+    """Of the same rows: a file at each site, or all in one process, dealt out to other clients."""
+    heads = []
+    for i, partition in enumerate(("{kind='iid', clients=4}", "{kind='dirichlet', clients=7}")):
+        config = rehearsal(federation.world, tmp_path / str(i), *SOLVED, f"partition={partition}")
+        heads.append(load_begun(run(config).folder))
+    together = federation.run(f"solved-{channel[:5].strip('{')}", *SOLVED, f"channel={channel}")
+    together.finish()
+    there = load_begun(together.folder)
+    for head in heads:
+        assert there.line["examples"] == head.line["examples"] == 56
+        assert all(torch.equal(there.head[n], x) for n, x in head.head.items())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,19 +17,24 @@ from federation import World
 from forefed.compare.baselines import baselines
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
-from forefed.core.types import Reply, Transport
+from forefed.core.types import Params, Reply, Transport
 from forefed.deploy.connect import connect_by
 from forefed.federation.guarding import guarded
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut, guard_of, vouched
 from forefed.run import run
-from forefed.run.build import answers, build
-from forefed.run.head_start import load_begun
-from forefed.start.answer import ALL
-from forefed.start.closed_form import RIDGE, SCALES, ClosedForm, Solver, choose, start_of
-from forefed.start.sums import STEP, Sums
+from forefed.run.begun import load_begun
+from forefed.run.build import answers, build, start_at
+from forefed.run.head_start import begin
+from forefed.start.answer import ALL, Answers, about
+from forefed.start.closed_form import ClosedForm, start_of
+from forefed.start.solver import Solver
+from forefed.start.sums import STEP, Sums, pack
+from forefed.start.targets import SCALES, Classes
+from forefed.start.targets.classes import RIDGE
 from forefed.use.forget import forget
-from forefed.wire.questions import encode_answer
+from forefed.wire.message import unpack, unpack_tensors
+from forefed.wire.questions import decode_answer, encode_answer, encode_question
 
 START = ("start=closed_form", "model.pooling=mean", "model.layers=spread")
 NAMES = ("a", "b", "c")
@@ -39,18 +46,22 @@ def rows(n: int = 40, width: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     return x, labels
 
 
+def sums(x: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...] = NAMES) -> Sums:
+    return Sums.of(x, Classes(names).of(labels.numpy()))
+
+
 def on_grid(x: torch.Tensor) -> np.ndarray[Any, Any]:
     return ((x.double() / STEP).round() * STEP).numpy()
 
 
 def test_sums_do_not_see_who_holds_what_not_by_a_bit() -> None:
     x, labels = rows()
-    whole = Sums.of(x, labels, 3)
+    whole = sums(x, labels)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(x)))
     for cuts in ([40], [1, 39], [7, 7, 26], [1] * 40):
         total = Sums.zero(3, 5)
         for part in order.split(cuts):
-            total = total.plus(Sums.of(x[part], labels[part], 3))
+            total = total.plus(sums(x[part], labels[part]))
         assert all(
             torch.equal(a, b)
             for a, b in zip(vars(total).values(), vars(whole).values(), strict=True)
@@ -59,9 +70,9 @@ def test_sums_do_not_see_who_holds_what_not_by_a_bit() -> None:
 
 def test_sums_without_a_site_are_those_of_a_run_without_it() -> None:
     x, labels = rows()
-    gone = Sums.of(x[:9], labels[:9], 3)
-    left = Sums.of(x, labels, 3).plus(gone, -1)
-    again = Sums.of(x[9:], labels[9:], 3)
+    gone = sums(x[:9], labels[:9])
+    left = sums(x, labels).plus(gone, -1)
+    again = sums(x[9:], labels[9:])
     assert all(
         torch.equal(a, b) for a, b in zip(vars(left).values(), vars(again).values(), strict=True)
     )
@@ -71,16 +82,16 @@ def test_heads_equal_the_pooled_solutions() -> None:
     x, labels = rows()
     n, share = len(x), 0.1
     z, y = on_grid(x), np.eye(3)[labels]
-    solver = Solver.of(Sums.of(x, labels, 3), NAMES)
+    solver = Solver.of(sums(x, labels))
     mean, scale = z.mean(0), z.std(0)
     s = (z - mean) / scale
-    found = solver.solve("ridge", share)
+    found = Classes(NAMES).head(solver, ("ridge", share), "counts")
     weight = np.linalg.solve(s.T @ s + share * n * np.eye(5), s.T @ (y - y.mean(0))).T
     expected = RIDGE * (s @ weight.T + y.mean(0))
     logits = z @ found.weight_CD.numpy().T + found.bias_C.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-9)
 
-    found = solver.solve("discriminant", share)
+    found = solver.discriminant(share)
     centres = np.stack([s[labels == c].mean(0) for c in range(3)])
     inside = s - centres[labels]
     covariance = inside.T @ inside / n
@@ -93,7 +104,7 @@ def test_heads_equal_the_pooled_solutions() -> None:
 
 @pytest.mark.parametrize("numbers", [[0], [127, -128], [128], [-129], [2**40, -(2**40)], [-1, 5]])
 def test_sums_travel_in_few_bytes_and_come_back(numbers: list[int]) -> None:
-    from forefed.start.sums import pack, unpack
+    from forefed.start.sums import unpack
 
     x = torch.tensor(numbers)
     assert torch.equal(unpack(pack(x), x, "x"), x)
@@ -104,49 +115,128 @@ def test_sums_travel_in_few_bytes_and_come_back(numbers: list[int]) -> None:
     ("change", "match"),
     [
         (lambda s: {**s, "xx": -s["xx"]}, "not positive semidefinite"),
-        (lambda s: {**s, "counts": 0 * s["counts"]}, "sums of no rows"),
+        (lambda s: {**s, "n": 0 * s["n"]}, "sums of no rows"),
+        (lambda s: {**s, "n": s["n"] + 1}, "are not those of the rows"),
         (lambda s: {**s, "x": s["x"] + 1}, "contradict each other"),
     ],
 )
 def test_sums_that_no_rows_can_have_are_refused(change: Any, match: str) -> None:
-    parts = change(vars(Sums.of(*rows(), 3)))
+    parts = change(vars(sums(*rows())))
     with pytest.raises(ProtocolError, match=match):
-        Sums.unpacked(Sums(**parts).packed(), 3, 5)
+        Classes(NAMES).check(Sums.unpacked(Sums(**parts).packed(), 3, 5))
     with pytest.raises(ProtocolError, match="is it the same model"):
-        Sums.unpacked(Sums.of(*rows(), 3).packed(), 3, 6)
+        Sums.unpacked(sums(*rows()).packed(), 3, 6)
 
 
 def test_features_that_are_no_numbers_are_refused() -> None:
     x, labels = rows()
     for value in (torch.nan, torch.inf, 1e9):
         with pytest.raises(ProtocolError, match="not finite, or too large"):
-            Sums.of(torch.where(torch.arange(5) == 2, value, x), labels, 3)
+            sums(torch.where(torch.arange(5) == 2, value, x), labels)
 
 
 def test_rows_from_which_no_head_can_be_made() -> None:
     x, labels = rows()
 
-    def solver(x: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...] = NAMES) -> Solver:
-        return Solver.of(Sums.of(x, labels, len(names)), names)
+    def notes(
+        x: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...] = NAMES
+    ) -> tuple[str, ...]:
+        total = sums(x, labels, names)
+        return (*Classes(names).usable(total), *Solver.of(total).notes)
 
     with pytest.raises(UserError, match="one class only"):
-        solver(x, 0 * labels, ("a",))
+        notes(x, 0 * labels, ("a",))
+    with pytest.raises(UserError, match="every training row of the clients is of class 'b'"):
+        notes(x, 0 * labels + 1)
     with pytest.raises(UserError, match="2 training rows for 3 classes"):
-        solver(x[:2], labels[:2])
+        notes(x[:2], labels[:2])
     with pytest.raises(UserError, match="have the same features"):
-        solver(torch.ones_like(x), labels)
-    (absent,) = solver(x, labels, (*NAMES, "d", "e")).notes
+        notes(torch.ones_like(x), labels)
+    (absent,) = notes(x, labels, (*NAMES, "d", "e"))
     assert absent == "no client has a training row of d, e: the head cannot know them"
-    (singular,) = solver(x[:4], labels[:4]).notes
+    (singular,) = notes(x[:4], labels[:4])
     assert singular.startswith("4 training rows are few for a head that reads 5 features")
-    flat = solver(torch.where(torch.arange(5) == 2, 1.0, x), labels).solve("discriminant", 0.1)
+    same = sums(torch.where(torch.arange(5) == 2, 1.0, x), labels)
+    flat = Solver.of(same).discriminant(0.1)
     assert torch.isfinite(flat.weight_CD).all() and float(flat.weight_CD[:, 2].abs().max()) < 1e-12
+
+
+class Spoiling:
+    """Clients of whom one changes what it answers to one kind of question."""
+
+    def __init__(self, inside: Any, kind: str, change: Callable[[Params], Params]):
+        self.inside, self.kind, self.change = inside, kind, change
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inside, name)
+
+    def tell(self, messages: Any, *how: Any) -> Iterator[Any]:
+        for outcome in self.inside.tell(messages, *how):
+            meta, body = unpack(outcome.payload, "answer")
+            if outcome.client == 2 and meta["k"] == self.kind:
+                changed = self.change(unpack_tensors(body))
+                outcome = replace(outcome, payload=encode_answer(meta["k"], meta["of"], changed))
+            yield outcome
+
+
+def spoilt(**parts: torch.Tensor) -> Callable[[Params], Params]:
+    """Sums with other parts in the place of their own."""
+    return lambda tensors: {**tensors, **{n: pack(x) for n, x in parts.items()}}
+
+
+WIDTH = 48  # of the tiny model's features
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("sums", spoilt(xx=-torch.eye(WIDTH).long()[tuple(torch.triu_indices(WIDTH, WIDTH))])),
+        ("sums", spoilt(y=torch.tensor([10**6, 0, 0]))),
+        ("sums", spoilt(n=torch.tensor(-1))),
+        ("sums", spoilt(x=torch.zeros(WIDTH - 1).long())),
+        ("sums", lambda tensors: {"x": torch.full((3,), torch.nan)}),
+        ("heads", lambda tensors: {n: x[None] for n, x in tensors.items()}),
+        ("documents", lambda tensors: {**tensors, "n": torch.tensor(-3)}),
+    ],
+)
+def test_one_site_with_sums_that_no_rows_can_have_is_one_loss(
+    kind: str, change: Any, world: World, tmp_path: Path
+) -> None:
+    sets = ("start.words=50", "start.solver=ridge", "start.regularisation=0.3")
+    federation = build(world.config(tmp_path, *START, *sets))
+    start = start_at(federation.config, federation.task)
+    assert start is not None
+    transport = cast(Transport, Spoiling(federation.transport, kind, change))
+    begun = begin(start, federation.task, transport, None, words=50)
+    assert begun.line["lost"] == {"transport": 1}
+    assert begun.line["clients"] == (6 if kind == "heads" else 5)
+    for x in begun.head.values():
+        assert torch.isfinite(x).all()
+
+
+def test_sums_of_another_model_or_pooling_are_refused(world: World, tmp_path: Path) -> None:
+    known = [
+        build(world.config(tmp_path, "start=closed_form", *sets)).task
+        for sets in (
+            ("model.pooling=mean",),
+            ("model.pooling=cls",),
+            ("model.pooling=mean", "model.layers=last"),
+        )
+    ]
+    assert len({about(task) for task in known}) == 3
+    question = encode_question("sums", about(known[1]), {})
+    data = build(world.config(tmp_path, *START)).data.population.client(0)
+    with pytest.raises(ProtocolError, match="another model, or another pooling"):
+        Answers(known[0])(question, data)
+    answer = encode_answer("sums", about(known[1]), {})
+    with pytest.raises(ProtocolError, match="another model, or another pooling"):
+        decode_answer(answer, "sums", about(known[0]))
 
 
 def test_a_uniform_prior_drops_the_counts() -> None:
     x, labels = rows()
-    solver = Solver.of(Sums.of(x[:-1], labels[:-1], 3), NAMES)
-    one, other = solver.solve("discriminant", 0.1), solver.solve("discriminant", 0.1, "uniform")
+    solver = Solver.of(sums(x[:-1], labels[:-1]))
+    one, other = solver.discriminant(0.1), solver.discriminant(0.1, log_prior=False)
     log_prior = torch.log(torch.tensor([13.0, 13.0, 13.0]) / 39)
     torch.testing.assert_close(one.bias_C - other.bias_C, log_prior.double())
 
@@ -155,10 +245,10 @@ CANDIDATES = [("ridge", 9.0), ("discriminant", 0.1), ("discriminant", 0.3)]
 
 
 def chosen(correct: list[float], n: float = 16.0, **given: torch.Tensor) -> tuple[int, float, Any]:
-    flat = torch.full((3, len(SCALES)), 9.0 * n)
-    sums = {"loss": flat, "flat": flat, "correct": torch.tensor(correct)}
-    sizes = {"n": torch.tensor(n), "classes": torch.tensor(3.0)}
-    return choose({**sums, **sizes, **given}, CANDIDATES)
+    flat = torch.full((3, 1, len(SCALES)), 9.0 * n)
+    tried = {"loss": flat, "flat": flat, "correct": torch.tensor(correct)[:, None]}
+    found = Classes(NAMES).choose({**tried, "n": torch.tensor(n), **given}, CANDIDATES)
+    return found.position, found.scale, found.tried
 
 
 def test_held_out_rows_choose_the_most_regularised_of_the_best() -> None:
@@ -174,8 +264,8 @@ def test_rows_without_an_error_do_not_make_a_head_certain() -> None:
     """What the clients send of 16 rows that every scale answers right."""
     logits = torch.tensor([4.0, 0.0, 0.0]).double()
     logs = [(s * logits).log_softmax(0) for s in SCALES]
-    loss = -16 * torch.stack([x[0] for x in logs]).expand(3, -1)
-    flat = -16 * torch.stack([x.mean() for x in logs]).expand(3, -1)
+    loss = -16 * torch.stack([x[0] for x in logs]).expand(3, 1, -1)
+    flat = -16 * torch.stack([x.mean() for x in logs]).expand(3, 1, -1)
     _, scale, _ = chosen([16, 16, 16], loss=loss, flat=flat)
     sure = float((scale * logits).softmax(0)[0])
     assert 0.7 < sure < 0.95

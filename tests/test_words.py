@@ -18,12 +18,12 @@ from forefed.core.errors import ProtocolError
 from forefed.data.encoding import encode_texts, end_of
 from forefed.models.load import load_tokenizer
 from forefed.models.words import BUCKETS, STEP, Bag, Words, beginnings, occurrences
+from forefed.run.begun import load_begun
 from forefed.run.build import build
-from forefed.run.head_start import load_begun
 from forefed.run.run import run
 from forefed.start import words as start_words
 from forefed.start.closed_form import WORDS, words_of
-from forefed.start.words import by_class, documents_of, kept, products, solved, sparse, whole
+from forefed.start.words import by_target, documents_of, kept, products, solved, sparse, whole
 from forefed.use import predict as use
 from forefed.use.forget import forget
 
@@ -40,6 +40,10 @@ def tokens(texts: list[list[int]]) -> tuple[Tensor, Tensor]:
 def bag_of(texts: list[list[int]], most: int = 100) -> Bag:
     row_E, bucket_E, _ = occurrences(*tokens(texts))
     return kept(documents_of(row_E, bucket_E)[:, 0], len(texts), most)
+
+
+def marks(labels: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(labels, CLASSES)
 
 
 def dense(bag: Bag, texts: list[list[int]]) -> Tensor:
@@ -74,7 +78,7 @@ def test_sums_of_words_do_not_see_who_holds_what_not_by_a_bit() -> None:
 
     def both(rows: list[int]) -> tuple[Tensor, Tensor]:
         entries = bag.entries(*tokens([TEXTS[i] for i in rows]))
-        own = by_class(entries, LABELS[rows], len(bag), CLASSES)
+        own = by_target(entries, marks(LABELS[rows]), len(bag))
         return own, products(entries, len(rows), p_FC)
 
     everything = both(list(range(7)))
@@ -96,15 +100,18 @@ def test_conjugate_gradients_end_at_the_ridge_solution(monkeypatch: pytest.Monke
     entries, x_NF = bag.entries(*tokens(TEXTS)), dense(bag, TEXTS)
     y_NC = torch.eye(CLASSES, dtype=torch.float64)[LABELS]
     chances_C = y_NC.mean(0)
+    first = by_target(entries, y_NC, len(bag))
+    assert torch.equal(first[:, :-1].sum(1), first[:, -1])
     found = solved(
-        by_class(entries, LABELS, len(bag), CLASSES),
+        first,
         chances_C,
+        1.0,
         lambda p_FC: products(entries, len(TEXTS), p_FC),
     )
     damped = x_NF.T @ x_NF + torch.eye(len(bag), dtype=torch.float64)
     expected = torch.linalg.solve(damped, x_NF.T @ (y_NC - chances_C))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
-    nobody = solved(by_class(entries, LABELS, len(bag), CLASSES), chances_C, lambda _: None)
+    nobody = solved(first, chances_C, 1.0, lambda _: None)
     assert nobody.abs().sum() == 0
 
 
@@ -205,8 +212,9 @@ def test_forgetting_weighs_words_by_the_others_alone(spoken: Path, tmp_path: Pat
     entries = bag.entries(*population.examples.tokens_of(rows))
     labels = torch.from_numpy(population.examples.labels[rows])
     weight = solved(
-        by_class(entries, labels, len(bag), 3),
+        by_target(entries, marks(labels), len(bag)),
         labels.bincount().double() / len(rows),
+        1.0,
         lambda p: products(entries, len(rows), p),
     ).float()
     together = left.line["scale_with_words"] * left.line["share"]

@@ -501,7 +501,7 @@ def of_start(subject: Subject, trials: int) -> Iterator[Finding]:
             also = [client_rows(subject, n, key.fold("other", i)) for i in range(1, subject.group)]
             sums = sums_of(subject, [rows, *also])
             truth = a0.counted(rows.labels.tolist(), subject.classes)
-            read = sums.counts.numpy()
+            read = sums.y.numpy()
             counts.append(a0.matched(a0.rounded(read.astype(float), n), truth))
             blind.append(a0.matched(a0.even(n, subject.classes), truth))
             guesses = guesses_at(subject, rows, 0, key)
@@ -513,12 +513,12 @@ def of_start(subject: Subject, trials: int) -> Iterator[Finding]:
             if of_own:
                 at = int(np.flatnonzero(rows.labels == of_own[0])[0])
                 own = features(subject.task, params, rows, np.array([at]), 1).double()
-                told = sums.real()[2][of_own[0]]
+                told = sums.real()[1][of_own[0]]
                 tried_ND = (torch.cat([own, x_ND[1:]]) / STEP).round() * STEP
                 gaps = (tried_ND - told).norm(dim=1)
                 alone.append(first_alone((-gaps).tolist()))
             rounded_ND = (x_ND / STEP).round() * STEP
-            span.append(first_alone((-residuals(sums.real()[3], rounded_ND)).tolist()))
+            span.append(first_alone((-residuals(sums.real()[2], rounded_ND)).tolist()))
         chance = float(np.mean(blind)) if n > 1 else 1 / subject.classes
         yield finding("start", "labels, from the counts", client, counts, chance)
         if alone:

@@ -41,6 +41,7 @@ from forefed.local.samplers import Poisson
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
+from forefed.run.begun import load_begun
 from forefed.run.build import (
     answers,
     assemble,
@@ -51,9 +52,10 @@ from forefed.run.build import (
     task_view,
 )
 from forefed.run.checkpoint import check_fits, load_checkpoint
-from forefed.run.head_start import load_begun, params_of
+from forefed.run.head_start import params_of
 from forefed.select import Uniform
-from forefed.start.closed_form import Solver
+from forefed.start.answer import targets_of_task
+from forefed.start.solver import Solver
 from forefed.start.sums import Sums
 
 MOST_ROWS = 32
@@ -434,8 +436,9 @@ def _head(subject: Subject, run: Path | None) -> Params:
     if start is None:
         return {}
     total = answers(config, task, None).sums_of({}, everything(subject.rows))
-    solver = Solver.of(total, task.label_names)
-    return params_of(task, solver.solve("discriminant", 0.3, start.prior))
+    targets = targets_of_task(task)
+    candidate = (targets.solvers[0], 0.3)
+    return params_of(task, targets.head(Solver.of(total, targets.unit), candidate, start.prior))
 
 
 def everything(rows: Examples) -> ClientData:
@@ -449,4 +452,4 @@ def sums_of(subject: Subject, group: Sequence[Examples]) -> Sums:
     found = parts[0]
     for part in parts[1:]:
         found = found.plus(part)
-    return Sums.unpacked(found.packed(), len(found.counts), len(found.x))
+    return Sums.unpacked(found.packed(), len(found.y), len(found.x))

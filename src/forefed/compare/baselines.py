@@ -98,7 +98,8 @@ def baselines(config: Config, say: Callable[[str], None] = lambda _: None) -> li
         elif len(y):
             scores.append(float((truth == y[0]).mean()))
     found("local", float(np.mean(scores)), f"the probe at {len(scores)} clients alone, their mean")
-    way, most = Way.of(federation.star), words_at(config)
+    columns = federation.data.provenance["columns"]
+    way, most = Way.of(federation.star), words_at(config, columns)
     begun = begin(start, task, federation.transport, config.deadline_s, most, way=way)
     params = {**task.params, **begun.head}
     size = config.evaluate.batch_size

@@ -11,14 +11,13 @@ import numpy as np
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Json
-from forefed.data.encoding import end_of
 from forefed.data.examples import Examples
 from forefed.data.partition import Natural, Partition, Sites
 from forefed.data.population import Population
 from forefed.data.rows import Rows
 from forefed.data.settings import DataSettings
 from forefed.data.sources import Table
-from forefed.data.tasks import Encoded, TextTask
+from forefed.data.tasks import TextTask
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def prepare(
         key: of the partition and the clients' own test splits, and without ``split_seed`` of the
             limit and the held-out rows too.
         cache_dir: where tokens are kept between runs; None: nowhere.
-        whole: tokens that are kept of a text beside those that the model reads; None: no more.
+        whole: tokens that are kept of a text, of which the model reads the first; None: no more.
 
     Raises:
         UserError: anything wrong with the data or the settings, before any training.
@@ -61,14 +60,13 @@ def prepare(
     encoded = settings.task.encode(
         table,
         tokenizer,
-        max(settings.max_length, whole or 0),
+        settings.max_length,
         settings.test_fraction,
         split,
         cache_dir,
         partition.column if isinstance(partition, Natural) else None,
+        whole,
     )
-    if whole is not None:
-        encoded = read_to(encoded, settings.max_length, tokenizer)
     train = encoded.train
     classes = settings.task.strata(train.labels)
     shares = partition.split(classes, encoded.natural_ids, key.fold("partition"))
@@ -92,13 +90,6 @@ def prepare(
         {**encoded.provenance, "notes": notes},
         tuple(notes),
     )
-
-
-def read_to(encoded: Encoded, reads: int, tokenizer: Any) -> Encoded:
-    """The same texts, of which a model reads so many tokens."""
-    end = end_of(tokenizer)
-    train, test = (replace(x, reads=reads, end=end) for x in (encoded.train, encoded.test))
-    return replace(encoded, train=train, test=test)
 
 
 def chosen_rows(

@@ -27,7 +27,7 @@ from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params
 from forefed.data.examples import ClientData
 from forefed.data.population import Population
-from forefed.data.prepare import load_table, read_to
+from forefed.data.prepare import load_table
 from forefed.data.shares import Assigned
 from forefed.data.tasks import Encoded
 from forefed.deploy.budget import of_order, of_question, spend
@@ -128,15 +128,14 @@ def read_rows(config: Config, tokenizer: object) -> Encoded:
     table, _ = load_table(config.data)
     for note in table.notes:
         log.info("%s", note)
-    whole = whole_length(config, tokenizer)
-    encoded = config.data.task.encode(
+    return config.data.task.encode(
         replace(table, test=table.rows),
         tokenizer,
-        max(config.data.max_length, whole or 0),
+        config.data.max_length,
         config.data.test_fraction,
         Key(config.seed).fold("data"),
+        whole=whole_length(config, tokenizer),
     )
-    return encoded if whole is None else read_to(encoded, config.data.max_length, tokenizer)
 
 
 @dataclass

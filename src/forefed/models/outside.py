@@ -28,9 +28,11 @@ CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model of transformers with the adapter on it (in eval mode), its tokeniser, its classes.
+    """A model of transformers with the adapter on it (in eval mode), its tokeniser, its classes (or
+    the ends of the scale of numbers).
 
-    ``transformers.pipeline("text-classification", model=x.model, tokenizer=x.tokenizer)`` works.
+    Of classes, ``transformers.pipeline("text-classification", model=x.model,
+    tokenizer=x.tokenizer)`` works.
     """
 
     model: Any
@@ -50,6 +52,7 @@ def head_text(task: Task, reads: int | None = None, end: int | None = None) -> s
         return None
     layers = task.model.get_base_model().layers
     about = {"pooling": pooling, "layers": layers, "labels": list(task.label_names)}
+    about |= {"head": task.objective.head}
     about |= {} if reads is None else {"reads": reads, "end": end}
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
@@ -79,7 +82,7 @@ def load(folder: str | Path, base: str | None = None) -> Loaded:
         reads = {"pooling": about["pooling"], "layers": about["layers"]}
         settings = ModelSettings(name=_here(name), dtype="float32", **reads)
         cut = about.get("reads"), about.get("end")
-        words = _words(folder / WORDS)
+        head, words = about.get("head", "classification"), _words(folder / WORDS)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"load: '{folder}' holds no {HEAD} and {CONFIG} that can be read. An export without "
@@ -87,7 +90,7 @@ def load(folder: str | Path, base: str | None = None) -> Loaded:
         ) from None
     from peft import PeftModel
 
-    base_model = load_base(settings, Key(0), labels, "classification")
+    base_model = load_base(settings, Key(0), labels, head)
     base_model.model.forward.words, base_model.model.forward.cut = words, cut
     model = PeftModel.from_pretrained(base_model.model, str(folder)).eval()
     return Loaded(model, base_model.tokenizer, labels)

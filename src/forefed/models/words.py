@@ -82,12 +82,13 @@ class Bag:
 class Words:
     """A bag with what each word says of each class: ``weight`` [F, C] float32.
 
-    Logits of a model become ``times`` them and what the words add.
+    Logits of a model become ``times`` them, ``shift`` [C] (None: nothing) and what the words add.
     """
 
     bag: Bag
     weight: Tensor
     times: float = 1.0
+    shift: Tensor | None = None
 
     def logits(self, row_T: Tensor, id_T: Tensor, rows: int) -> Tensor:
         """What these rows' words add to the logits, [rows, C] float64 on the CPU."""
@@ -98,21 +99,22 @@ class Words:
 
     def added(self, logits: Tensor, row_T: Tensor, id_T: Tensor) -> Tensor:
         """These logits of a model [B, C] with what the words of the same rows say."""
-        return self.times * logits + self.logits(row_T, id_T, len(logits)).to(logits)
+        added = self.logits(row_T, id_T, len(logits))
+        if self.shift is not None:
+            added = added + self.shift.to(added)
+        return self.times * logits + added.to(logits)
 
     def packed(self) -> Params:
         times = torch.tensor(self.times, dtype=torch.float64)
-        return {
-            "buckets": self.bag.buckets,
-            "idf": self.bag.idf,
-            "weight": self.weight,
-            "times": times,
-        }
+        own = {"buckets": self.bag.buckets, "idf": self.bag.idf, "weight": self.weight}
+        shift = {} if self.shift is None else {"shift": self.shift}
+        return {**own, "times": times, **shift}
 
     @staticmethod
     def unpacked(tensors: Params) -> Words:
         bag = Bag(tensors["buckets"], tensors["idf"])
-        return Words(bag, tensors["weight"], float(tensors["times"]))
+        times, shift = float(tensors["times"]), tensors.get("shift")
+        return Words(bag, tensors["weight"], times, shift)
 
 
 def tokens_of(ids_BS: Tensor, mask_BS: Tensor | None) -> tuple[Tensor, Tensor]:

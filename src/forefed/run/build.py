@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -47,7 +47,7 @@ from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
 from forefed.run.budgets import Engines, Planner, measure_now, resolve
-from forefed.start import ClosedForm, start_of, words_of
+from forefed.start import ClosedForm, one_text, start_of, words_of
 from forefed.start.answer import Answers
 
 
@@ -305,16 +305,27 @@ def start_at(config: Config, task: Task) -> ClosedForm | None:
     return start_of(config, getattr(task.model.get_base_model(), "pooling", "pooler"))
 
 
-def words_at(config: Config) -> int:
-    """How many words count beside the features of the head; 0: none."""
-    if not isinstance(config.start, ClosedForm) or config.data.task.kind != "classification":
+Columns = Mapping[str, list[str]]
+"""The columns that were read, by the setting that names them."""
+
+
+def words_at(config: Config, columns: Columns | None = None) -> int:
+    """How many words count beside the features of the head; 0: none.
+
+    Args:
+        columns: by which a task that guesses them is known to have one text a row, or two.
+    """
+    if not isinstance(config.start, ClosedForm) or not one_text(config.data.task):
+        return 0
+    if columns is not None and len(config.data.task.asked(dict(columns))) > 1:
         return 0
     return words_of(config, choose(config.model, look(config.model)))
 
 
-def whole_length(config: Config, tokenizer: Any) -> int | None:
-    """Tokens that are kept of a text for its words; None: no words count."""
-    if not words_at(config):
+def whole_length(config: Config, tokenizer: Any, columns: Columns | None = None) -> int | None:
+    """Tokens that are kept of a text for its words; None: no words count. ``columns``: as for
+    ``words_at``."""
+    if not words_at(config, columns):
         return None
     assert isinstance(config.start, ClosedForm)
     return int(min(config.start.words_length, tokenizer.model_max_length))

@@ -115,7 +115,7 @@ tags: [forefed, federated-learning]
 {recipe(config, run, tokenizer, form)}
 ```
 
-{_lengths(config, tokenizer)}
+{_lengths(config, tokenizer, run)}
 
 ## Data
 
@@ -125,8 +125,11 @@ tags: [forefed, federated-learning]
 """
 
 
-def _lengths(config: Config, tokenizer: Any) -> str:
-    whole, reads = whole_length(config, tokenizer), config.data.max_length
+def _lengths(config: Config, tokenizer: Any, run: Trained) -> str:
+    whole, reads = (
+        whole_length(config, tokenizer, run.provenance["columns"]),
+        config.data.max_length,
+    )
     if whole is None or whole <= reads:
         return f"Texts were cut at {reads} tokens."
     return f"The model read {reads} tokens of a text; its words were counted in {whole}."
@@ -138,7 +141,8 @@ def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") ->
     objective = objective_of(run.labels, task.head)
     two = len(task.asked(run.provenance["columns"])) > 1
     texts = '[("a text", "another one"), ("a text", "a third")]' if two else '["a text", "another"]'
-    settings = [f"longest = {max(config.data.max_length, whole_length(config, tokenizer) or 0)}"]
+    whole = whole_length(config, tokenizer, run.provenance["columns"])
+    settings = [f"longest = {max(config.data.max_length, whole or 0)}"]
     lines = objective.recipe()
     settings += [f"ends = {ending(tokenizer)}"] if " ends" in lines else []
     if "longest_answer" in lines:

@@ -34,6 +34,7 @@ from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.models.words import Words
 from forefed.privacy import Ledger
 from forefed.run import record
+from forefed.run.begun import Begun, load_begun
 from forefed.run.build import Connect, Federation, build, start_at, whole_length, words_at
 from forefed.run.callback import Callback, Told
 from forefed.run.card import Trained, model_card
@@ -46,7 +47,7 @@ from forefed.run.checkpoint import (
     save_checkpoint,
 )
 from forefed.run.evaluate import beside, evaluate_clients, evaluate_global, evaluate_nodes
-from forefed.run.head_start import Begun, begin, finish, load_begun
+from forefed.run.head_start import begin, finish
 from forefed.run.health import Ending, Health, norm_of
 from forefed.run.lines import choices, memory_groups, notices, protects, round_line
 from forefed.run.log import LOG, ScalarLog, create_log, open_log
@@ -298,7 +299,8 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     if start is None:
         return None
     told("loading", "solving the head from all clients' sums")
-    words, say, way = words_at(config), partial(told, "starting"), Way.of(federation.star)
+    words = words_at(config, federation.data.provenance["columns"])
+    say, way = partial(told, "starting"), Way.of(federation.star)
     task, transport = federation.task, federation.transport
     secret, ledger = federation.star.server.secret, Ledger.of(folder)
     begun = begin(
@@ -569,7 +571,8 @@ def _finish(
         trained = Trained.of(folder, state.round, summary, own_head)
         card = model_card(federation.config, trained, words)
         said, config = None if begun is None else begun.words, federation.config
-        reads = config.data.max_length if whole_length(config, words) else None
+        columns = federation.data.provenance["columns"]
+        reads = config.data.max_length if whole_length(config, words, columns) else None
         save_adapter(
             federation.task, state.params, folder / ADAPTER, card, words, words=said, reads=reads
         )

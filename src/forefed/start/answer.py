@@ -1,7 +1,7 @@
 """The client's half: what it answers about its own rows. Only sums leave.
 
     "documents"  in how many of its training rows each word is
-    "words"      what its training rows have of each word, by class
+    "words"      what its training rows have of each word, by target
     "sums"       its training rows' sums (``Sums``), for the head in closed form
     "products"   its training rows' products with a direction, for what the words say
     "heads"      its held-out rows' losses under several heads on the same features and words
@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.nn.functional import nll_loss
 
 from forefed.channel.channel import Numbers
 from forefed.channel.sums import whole as in_units
@@ -28,11 +27,11 @@ from forefed.core.types import Params
 from forefed.data.examples import ClientData, Indices
 from forefed.models.task import Around, Task, nothing_around
 from forefed.models.words import BUCKETS, Bag, Words, occurrences
-from forefed.start.closed_form import SCALES, SHARES
 from forefed.start.features import features, names_of_head
 from forefed.start.private import within
 from forefed.start.sums import STEP, Sums
-from forefed.start.words import Entries, by_class, documents_of, products, sparse
+from forefed.start.targets import Targets, targets_of
+from forefed.start.words import Entries, by_target, documents_of, products, sparse
 from forefed.wire.questions import decode_question, encode_answer
 
 Answer = Callable[[bytes, ClientData], bytes]
@@ -41,14 +40,22 @@ AT_ONCE = 4096
 """Rows whose features are held at once."""
 REMEMBERED = 100_000
 """Rows whose features and words are kept between questions."""
+LAYOUT = 2
+"""Of the sums; both sides must have the same."""
 TRAINING, HELD_OUT, ALL = 0, 1, 2
 """Which rows a question is about (``rows``)."""
+
+
+def targets_of_task(task: Task) -> Targets:
+    """What a head of a task is fitted to."""
+    return targets_of(task.objective.head, task.label_names)
 
 
 def about(task: Task) -> str:
     """What sums of this task's features belong to."""
     base = task.model.get_base_model()
-    said = (task.base_name, getattr(base, "pooling", ""), getattr(base, "layers", ()), STEP)
+    body = (task.base_name, getattr(base, "pooling", ""), getattr(base, "layers", ()))
+    said = (*body, task.objective.head, STEP, LAYOUT)
     return hashlib.blake2b(repr((said, task.label_names)).encode(), digest_size=8).hexdigest()
 
 
@@ -111,63 +118,54 @@ class Answers:
         """Whole numbers about the words of these rows, int64.
 
         documents: -> ``documents`` [BUCKETS, 1], in how many rows each is, and ``n``, of how many.
-        words: a bag (``buckets``, ``idf``) -> ``words`` [F, C], summed values by class.
+        words: a bag (``buckets``, ``idf``) -> ``words`` [F, C + 1] (``by_target``).
         products: a bag and ``p`` [F, C] -> ``products`` [F, C].
         """
-        rows, classes = self.rows_of(tensors, data), self.task.n_labels
+        rows, columns = self.rows_of(tensors, data), self.targets.columns
         if kind == "documents":
             row_E, bucket_E, _ = occurrences(*data.examples.tokens_of(rows))
             return {"documents": documents_of(row_E, bucket_E), "n": torch.tensor(len(rows))}
         bag, p_FC = _bag(tensors), tensors.get("p")
         entries = self.entries(bag, data, rows)
         if kind == "words":
-            labels = torch.from_numpy(data.examples.labels[rows])
-            return {"words": by_class(entries, labels, len(bag), classes)}
-        if p_FC is None or p_FC.shape != (len(bag), classes):
-            raise ProtocolError("products are asked for of other words, or of other classes")
+            y_NC = self.targets.of(data.examples.labels[rows])
+            return {"words": by_target(entries, y_NC, len(bag))}
+        if p_FC is None or p_FC.shape != (len(bag), columns):
+            raise ProtocolError("products are asked for of other words, or of other targets")
         return {"products": products(entries, len(rows), p_FC)}
 
     def sums_of(self, tensors: Params, data: ClientData) -> Sums:
         """``tensors``: the parameters of the body; none: the run's first ones."""
-        classes = self.task.n_labels
-        rows = self.rows_of(tensors, data)
+        targets, rows = self.targets, self.rows_of(tensors, data)
         params = {**self.task.params, **_body(tensors)}
-        total = Sums.zero(classes, self.task.params[names_of_head(self.task)[0]].shape[1])
+        total = Sums.zero(targets.columns, self.task.params[names_of_head(self.task)[0]].shape[1])
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
             x_ND = features(self.task, params, data.examples, part, self.batch_size, self.same)
             if self.radius is not None:
                 x_ND = within(x_ND, self.radius)
-            labels_N = torch.from_numpy(data.examples.labels[part])
-            total = total.plus(Sums.of(x_ND, labels_N, classes))
+            total = total.plus(Sums.of(x_ND, targets.of(data.examples.labels[part])))
         return total
+
+    @property
+    def targets(self) -> Targets:
+        """What a head of this task is fitted to."""
+        return targets_of_task(self.task)
 
     def heads(self, tensors: Params, data: ClientData) -> Params:
         """``weight`` [heads, C, D], ``bias`` [heads, C], perhaps a bag and what it says
-        (``said`` [F, C]) -> ``loss`` and ``flat`` [heads, SHARES, SCALES] (of the row's label; the
-        mean over all labels), ``correct`` [heads, SHARES], ``n``: sums over rows. The parameters
-        of the body are as for ``sums``. Without a bag one share, 0."""
+        (``said`` [F, C]) -> what held-out rows say of them (``Targets.tried``). The parameters of
+        the body are as for ``sums``."""
         weight_HCD, bias_HC = tensors["weight"].double(), tensors["bias"].double()
         params = {**self.task.params, **_body(tensors)}
         x_ND = features(self.task, params, data.examples, data.test, EVALUATION_BATCH).double()
-        labels_N = torch.from_numpy(data.examples.labels[data.test])
         said_NC: torch.Tensor | None = None
         if "buckets" in tensors:
             tokens = data.examples.tokens_of(data.test)
             said_NC = Words(_bag(tensors), tensors["said"]).logits(*tokens, len(data.test))
-        losses, flat, correct = [], [], []
-        for weight_CD, bias_C in zip(weight_HCD, bias_HC, strict=True):
-            features_NC = x_ND @ weight_CD.T + bias_C
-            shares = (0.0,) if said_NC is None else SHARES
-            each = [features_NC if said_NC is None else features_NC + s * said_NC for s in shares]
-            logs = [[(s * x).log_softmax(1) for s in SCALES] for x in each]
-            right = [[nll_loss(x, labels_N, reduction="sum") for x in row] for row in logs]
-            losses.append(torch.tensor(right, dtype=torch.float64))
-            flat.append(torch.tensor([[-x.mean(1).sum() for x in row] for row in logs]).double())
-            correct.append(torch.tensor([(x.argmax(1) == labels_N).sum() for x in each]).double())
-        n = torch.tensor(float(len(labels_N)), dtype=torch.float64)
-        sums = {"loss": losses, "flat": flat, "correct": correct}
-        return {**{name: torch.stack(parts) for name, parts in sums.items()}, "n": n}
+        pairs = zip(weight_HCD, bias_HC, strict=True)
+        logits = [x_ND @ weight_CD.T + bias_C for weight_CD, bias_C in pairs]
+        return self.targets.tried(logits, said_NC, data.examples.labels[data.test])
 
     def rows_of(self, tensors: Params, data: ClientData) -> Indices:
         """The rows that a question is about, but for those of a class with too few."""
@@ -176,9 +174,9 @@ class Answers:
             raise ProtocolError(f"there are no rows {which}")
         rows = {TRAINING: data.train, HELD_OUT: data.test}.get(which)
         rows = np.sort(np.concatenate([data.train, data.test])) if rows is None else rows
-        labels = data.examples.labels[rows]
-        counts = np.bincount(labels, minlength=self.task.n_labels)
-        return rows[(counts >= self.min_count)[labels]][: self.max_rows]
+        if self.min_count > 1:
+            rows = rows[self.targets.enough(data.examples.labels[rows], self.min_count)]
+        return rows[: self.max_rows]
 
     def entries(self, bag: Bag, data: ClientData, rows: Indices) -> Entries:
         """The bag's words in these rows; computed once."""

@@ -1,13 +1,15 @@
 """Noise on the sums that a head is solved from: one release before round 1.
 
 Source: sufficient statistics perturbation for linear models (Vu and Slavkovic 2009; Sheffet, arXiv
-1507.00056), by the Gaussian mechanism. One example adds, with |x| <= R,
+1507.00056), by the Gaussian mechanism. One example adds, with |x| <= R and |y| <= Y (a class: 1; C
+labels: sqrt(C); a number: 2),
 
-    (1 of its class,  x of its class / R,  x x^T / R^2),    of length sqrt(3) at most
+    (y / Y,  y x^T / (Y R),  x x^T / R^2),    of length sqrt(3) at most
 
-(off-diagonal products count twice in a symmetric matrix, and stand there once with sqrt(2)), so the
-noise's deviation is sigma sqrt(3) on each. Of a client at most ``max_rows`` rows count where whole
-clients are hidden.
+and, where how many rows there are does not follow from their classes, 1 and x / R besides: sqrt(5).
+(Off-diagonal products count twice in a symmetric matrix, and stand there once with sqrt(2).) So the
+noise's deviation is sigma sqrt(3), or sqrt(5), on each. Of a client at most ``max_rows`` rows count
+where whole clients are hidden.
 
 What is made of the noisy sums costs nothing: counts are at least 1, and the spread of the features
 is made positive again by adding what the noise alone would reach, sqrt(2 D) times its deviation
@@ -28,12 +30,11 @@ from forefed.core import trees
 from forefed.core.keys import Secret
 from forefed.privacy import Release, noise_for, noised
 from forefed.start.sums import STEP, Sums
+from forefed.start.targets import TARGETS, Classes, Targets
 
 if TYPE_CHECKING:
     from forefed.start.closed_form import ClosedForm
 
-PARTS = 3
-"""Blocks of an example's vector, each of length 1 at most."""
 MODELS = "everyone who sees the models, the server excepted"
 
 
@@ -58,46 +59,49 @@ def planned(start: ClosedForm) -> Release:
     return Release(unit=start.unit, sigma=sigma_of(start), adversary=MODELS)
 
 
-def private_sums(start: ClosedForm, total: Sums, secret: Secret) -> tuple[Sums, Release]:
+def private_sums(
+    start: ClosedForm, targets: Targets, total: Sums, secret: Secret
+) -> tuple[Sums, Release]:
     """Sums with noise, such as rows could have, and what their release is."""
     assert start.radius is not None, "conflicts() asks for it"
     radius, release = start.radius, planned(start)
     rows = start.max_rows if start.unit == "client" else 1
-    deviation = release.sigma * math.sqrt(PARTS) * (rows or 1)
-    counts, _, xy, xx = total.real()
-    width = len(xx)
+    deviation = release.sigma * math.sqrt(targets.blocks) * (rows or 1)
+    x, xy, xx = total.real()
+    width, target = len(xx), targets.unit / targets.length
     above = torch.triu(torch.ones_like(xx), 1).bool()
     apart = {
-        "counts": counts,
-        "xy": xy / radius,
+        "y": total.y.double() * target,
+        "xy": xy * target / radius,
         "xx": torch.cat([xx.diagonal(), math.sqrt(2) * xx[above]]) / radius**2,
     }
+    if not targets.partition:
+        apart |= {"n": total.n.double(), "x": x / radius}
     tag = secret.fold("release", "start", trees.digest(apart)).bytes[:8].hex()
     if deviation:
         apart = noised(apart, deviation, secret.fold("start"))
-    counts, xy = apart["counts"].round().clamp_min(1), apart["xy"] * radius
-    xy = (xy / STEP).round() * STEP  # as it will stand there, so that products fit it
+    n, y = targets.possible(apart.get("n"), (apart["y"] / target).round())
+    whole_xy = (apart["xy"] * radius / target / STEP).round().to(torch.int64)
+    # x as it will stand there, so that products fit it
+    whole_x = whole_xy.sum(0)
+    if not targets.partition:
+        whole_x = (apart["x"] * radius / STEP).round().to(torch.int64)
+    x = whole_x.double() * STEP
     xx = torch.diag(apart["xx"][:width]) * radius**2
     xx[above] = apart["xx"][width:] * radius**2 / math.sqrt(2)
     xx = xx + xx.triu(1).T
-    x, n = xy.sum(0), float(counts.sum())
     spread = xx - torch.outer(x, x) / n
     edge = math.sqrt(2 * width) * deviation * radius**2
     values, vectors = torch.linalg.eigh(spread)
     # beyond zero by a hundred steps: sums are rounded to whole ones
     values = (values + edge).clamp_min(100 * width * STEP**2)
     xx = vectors @ torch.diag(values) @ vectors.T + torch.outer(x, x) / n
-    noisy = _whole(counts, xy, xx)
-    noisy.check()
-    return noisy, replace(release, tag=tag)
-
-
-def _whole(counts: Tensor, xy: Tensor, xx: Tensor) -> Sums:
-    """Sums in their own units."""
-    upper = torch.triu_indices(len(xx), len(xx))
-    whole_xy = (xy / STEP).round().to(torch.int64)
+    upper = torch.triu_indices(width, width)
     products = (xx[upper[0], upper[1]] / STEP**2).round().to(torch.int64)
-    return Sums(counts.to(torch.int64), whole_xy.sum(0), whole_xy, products)
+    noisy = Sums(torch.tensor(n), y.to(torch.int64), whole_x, whole_xy, products)
+    noisy.check()
+    targets.check(noisy)
+    return noisy, replace(release, tag=tag)
 
 
 def troubles(start: ClosedForm, config: Any) -> Iterator[str]:
@@ -111,10 +115,16 @@ def troubles(start: ClosedForm, config: Any) -> Iterator[str]:
         yield "unit = 'client' needs a bound on a client's rows; set start.max_rows"
     if start.unit == "example" and start.max_rows is not None:
         yield "max_rows is for start.unit = 'client'; leave it out"
-    if start.solver == "auto" or start.regularisation == "held_out":
+    targets = TARGETS.get(config.data.task.head, Classes)
+    if start.solver not in targets.solvers or start.regularisation == "held_out":
         yield (
             "held-out rows choose the head, and their losses are releases that nobody accounts "
-            "for; set start.solver = 'discriminant' and start.regularisation = 0.1"
+            f"for; set start.solver = '{targets.solvers[0]}' and start.regularisation = 0.1"
+        )
+    if getattr(config.data.task, "range", ()) is None:
+        yield (
+            "the ends of the scale are numbers of single rows, and no noise hides them; set "
+            "data.task.range"
         )
     if start.min_count > 1:
         yield "min_count lets one row decide about others; set start.min_count = 1"

@@ -5,7 +5,7 @@ in units of STEP and STEP^2 as 64-bit integers. So the total does not depend on 
 grouping of its parts, not by a bit; a site that leaves is subtracted without a trace; and a secure
 sum modulo 2^64 adds the same numbers.
 
-Axes: B rows, D features, C classes.
+Axes: B rows, D features, C targets (what the head is fitted to: ``start.targets``).
 """
 
 from __future__ import annotations
@@ -21,34 +21,39 @@ from forefed.core.types import Params
 STEP = 2.0**-8
 LARGEST = 2.0**20
 """Of a feature in units of STEP: beyond it products leave the exact range of float64."""
-_PARTS = ("counts", "x", "xy", "xx")
+_PARTS = ("n", "y", "x", "xy", "xx")
 
 
 @dataclass(frozen=True)
 class Sums:
-    """int64: rows by class [C]; of x [D]; of x by class [C, D]; upper triangle of x x^T."""
+    """int64: how many rows []; of targets [C], of x [D], of x by target [C, D]; upper triangle of
+    x x^T. Targets are in whole units of their own (``Targets.unit``)."""
 
-    counts: Tensor
+    n: Tensor
+    y: Tensor
     x: Tensor
     xy: Tensor
     xx: Tensor
 
     @property
     def rows(self) -> int:
-        return int(self.counts.sum())
+        return int(self.n)
 
-    def chances(self) -> Tensor:
-        """The classes' shares of the rows, [C] float64."""
-        return self.counts.double() / max(self.rows, 1)
+    def mean_target(self) -> Tensor:
+        """Of all rows, [C] float64, in units of the targets: the shares of classes."""
+        return self.y.double() / max(self.rows, 1)
 
     @staticmethod
-    def zero(classes: int, width: int) -> Sums:
-        sizes = ((classes,), (width,), (classes, width), (width * (width + 1) // 2,))
+    def zero(targets: int, width: int) -> Sums:
+        sizes = ((), (targets,), (width,), (targets, width), (width * (width + 1) // 2,))
         return Sums(*(torch.zeros(size, dtype=torch.int64) for size in sizes))
 
     @staticmethod
-    def of(x_BD: Tensor, labels_B: Tensor, classes: int) -> Sums:
+    def of(x_BD: Tensor, y_BC: Tensor) -> Sums:
         """Sums over these rows.
+
+        Args:
+            y_BC: their targets, whole numbers.
 
         Raises:
             ProtocolError: features that are not finite, or absurdly large.
@@ -56,13 +61,14 @@ class Sums:
         units_BD = (x_BD.double() / STEP).round()
         if not bool((units_BD.abs() <= LARGEST).all()):
             raise ProtocolError("features that are not finite, or too large to be summed")
-        one_hot_BC = torch.nn.functional.one_hot(labels_B, classes).double()
+        y_BC = y_BC.double()
         width = x_BD.shape[1]
         upper = torch.triu_indices(width, width)
         parts = (
-            one_hot_BC.sum(0),
+            torch.tensor(len(x_BD)),
+            y_BC.sum(0),
             units_BD.sum(0),
-            one_hot_BC.T @ units_BD,
+            y_BC.T @ units_BD,
             (units_BD.T @ units_BD)[upper[0], upper[1]],
         )
         return Sums(*(part.to(torch.int64) for part in parts))
@@ -71,27 +77,28 @@ class Sums:
         """The sums over both; ``sign`` = -1: over these without those."""
         return Sums(*(getattr(self, p) + sign * getattr(other, p) for p in _PARTS))
 
-    def real(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same as float64 in the features' own units; x x^T [D, D] whole."""
+    def real(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of x [D] and of x by target [C, D], and of x x^T [D, D] whole: float64 in the
+        features' own units."""
         width = len(self.x)
         whole = torch.zeros(width, width, dtype=torch.float64)
         upper = torch.triu_indices(width, width)
         whole[upper[0], upper[1]] = self.xx.double() * STEP**2
         whole = whole + whole.triu(1).T
-        return self.counts.double(), self.x.double() * STEP, self.xy.double() * STEP, whole
+        return self.x.double() * STEP, self.xy.double() * STEP, whole
 
     def packed(self) -> Params:
         """As it travels: each part in as few bytes a number as its largest takes."""
         return {name: pack(getattr(self, name)) for name in _PARTS}
 
     @staticmethod
-    def unpacked(tensors: Params, classes: int, width: int) -> Sums:
+    def unpacked(tensors: Params, targets: int, width: int) -> Sums:
         """The inverse of ``packed``, for whatever came.
 
         Raises:
             ProtocolError: other sizes, or sums that no rows can have.
         """
-        zero = Sums.zero(classes, width)
+        zero = Sums.zero(targets, width)
         if tensors.keys() != set(_PARTS):
             raise ProtocolError(f"sums have the parts {_PARTS}, not {sorted(tensors)}")
         parts = [unpack(tensors[name], getattr(zero, name), name) for name in _PARTS]
@@ -100,14 +107,12 @@ class Sums:
         return sums
 
     def check(self) -> None:
-        """Raises ProtocolError for sums that no rows can have."""
-        if bool((self.counts < 0).any()) or not torch.equal(self.xy.sum(0), self.x):
-            raise ProtocolError("sums of features and counts of rows contradict each other")
-        if not self.rows:
-            if bool(self.x.any()) or bool(self.xx.any()):
+        """Raises ProtocolError for sums of features that no rows can have."""
+        if self.rows <= 0:
+            if self.rows or any(bool(getattr(self, part).any()) for part in _PARTS):
                 raise ProtocolError("sums of no rows are not 0")
             return
-        _, x, _, xx = self.real()
+        x, _, xx = self.real()
         spread = xx - torch.outer(x, x) / self.rows
         tolerance = 1e-9 * float(xx.diagonal().abs().sum()) + STEP**2
         eye = tolerance * torch.eye(len(x), dtype=torch.float64)

@@ -7,7 +7,7 @@ stopping early regularises (docs/LOG.md). Sums are whole numbers, so the result 
 who holds which row. Departure: p is rounded to 16 bits, and the server goes on with what it has
 sent.
 
-Axes: E entries of rows, F words, C classes.
+Axes: N rows, E entries of rows, F words, C targets (``start.targets``).
 """
 
 from __future__ import annotations
@@ -44,11 +44,14 @@ def kept(documents: Tensor, rows: int, most: int) -> Bag:
     return Bag(buckets.int(), idf.float())
 
 
-def by_class(entries: Entries, labels: Tensor, words: int, classes: int) -> Tensor:
-    """Summed values by word and class, [F, C] int64, in units of STEP."""
+def by_target(entries: Entries, y_NC: Tensor, words: int) -> Tensor:
+    """Summed values by word times targets, and last the sums themselves: [F, C + 1] int64, in units
+    of STEP and of the targets, which are whole numbers."""
     row_E, slot_E, value_E = entries
-    total = torch.zeros(words * classes, dtype=torch.int64)
-    return total.index_add_(0, slot_E * classes + labels[row_E], value_E).reshape(words, classes)
+    y_ND = torch.cat([y_NC.double(), torch.ones(len(y_NC), 1, dtype=torch.float64)], 1)
+    at, size = torch.stack([slot_E, row_E]), (words, len(y_NC))
+    x_FN = torch.sparse_coo_tensor(at, value_E.double(), size, check_invariants=False)
+    return torch.sparse.mm(x_FN, y_ND).round().long()  # exact: whole numbers below 2^53
 
 
 def products(entries: Entries, rows: int, p_FC: Tensor) -> Tensor:
@@ -62,17 +65,19 @@ def products(entries: Entries, rows: int, p_FC: Tensor) -> Tensor:
     return total.index_add_(0, slot_E, value_E[:, None] * units[row_E])
 
 
-def solved(sums_FC: Tensor, chances_C: Tensor, ask: Callable[[Tensor], Tensor | None]) -> Tensor:
-    """Ridge weights [F, C] of words for centred classes, float64, after STEPS steps.
+def solved(
+    sums_FD: Tensor, mean_C: Tensor, unit: float, ask: Callable[[Tensor], Tensor | None]
+) -> Tensor:
+    """Ridge weights [F, C] of words for centred targets, float64, after STEPS steps.
 
     Args:
-        sums_FC: summed values by class, in units of STEP.
-        chances_C: shares of the classes among the rows.
+        sums_FD: of ``by_target``.
+        mean_C: of the rows' targets (shares of the classes), in ``unit``, the targets' own.
         ask: from p [F, C], float16, to the sum of ``products`` over all rows; None ends it where
             it is (somebody was missing).
     """
-    by_FC = sums_FC.double() * STEP
-    rest = by_FC - chances_C.double() * by_FC.sum(1, keepdim=True)
+    sums_FD = sums_FD.double() * STEP
+    rest = unit * (sums_FD[:, :-1] - mean_C.double() * sums_FD[:, -1:])
     weight, p = torch.zeros_like(rest), rest
     length = (rest * rest).sum(0)
     for _ in range(STEPS):

@@ -14,10 +14,10 @@ from forefed.models.export import CARD, CONFIG, FORMS, WEIGHTS, Form, refusal, s
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import HEAD, head_text
 from forefed.run import record
+from forefed.run.begun import load_begun
 from forefed.run.build import whole_length
 from forefed.run.card import OWN_HEAD, Trained, model_card
 from forefed.run.checkpoint import BEST, FILE
-from forefed.run.head_start import load_begun
 from forefed.run.run import ADAPTER, FINISHED
 from forefed.use.predict import trained
 
@@ -98,5 +98,6 @@ def _write(run: Path, config: Config, form: Form, folder: Path, file: str) -> No
     card = model_card(config, about, tokenizer, form)
     begun = load_begun(run)
     words = None if begun is None else begun.words
-    reads = config.data.max_length if whole_length(config, tokenizer) else None
+    columns = about.provenance["columns"]
+    reads = config.data.max_length if whole_length(config, tokenizer, columns) else None
     save_adapter(task, state.params, folder, card, tokenizer, form, words, reads)

@@ -18,10 +18,11 @@ from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.settings import parse
 from forefed.run import record
+from forefed.run.begun import Begun, load_begun
 from forefed.run.build import answers, build, words_at
-from forefed.run.head_start import Begun, load_begun, params_of, words_again
-from forefed.start.answer import ALL, TRAINING
-from forefed.start.closed_form import Solver
+from forefed.run.head_start import head_of, params_of, words_again
+from forefed.start.answer import ALL, TRAINING, targets_of_task
+from forefed.start.solver import Solver
 
 
 def forget(run: Path, client: int) -> Begun:
@@ -56,15 +57,14 @@ def forget(run: Path, client: int) -> Begun:
     which = {"rows": torch.tensor(ALL if begun.finished else TRAINING)}
     own = answers(config, task, None).sums_of(which, population.client(client))
     total = begun.total.plus(own, -1)
-    solver = Solver.of(total, task.label_names)
-    prior = getattr(config.start, "prior", "counts")
-    line = begun.line
-    head = solver.solve(line["solver"], line["regularisation"], prior)
+    targets, line = targets_of_task(task), begun.line
+    notes, solver = targets.usable(total), Solver.of(total, targets.unit)
+    head = head_of(targets, solver, line, getattr(config.start, "prior", "counts"))
     others = [c for c in range(population.size) if c not in (*gone, client)]
-    words = words_again(begun, task, federation.transport, others, total, words_at(config))
-    notes = list(solver.notes)
+    most = words_at(config, federation.data.provenance["columns"])
+    words = words_again(begun, task, federation.transport, others, total, most)
+    notes = [*notes, *solver.notes]
     line = {**line, "examples": total.rows, "notes": notes, "forgotten": [*gone, client]}
-    head_now = params_of(task, head.times(line["scale"]))
-    left = replace(begun, head=head_now, total=total, line=line, words=words)
+    left = replace(begun, head=params_of(task, head), total=total, line=line, words=words)
     left.save(run)
     return left

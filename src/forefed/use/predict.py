@@ -25,9 +25,9 @@ from forefed.models.load import load_tokenizer
 from forefed.models.objectives import objective_of
 from forefed.models.task import Task
 from forefed.run import record
+from forefed.run.begun import load_begun
 from forefed.run.build import load_model, whole_length
 from forefed.run.checkpoint import FILE, Checkpoint, check_fits, load_checkpoint, made_with
-from forefed.run.head_start import load_begun
 
 if TYPE_CHECKING:
     import pyarrow
@@ -91,7 +91,8 @@ def predict(run: Path, texts: Sequence[str], client: int | None = None) -> Itera
         return
     begun = load_begun(run)
     words = None if begun is None else begun.words
-    whole = whole_length(config, tokenizer) or 0
+    asked = record.read_json(run / "environment.json")["data"]["columns"]
+    whole = whole_length(config, tokenizer, asked) or 0
     longest = max(config.data.max_length, whole)
     examples = config.data.task.unlabelled(tokenizer, by_column, longest)
     if whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from forefed.core.keys import Key
 from forefed.core.settings import Choice
 from forefed.core.types import Json
 from forefed.data.columns import named
-from forefed.data.encoding import Texts, Tokenised, encode_texts, tokenise
+from forefed.data.encoding import Texts, Tokenised, encode_texts, end_of, tokenise
 from forefed.data.examples import Examples, Indices
 from forefed.data.labels import class_notes, coded, name_of
 from forefed.data.rows import Rows
@@ -163,6 +163,7 @@ class TextTask(Choice):
         key: Key,
         cache_dir: Path | None = None,
         id_column: str | None = None,
+        whole: int | None = None,
     ) -> Encoded:
         """Tokenise a table. Without a test split of its own, a part of its rows becomes one.
 
@@ -170,21 +171,29 @@ class TextTask(Choice):
             test_fraction: the part of the rows, drawn by ``key`` before any partition.
             cache_dir: where token arrays are kept between runs; None: nowhere.
             id_column: the column of owners; None: the table's own, if it has one.
+            whole: tokens that are kept where a row is one text, of which a model reads the first
+                ``max_length``; None: no more than those.
 
         Raises:
             UserError: wrong columns or labels, or too few rows; names the column or the row.
         """
         there = self.arrange(table, test_fraction, key, id_column)
-        train = tokenise(there.train, tokenizer, max_length, cache_dir)
-        test = tokenise(there.test, tokenizer, max_length, cache_dir, testing=True)
+        more = whole is not None and there.train.second is None
+        longest = max(max_length, whole or 0) if more else max_length
+        train = tokenise(there.train, tokenizer, longest, cache_dir)
+        test = tokenise(there.test, tokenizer, longest, cache_dir, testing=True)
         if not len(train.examples) or not len(test.examples):
             raise UserError(
                 "data: no text is left to learn from or to test on (all are empty or too short); "
                 "check data.task, or raise data.max_length where the prompt fills it"
             )
+        first, second = train.examples, test.examples
+        if more:
+            end = end_of(tokenizer)
+            first, second = (replace(x, reads=max_length, end=end) for x in (first, second))
         return Encoded(
-            train=train.examples,
-            test=test.examples,
+            train=first,
+            test=second,
             label_names=there.label_names,
             natural_ids=there.natural_ids and [there.natural_ids[i] for i in train.kept],
             counts={

@@ -1,0 +1,174 @@
+"""The questions of one start: who still answers, and what they have cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Params, Transport
+from forefed.federation.questions import PLAIN, Heard, Question, Way, ask, ask_total
+from forefed.models.task import Task
+from forefed.models.words import BUCKETS, Bag, Words
+from forefed.start.answer import about, targets_of_task
+from forefed.start.features import names_of_head
+from forefed.start.sums import Sums
+from forefed.start.targets import Targets
+from forefed.start.words import STEPS, kept, solved, whole
+
+Say = Callable[[str, int, int], None]
+"""Told what is done, how many clients have answered, and of how many."""
+
+
+@dataclass
+class Asked:
+    """Questions of one start: who still answers, and what they have cost."""
+
+    task: Task
+    transport: Transport
+    deadline_s: float | None
+    members: Sequence[int]
+    say: Say = lambda what, done, of: None
+    way: Way = PLAIN
+    bytes_up: int = 0
+    bytes_down: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+    """Why a sum was abandoned."""
+    when: str = "start"
+    questions: int = 0
+
+    @property
+    def targets(self) -> Targets:
+        return targets_of_task(self.task)
+
+    def total(
+        self,
+        kind: str,
+        what: str,
+        tensors: Params,
+        shapes: dict[str, tuple[int, ...]],
+        read: Callable[[Params], Params],
+    ) -> tuple[tuple[int, ...], Params]:
+        """Put a question to those who have answered so far.
+
+        Args:
+            what: is being done, for whoever waits.
+            shapes: of the answer's whole numbers.
+            read: these numbers, of one answer as it travels.
+
+        Returns:
+            Who has answered, and the sum.
+        """
+        total = {n: torch.zeros(shape, dtype=torch.int64) for n, shape in shapes.items()}
+        done, members = 0, list(self.members)
+
+        def take(_: int, answer: Params) -> None:
+            nonlocal done, total
+            numbers = read(answer)
+            total = {n: x + numbers[n] for n, x in total.items()}
+            done += 1
+            self.say(what, done, len(members))
+
+        question = self._question(kind, tensors)
+        heard = ask(self.transport, question, take, shapes, self._anew())
+        if self.way.channel.sums:
+            total = heard.total or total
+            self.reason = heard.reason
+            self.say(what, len(heard.clients), len(members))
+        self._spent(heard)
+        return heard.clients, total
+
+    def losses(
+        self, tensors: Params, what: str, shapes: dict[str, tuple[int, ...]]
+    ) -> tuple[tuple[int, ...], Params]:
+        """The sum of held-out losses under heads, float64, and who has answered; no tensors where
+        nobody did."""
+        of = len(self.members)
+        heard, total = ask_total(
+            self.transport,
+            self._question("heads", tensors),
+            shapes,
+            self._anew(),
+            lambda done: self.say(what, done, of),
+        )
+        self._spent(heard)
+        return heard.clients, total
+
+    def bag(self, most: int) -> Bag:
+        """The words that count."""
+
+        def read(answer: Params) -> Params:
+            n = answer.get("n", torch.tensor(-1))
+            if n.numel() != 1 or int(n) < 0:
+                raise ProtocolError("rows were not counted")
+            return {"documents": whole(answer, "documents", BUCKETS, 1), "n": n.long().reshape(())}
+
+        shapes = {"documents": (BUCKETS, 1), "n": ()}
+        self.members, found = self.total("documents", "counting words", {}, shapes, read)
+        return kept(found["documents"][:, 0], int(found["n"]), most)
+
+    def sums(self, rows: int) -> Sums:
+        """Sums of features."""
+        targets, width = self.targets, self.task.params[names_of_head(self.task)[0]].shape[1]
+        shapes = {n: tuple(x.shape) for n, x in vars(Sums.zero(targets.columns, width)).items()}
+
+        def read(answer: Params) -> Params:
+            sums = Sums.unpacked(answer, targets.columns, width)
+            targets.check(sums)
+            return vars(sums)
+
+        asked = {"rows": torch.tensor(rows)}
+        self.members, found = self.total("sums", "reading texts", asked, shapes, read)
+        total = Sums(**found)
+        total.check()
+        targets.check(total)
+        return total
+
+    def words(self, bag: Bag, mean_target_C: Tensor, rows: int) -> Words | None:
+        """What the bag says of each target; it ends early where somebody is lost. None: there is no
+        word, or not everybody answers."""
+        columns = len(mean_target_C)
+        asked = {**packed_bag(bag), "rows": torch.tensor(rows)}
+
+        def summed(kind: str, what: str, tensors: Params, columns: int) -> Tensor | None:
+            size = (len(bag), columns)
+
+            def read(answer: Params) -> Params:
+                return {kind: whole(answer, kind, *size)}
+
+            clients, found = self.total(kind, what, tensors, {kind: size}, read)
+            return found[kind] if set(clients) == set(self.members) else None
+
+        first = summed("words", "summing words", asked, columns + 1) if len(bag) else None
+        if first is None:
+            return None
+        step = 0
+
+        def image(sent: Tensor) -> Tensor | None:
+            nonlocal step
+            step += 1
+            what = f"weighing words, pass {step}/{STEPS}"
+            return summed("products", what, {**asked, "p": sent}, columns)
+
+        return Words(bag, solved(first, mean_target_C, self.targets.unit, image).float())
+
+    def _question(self, kind: str, tensors: Params) -> Question:
+        return Question(kind, about(self.task), tensors, 0, list(self.members), self.deadline_s)
+
+    def _anew(self) -> Way:
+        self.questions += 1
+        return self.way.anew(self.when, self.questions)
+
+    def _spent(self, heard: Heard) -> None:
+        self.bytes_up += heard.bytes_up
+        self.bytes_down += heard.bytes_down
+        self.lost |= {r: self.lost.get(r, 0) + n for r, n in heard.lost.items()}
+
+
+def packed_bag(bag: Bag) -> Params:
+    """As a question carries it."""
+    return {"buckets": bag.buckets, "idf": bag.idf}
