@@ -197,6 +197,27 @@ def report(
 
 
 @app.command()
+def annotate(
+    data: Annotated[Path, typer.Argument(help="A file of rows, some or none of them labelled.")],
+    budget: Annotated[int, typer.Option(help="How many rows to label next.")],
+    model: Annotated[str, typer.Option(help="Whose features are read.")] = "minilm",
+    text: Annotated[str, typer.Option(help="Column of the texts (default: guessed).")] = "",
+    label: Annotated[str, typer.Option(help="Column of the labels (default: guessed).")] = "",
+    to: Annotated[
+        Path | None, typer.Option(help="The list, a CSV file (default: DATA.to-label.csv).")
+    ] = None,
+) -> None:
+    """Say which rows to label next: first a well spread set, then those whose labels surprise.
+
+    forefed annotate mine.csv --budget 50
+    """
+    from forefed.use.annotate import annotate as choose
+
+    place, count, of = choose(data, budget, model, text, label, to, lambda what: tell(what))
+    out.print(f"{count:,} of {of:,} rows to label: {place}", soft_wrap=True)
+
+
+@app.command()
 def export(
     run: RunFolder,
     folder: Annotated[Path, typer.Argument(help="New folder for the adapter.")],

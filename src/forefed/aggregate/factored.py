@@ -99,12 +99,11 @@ class Factored(Aggregator):
                 "of them stays at the clients; set sharing.kind = 'everything'"
             )
         server = config.server
-        if not (server.linear and server.lr == 1 and server.head_lr in (None, 1)) or (
-            config.server_schedule != "constant"
-        ):
+        plain = server.linear and server.steady and server.lr == 1 and server.head_lr in (None, 1)
+        if not plain:
             yield (
                 f"{place} gives new factors, not a direction; set server.kind = 'sgd', server.lr = "
-                "1, no momentum, and server_schedule = 'constant'"
+                "1, no momentum and no schedule"
             )
         moving = [m.kind for m in config.modifiers if m.changes_aggregate]
         if moving:

@@ -84,8 +84,9 @@ class FedDyn(Modifier):
                 f"'{config.sharing.kind}' keeps a part at each client; drop one"
             )
         server = config.server
-        if not (server.linear and server.lr == 1 and server.head_lr in (None, 1)):
+        plain = server.linear and server.steady and server.lr == 1 and server.head_lr in (None, 1)
+        if not plain:
             yield (
                 "modifiers: 'feddyn' gives the new parameters, not a direction; set server.kind = "
-                "'sgd', server.lr = 1 and no momentum"
+                "'sgd', server.lr = 1, no momentum and no schedule"
             )

@@ -26,6 +26,7 @@ from forefed.config.compat import check
 from forefed.config.config import Config, configure
 from forefed.core.errors import UserError
 from forefed.core.keys import Key, Secret
+from forefed.core.lora import is_folded
 from forefed.core.types import Batch, LossFn, Lost, Params, Reply, Unit
 from forefed.data.examples import ClientData, Examples, Indices
 from forefed.federation.adversary import Adversary
@@ -243,6 +244,7 @@ def _units(
     Raises:
         UserError: a parameter in none or in two, or a name that is none.
     """
+    params = {n: x for n, x in params.items() if not is_folded(n)}  # which aggregators write
     body = [n for n in params if n not in head]
     given: list[Unit | Sequence[str]] = [(n,) for n in body] if units is None else list(units)
     if units is None and head:
