@@ -63,6 +63,7 @@ NEEDS: dict[str, list[str]] = {
         'modifiers=[{{kind="dp_example", noise_multiplier=0.5}}]',
         *("client.sampler.kind=poisson", "client.sampler.rate=0.5"),
     ],
+    "strategy=zorba": ["codec.head_directions=8"],
     "strategy=spry": ["client.optimiser.lr=2e-2"],  # the digests' rate
     "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
     "assign=everything": ["strategy=fedfgd"],
@@ -77,7 +78,7 @@ NEEDS: dict[str, list[str]] = {
     "sharing=ranks": ["strategy=flexlora"],
     **{
         f"aggregator={kind}": [f"strategy={kind}"]
-        for kind in ("fedex", "flora", "flexlora", "hetlora", "fedsvd")
+        for kind in ("fedex", "flora", "flexlora", "hetlora", "fedsvd", "fedkrso")
     },
     "channel=secure_sum": ["strategy=fedavg", "cohort=5"],
     "topology=gossip": ["strategy=fedavg", "codec=dense", "cohort=6", "partition.clients=6"],

@@ -16,6 +16,7 @@ from forefed.aggregate import (
     AGGREGATORS,
     Aggregator,
     FedEx,
+    FedKrso,
     FedSvd,
     FlexLora,
     Flora,
@@ -131,6 +132,28 @@ def test_fedsvd_keeps_the_product_and_makes_the_rows_of_a_orthonormal() -> None:
     still = {**start, NAMES[1]: torch.zeros(O, R)}
     none = [Contribution(0, 1.0, {NAMES[1]: torch.zeros(O, R)})]
     assert torch.equal(after(FedSvd(), still, none)[NAMES[0]], start[NAMES[0]])
+
+
+def test_fedkrso_moves_inside_one_of_k_subspaces() -> None:
+    """Exact, and the next subspace is one of K = 2 with E[P^T P] = I."""
+    start, rule = params(), FedKrso(seeds=2)
+    cs = contributions(start, only_b=True)
+    found = after(rule, start, cs)
+    expected = products(start, cs)
+    assert float((whole(found, start) - expected).norm() / expected.norm()) < 1e-6
+    assert not found[NAMES[1]].any()
+    (at,) = factors_of(NAMES)
+    drawn = []
+    for number in range(400):
+        ctx = ServerContext(round=number, key=Key(number), params=start)
+        drawn.append(FedKrso(seeds=10**6).subspace(start[NAMES[0]], at, ctx))
+    mean = torch.stack([p.T @ p for p in drawn]).mean(0)
+    torch.testing.assert_close(mean, torch.eye(I), atol=0.15, rtol=0)
+    some = {
+        tuple(rule.subspace(start[NAMES[0]], at, ServerContext(round=n, key=Key(n)))[0].tolist())
+        for n in range(12)
+    }
+    assert len(some) == 2
 
 
 def test_core_svd_is_the_svd() -> None:
@@ -328,6 +351,7 @@ REFUSED = {
     "would change one by one": ["strategy=flexlora", 'modifiers=["feddyn"]'],
     "old moments mean nothing": ["strategy=flora", "client.keep_optimiser=true"],
     "with A at rest": ["strategy=fedavg", "aggregator=fedsvd"],
+    "inside subspaces at rest": ["strategy=fedavg", "adapter.fold=true", "aggregator=fedkrso"],
     "takes updates of one shape": ["strategy=fedavg", "sharing=ranks"],
     "is made of updates of one": ["strategy=hetlora", "attack=sign_flip"],
     "has no factors A and B": ["sharing=ffa_lora"],

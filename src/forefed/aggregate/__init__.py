@@ -5,6 +5,7 @@ from forefed.aggregate.bulyan import Bulyan
 from forefed.aggregate.centred_clipping import CentredClipping
 from forefed.aggregate.dnc import DivideAndConquer
 from forefed.aggregate.fedex import FedEx
+from forefed.aggregate.fedkrso import FedKrso
 from forefed.aggregate.fedsvd import FedSvd
 from forefed.aggregate.flexlora import FlexLora
 from forefed.aggregate.flora import Flora
@@ -44,6 +45,7 @@ AGGREGATORS: Registry[Aggregator] = Registry(
         FlexLora,
         HetLora,
         FedSvd,
+        FedKrso,
     ],
 )
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "CentredClipping",
     "DivideAndConquer",
     "FedEx",
+    "FedKrso",
     "FedSvd",
     "FlexLora",
     "Flora",

@@ -14,6 +14,7 @@ from forefed.strategies.fedbuff import FEDBUFF
 from forefed.strategies.feddyn import FEDDYN
 from forefed.strategies.fedex import FEDEX
 from forefed.strategies.fedfgd import FEDFGD
+from forefed.strategies.fedkrso import FEDKRSO
 from forefed.strategies.fedkseed import FEDKSEED
 from forefed.strategies.fedmezo import FEDMEZO
 from forefed.strategies.fedprox import FEDPROX
@@ -35,6 +36,7 @@ from forefed.strategies.monna import MONNA
 from forefed.strategies.rolora import ROLORA
 from forefed.strategies.spry import SPRY
 from forefed.strategies.strategy import Strategy
+from forefed.strategies.zorba import ZORBA
 
 _ALL = (
     FEDAVG,
@@ -66,6 +68,8 @@ _ALL = (
     HETLORA,
     FEDSVD,
     FEDSB,
+    FEDKRSO,
+    ZORBA,
     FEDDYN,
     FEDSPEED,
     FEDBUFF,
