@@ -9,6 +9,7 @@ from pathlib import Path
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
 from benchmarks import (
     engines,
+    family,
     first_model,
     forward,
     loop,
@@ -32,10 +33,11 @@ PARTS = {
     "first_model": first_model,
     "reading": reading,
     "robust": robust,
+    "family": family,
     "secure_sum": secure_sum,
 }
 
-LONG = ("first_model", "robust", "secure_sum")
+LONG = ("family", "first_model", "robust", "secure_sum")
 """Made by name only: minutes, or data sets that are not shipped."""
 
 HEAD = (
