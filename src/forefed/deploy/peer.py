@@ -373,13 +373,15 @@ class Peer:
             f"Adapter of {task.base_name}, trained by {len(self.peers)} peers without a server.\n"
         )
         save_adapter(task, state.params, building / "adapter", card, load_tokenizer(config.model))
-        client = self.prepared.data(self.me)
-        tested = evaluate_clients(task, state.params, [client], config.evaluate.batch_size)
+        client, size = self.prepared.data(self.me), config.evaluate.batch_size
+        tested = evaluate_clients(task, state.params, [client], size)
+        before = evaluate_clients(task, task.params, [client], size)
         summary: Json = {
             "status": "finished",
             "rounds": config.rounds,
             "digest": digest,
             "final": tested,
+            "baseline": {"untrained": task.objective.measures.decides.of(before)},
             "contributions": {self.peers[a].name: len(c) for a, c in view.chains.items()},
         }
         write_json(building / record.SUMMARY, summary)
