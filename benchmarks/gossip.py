@@ -6,24 +6,34 @@ the rate that was chosen there for the star. Rounds to the goal: the first whose
 is at most one point below the star's after ``ROUNDS``. Nodes: test accuracy of the worst one and of
 the mean model. Lies: a fifth of the nodes sends what the attack makes of all honest models.
 
+Latecomer: five peers of a log (federation/peer.py) with the rows of ten clients each, one byte a
+slope, 16 signs, one step on 64 rows in each of 200 rounds; what a sixth log is given, and what it
+costs to do the rounds.
+
 Cells are kept in compare/gossip.jsonl; what is there is not run again.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import forefed
 from benchmarks.robust import KEPT, RATE, accuracy, loss, world
 from benchmarks.table import markdown
+from forefed.core import trees
 from forefed.core.types import Params
 from forefed.federation.adversary import Adversary
+from forefed.federation.chains import SharedLog, decode_given, encode_given
+from forefed.federation.peer import Fold
 from forefed.federation.star import RoundReport, RunState
+from forefed.run.simulate import star_over
 
 ROUNDS, SEEDS = 12, 3
 STAR = "star"
@@ -149,8 +159,57 @@ def lies(rules: Sequence[str], seeds: int, graph: str = "full") -> str:
     return markdown(["lies", *rules], rows)
 
 
+def latecomer(peers: int = 5, rounds: int = 200) -> str:
+    """Bytes and seconds of joining after the last round."""
+    clients, _, test = world(0)
+    start: Params = {"head.weight": torch.zeros(384, 6), "head.bias": torch.zeros(6)}
+    names = clients[0].keys()
+    shares = [
+        {n: torch.cat([c[n] for c in clients[i::peers]]) for n in names} for i in range(peers)
+    ]
+    config = forefed.configure(
+        base={
+            **{"rounds": rounds, "cohort": peers, "strategy": "fedavg", "codec": "one_byte"},
+            "engine": {"kind": "forward", "directions": 16, "rehearse": True, "micro_batch": "all"},
+            "client": {
+                **{"max_steps": 1, "batch_size": 64},
+                "optimiser": {"kind": "sgd", "lr": 0.3},
+            },
+            "partition": {"kind": "iid", "clients": peers},
+            **{"start": "none", "guard": "none"},
+        }
+    )
+    first = RunState(0, start)
+    keys = [Ed25519PrivateKey.generate() for _ in range(peers)]
+
+    def verify(author: int, data: bytes, signature: bytes) -> bool:
+        keys[author].public_key().verify(signature, data)
+        return True
+
+    log, late = (SharedLog(bytes(32), peers, rounds, verify) for _ in range(2))
+    early, joined = (
+        Fold(star_over(config, loss, start, shares, [tuple(start)]), first) for _ in range(2)
+    )
+    for round in range(1, rounds + 1):
+        for peer in range(peers):
+            payload = early.contribution(log, peer, round)
+            assert payload is not None
+            log.append(peer, round, payload, keys[peer].sign)
+    began, wall = time.process_time(), time.perf_counter()
+    given = encode_given(log.run, log.missing(late.have()))
+    late.take(decode_given(given, late.run))
+    state = joined.state(late, rounds)
+    seconds, wall = time.process_time() - began, time.perf_counter() - wall
+    equal = trees.digest(state.params) == trees.digest(early.state(log, rounds).params)
+    return (
+        f"{len(given):,} bytes, {seconds:.2f} s of the processor ({wall:.1f} s by the clock), "
+        f"equal digests: {equal}; test accuracy {accuracy(state.params, test):.3f}"
+    )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    print(f"a latecomer after 200 rounds of five peers: {latecomer()}\n", flush=True)
     print(graphs(), flush=True)
     print(f"\nfull graph, a fifth lies, one seed\n\n{lies([*RULES], 1)}", flush=True)
     print(f"\nthe same, {SEEDS} seeds\n\n{lies(['nna'], SEEDS)}", flush=True)

@@ -65,6 +65,7 @@ from forefed.run.build import assemble
 from forefed.run.checkpoint import config_digest, save_checkpoint
 from forefed.run.evaluate import evaluate_clients
 from forefed.run.log import LOG, create_log
+from forefed.run.run import about_model
 from forefed.wire.message import frames
 
 GONE_S = 5.0
@@ -362,7 +363,16 @@ class Peer:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
         record.write_config(building, config)
-        about: Json = {"labels": self.prepared.rows.label_names, "clients": len(self.peers)}
+        rows, measures = self.prepared.rows, task.objective.measures
+        environment: Json = {
+            **record.environment(),
+            "measures": measures.to_json(),
+            "data": rows.provenance,
+            "model": about_model(task),
+            "secret": "system",
+        }
+        write_json(building / "environment.json", environment)
+        about: Json = {"labels": rows.label_names, "clients": len(self.peers)}
         write_json(building / "partition.json", about)
         log = create_log(building / LOG, config_digest(config), trees.digest(task.params))
         for i, done in enumerate(self.fold.done, 1):
@@ -374,14 +384,24 @@ class Peer:
         )
         save_adapter(task, state.params, building / "adapter", card, load_tokenizer(config.model))
         client, size = self.prepared.data(self.me), config.evaluate.batch_size
-        tested = evaluate_clients(task, state.params, [client], size)
-        before = evaluate_clients(task, task.params, [client], size)
+        tested, _ = evaluate_clients(task, state.params, [client], size)
+        first, _ = evaluate_clients(task, task.params, [client], size)
+        for round, line in ((0, first), (config.rounds, tested)):
+            record.append(building, record.EVALUATIONS, {"round": round, **line})
+        said = sum(len(x) for chain in view.chains.values() for x in chain.payloads)
         summary: Json = {
             "status": "finished",
+            # of contributions, as everybody is given them once; frames and talks come on top
+            "totals": {
+                "bytes_up": said,
+                "bytes_down": said * (len(self.peers) - 1),
+                "forwards": sum(done.forwards for done in self.fold.done),
+            },
+            "best": tested,
             "rounds": config.rounds,
             "digest": digest,
             "final": tested,
-            "baseline": {"untrained": task.objective.measures.decides.of(before)},
+            "baseline": {"untrained": measures.decides.of(first)},
             "contributions": {self.peers[a].name: len(c) for a, c in view.chains.items()},
         }
         write_json(building / record.SUMMARY, summary)

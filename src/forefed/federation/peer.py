@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forefed.core.errors import ProtocolError
@@ -58,14 +58,15 @@ def conflicts(config: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Done:
-    """One round as it was done: what of the log it stands for, the state after it, the updates that
-    counted, and its record (wire/records.py)."""
+    """One round as it was done: what of the log it stands for, the state after it, who counted, its
+    record (wire/records.py), and the training loss and forward-equivalents as they were told."""
 
     key: bytes
     state: RunState | None
     heard: tuple[int, ...]
     record: bytes
     loss: float | None
+    forwards: float
 
 
 @dataclass
@@ -124,7 +125,8 @@ class Fold:
         heard = tuple(u.client for u in updates)
         record = self.star.encoded(finished, state)
         loss = sum(losses) / len(losses) if losses else None
-        return Done(key, finished.state, heard, record, loss)
+        forwards = sum(u.metrics.get("forwards", 0.0) for u in updates)
+        return Done(key, finished.state, heard, record, loss, forwards)
 
     def asked(self, log: SharedLog, round: int) -> tuple[int, ...]:
         """Who is drawn for a round: the same at every peer, as only the key decides it."""
@@ -150,8 +152,7 @@ class Fold:
         """Forget a state that is neither one of the last ones nor every so manieth."""
         old = len(self.done) - KEPT_LAST - 1
         if old >= 0 and (old + 1) % KEPT_EVERY:
-            done = self.done[old]
-            self.done[old] = Done(done.key, None, done.heard, done.record, done.loss)
+            self.done[old] = replace(self.done[old], state=None)
 
 
 def _key(said: Mapping[int, bytes]) -> bytes:

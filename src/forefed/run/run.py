@@ -31,6 +31,7 @@ from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
+from forefed.models.task import Task
 from forefed.models.words import Words
 from forefed.privacy import Ledger
 from forefed.run import record
@@ -414,14 +415,10 @@ def _best(tests: Sequence[Json], decides: Metric) -> Json:
     return best
 
 
-def _write_head(
-    federation: Federation, folder: Path, origin: Json, first: RunState
-) -> ScalarLog | None:
-    """What a record says before its first round; the configuration, last, makes it a run. Returns
-    the log, where slopes travel."""
-    task = federation.task
+def about_model(task: Task) -> Json:
+    """What a record says of the model."""
     dtype = next(task.model.parameters()).dtype
-    model: Json = {
+    return {
         "name": task.base_name,
         "dtype": str(dtype).removeprefix("torch."),
         "device": str(task.device),
@@ -431,6 +428,14 @@ def _write_head(
         "units": [[u.name, u.depth, u.size] for u in task.units],
         "notes": list(task.notes),
     }
+
+
+def _write_head(
+    federation: Federation, folder: Path, origin: Json, first: RunState
+) -> ScalarLog | None:
+    """What a record says before its first round; the configuration, last, makes it a run. Returns
+    the log, where slopes travel."""
+    task = federation.task
     majority = federation.majority()
     data: Json = {**federation.data.provenance, "counts": federation.data.counts}
     measures = task.objective.measures.to_json()
@@ -438,7 +443,7 @@ def _write_head(
         "measures": measures,
         "majority": majority,
         "data": data,
-        "model": model,
+        "model": about_model(task),
         "origin": origin,
     }
     attack, transport = federation.config.attack, federation.transport
