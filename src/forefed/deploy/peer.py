@@ -75,6 +75,10 @@ AT_ONCE = 8
 ASK_AGAIN_S = 5.0
 """Between two attempts at a peer that does not answer, at most."""
 QUIET_S = 1.0
+REVEALS = (
+    "what a contribution reveals: every peer reads its slopes, which are measurements of this "
+    "peer's gradient; no noise and no secure sum stand in between"
+)
 
 
 def run_name(shared: Config, prepared: Prepared, peers: Sequence[Known]) -> bytes:
@@ -271,7 +275,7 @@ class Peer:
             pause = self.settings.every_s * 2 ** min(seen.failures, 10)
             seen.next_try = time.monotonic() + min(pause, ASK_AGAIN_S)
             text = f"{type(error).__name__}: {error}"
-            if text != seen.said:
+            if text != seen.said and not seen.done:  # who is done may leave
                 self.say(f"{self.peers[author].name} is not reached ({text})")
                 seen.said = text
 
@@ -427,6 +431,7 @@ def start_peer(root: Path, say: Callable[[str], None]) -> None:
     with locked(root / ".lock", f"{root}: this peer is running already"):
         tell = partial(named, say, settings.name)
         tell(f"one of {len(peers)}: {', '.join(names)}; loading {config.model.name}")
+        tell(REVEALS)
         prepared = prepare(config)
         network = Network(folder.key, peers, me)
         fold = Fold(star_of(config, prepared, len(peers), kept_secret(root)), first_of(prepared))
