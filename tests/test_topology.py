@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import forefed
+from federation import World, lines
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.states import of_flat
@@ -221,6 +224,25 @@ def test_monna_on_quadratics() -> None:
     best = float(10 + c_N[honest].mean())
     assert abs(float(found.params["w"]) - best) < 0.1 * best
     assert found.reports[-1].metrics["disagreement"] < 0.3 * float(c_N[honest].std())
+
+
+def test_every_node_is_tested_and_the_record_has_the_spread(world: World, tmp_path: Path) -> None:
+    sets = [
+        "strategy=fedavg",
+        "topology=gossip",
+        "cohort=6",
+        "rounds=1",
+        "client.optimiser.lr=0.05",
+    ]
+    run = world.run(tmp_path, *sets)
+    first, *nodes = (e for e in lines(run.folder, "evaluations.jsonl") if e["round"] == 1)
+    assert first["split"] == "test" and len(nodes) == 1 and nodes[0]["split"] == "nodes"
+    each = nodes[0]["each"]
+    assert list(each) == [str(c) for c in range(6)] and nodes[0]["clients"] == 6
+    assert nodes[0]["accuracy"] == pytest.approx(sum(each.values()) / 6)
+    assert nodes[0]["client_worst"] == min(each.values())
+    (round,) = lines(run.folder, "rounds.jsonl")
+    assert round["metrics"]["disagreement"] > 0 and round["metrics"]["resting"] == 0
 
 
 def test_graphs_that_cannot_work_are_refused() -> None:
