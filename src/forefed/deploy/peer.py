@@ -104,7 +104,8 @@ def star_of(config: Config, prepared: Prepared, count: int, secret: Secret) -> S
     star, _ = assemble(
         config, prepared.task, lambda _: trainer, count, prepared.data, secret, measure=False
     )
-    return star
+    # what a server draws in secret, peers cannot draw alike: nobody has such a secret
+    return replace(star, server=replace(star.server, secret=None))
 
 
 def verifier(peers: Sequence[Known]) -> Verify:
