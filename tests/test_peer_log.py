@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
@@ -169,11 +169,15 @@ def star(rounds: int = 50, **more: object) -> Star:
 FIRST = RunState(0, {"w": torch.zeros(D)})
 
 
+def without_secret(star: Star) -> Star:
+    return replace(star, server=replace(star.server, secret=None))
+
+
 @dataclass
 class Peer:
     me: int
     log: SharedLog = field(default_factory=log_of)
-    fold: Fold = field(default_factory=lambda: Fold(star(), FIRST))
+    fold: Fold = field(default_factory=lambda: Fold(without_secret(star()), FIRST))
 
     def train(self, round: int) -> None:
         payload = self.fold.contribution(self.log, self.me, round)
