@@ -304,7 +304,7 @@ def test_audit_measures_a_run_and_keeps_it(
     page = tmp_path / "page.html"
     write_report([read_run(folder)], page)
     shown = page.read_text()
-    assert "What does the server learn?" in shown and "recomputed to the bit" in shown
+    assert "Attacks of a curious server" in shown and "recomputed to the bit" in shown
 
 
 def test_audit_reads_slopes_and_the_sums_of_the_start(world: World, tmp_path: Path) -> None:
