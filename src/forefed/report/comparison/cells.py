@@ -16,20 +16,6 @@ STUDY = "study.json"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of the comparison; ``run`` is None where it has no result, ``error`` says why."""
-
-    name: str
-    method: str
-    dataset: str
-    condition: tuple[tuple[str, Any], ...]
-    tuned: tuple[tuple[str, Any], ...]
-    seed: int
-    run: Run | None
-    error: str | None
-
-
-@dataclass(frozen=True)
 class Place:
     """Where methods are compared: one data set under one condition."""
 
@@ -41,6 +27,18 @@ class Place:
         """As in "sst2, partition.alpha = 0.1"; empty where there is one place only."""
         settings = [f"{key} = {value}" for key, value in self.condition]
         return ", ".join([*([self.dataset] if self.dataset else []), *settings])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison; ``run`` is None where it has no result, ``error`` says why."""
+
+    name: str
+    method: str
+    place: Place
+    seed: int
+    run: Run | None
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -66,15 +64,15 @@ class Comparison:
     @property
     def places(self) -> list[Place]:
         """In the order of the grid."""
-        return list(dict.fromkeys(Place(c.dataset, c.condition) for c in self.cells))
+        return list(dict.fromkeys(c.place for c in self.cells))
+
+    def asked(self, place: Place, method: str) -> list[Cell]:
+        """The cells of a method at a place."""
+        return [c for c in self.cells if (c.place, c.method) == (place, method)]
 
     def runs(self, place: Place, method: str) -> dict[int, Run]:
         """The finished runs of a method at a place, by seed."""
-        return {
-            c.seed: c.run
-            for c in self.cells
-            if c.run and (c.dataset, c.condition, c.method) == (*_key(place), method)
-        }
+        return {c.seed: c.run for c in self.asked(place, method) if c.run}
 
     @property
     def metric(self) -> Metric:
@@ -83,10 +81,6 @@ class Comparison:
 
     def better(self, a: float, b: float) -> bool:
         return self.metric.sign * (a - b) > 0
-
-
-def _key(place: Place) -> tuple[str, tuple[tuple[str, Any], ...]]:
-    return place.dataset, place.condition
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -105,13 +99,12 @@ def read_comparison(folder: Path) -> Comparison:
         run = None
         if (folder / line["folder"] / "summary.json").exists():
             run = read_run(folder / line["folder"])
+        condition = tuple((key, _hashable(v)) for key, v in line["condition"].items())
         cells.append(
             Cell(
                 line["name"],
                 line["method"],
-                line["dataset"],
-                tuple((key, _hashable(v)) for key, v in line["condition"].items()),
-                tuple(line["tuned"].items()),
+                Place(line["dataset"], condition),
                 line["seed"],
                 run,
                 line["error"],

@@ -27,7 +27,6 @@ from forefed.report.comparison.views import (
     Robustness,
     budget_table,
     cost_to,
-    lost_quality,
     near,
     robustness,
     target_of,
@@ -55,15 +54,12 @@ def overview(comparison: Comparison, results: Sequence[Result]) -> Section:
 
     passes, traffic = in_all("forwards"), in_all("bytes_up", "bytes_down")
     quality = f"final {comparison.metric.title}"
-    return Section(
-        "Overview",
-        ("The last round's quality, and what the whole run took; means over seeds.",),
-        tables=(
-            table(quality, lambda r: quality_text(comparison.metric, r.quality)),
-            table("forward-equivalents", lambda r: words.short(passes(r))),
-            table("bytes both ways", lambda r: words.size(traffic(r))),
-        ),
+    tables = (
+        table(quality, lambda r: quality_text(comparison.metric, r.quality)),
+        table("forward-equivalents", lambda r: words.short(passes(r))),
+        table("bytes both ways", lambda r: words.size(traffic(r))),
     )
+    return Section("Overview", tables=tables)
 
 
 def main(comparison: Comparison, results: Sequence[Result]) -> Section:
@@ -106,12 +102,7 @@ def main(comparison: Comparison, results: Sequence[Result]) -> Section:
                 own=len(here),
             )
         )
-    text = (
-        "Mean over seeds of the last round's quality on the test set ± half of Student's 95 % "
-        "interval. Differences are paired by seed; a star marks an interval without 0. Costs "
-        "are means over seeds, memory the largest."
-    )
-    return Section("Results", (text,), figures, tables)
+    return Section("Results", (), figures, tables)
 
 
 def _ends(metric: Metric, found: Interval | None) -> tuple[float, float] | None:
@@ -165,8 +156,7 @@ def beside(comparison: Comparison) -> Section:
         ]
         heads = ("method", *(columns[i][0] for i in kept))
         tables += [Table(heads, rows, place.label)] if kept else []
-    text = "Of the last round, means over seeds. A dash: not measured, or nothing was protected so."
-    return Section("Other metrics, clients and privacy", (text,) if tables else (), tables=tables)
+    return Section("Other metrics, clients and privacy", tables=tables)
 
 
 def _mean(runs: Iterable[Run], of: Callable[[Run], object]) -> Interval | None:
@@ -193,8 +183,7 @@ def curves(comparison: Comparison) -> Section:
                     wide=against == "round",
                 )
             )
-    text = "Mean over seeds; the band is the range of the seeds."
-    return Section("Curves", (text,), found)
+    return Section("Curves", (), found)
 
 
 def mean_curve(name: str, runs: Sequence[Run], against: str) -> Curve:
@@ -232,12 +221,8 @@ def tuning(comparison: Comparison) -> Section:
     ]
     if not rows:
         return Section("Tuning")
-    text = (
-        "Each grid was run on part of the training rows, held out for validation; no test row "
-        "was read. A winner on the edge of its grid may be beaten by a value outside it."
-    )
     heads = ("method", "budget", "chosen", "on the edge", "tried")
-    return Section("Tuning", (text,), tables=[Table(heads, rows)])
+    return Section("Tuning", tables=[Table(heads, rows)])
 
 
 def _tried(comparison: Comparison, tried: Json) -> str:
@@ -249,23 +234,18 @@ def _tried(comparison: Comparison, tried: Json) -> str:
 
 def loses(comparison: Comparison, results: Sequence[Result]) -> Section:
     """The worst view of every method."""
-    text = "The largest gap in quality and the largest ratio of costs, each to the best method."
     table = Table(("method", "worst"), losses(comparison, results))
-    return Section("Where each method loses", (text,), tables=[table])
+    return Section("Where each method loses", tables=[table])
 
 
 def budgets(comparison: Comparison, results: Sequence[Result]) -> Section:
     """Quality under budgets of memory, bytes and compute."""
-    text = (
-        "The last evaluation that a budget allows, not the best one; for memory the final "
-        "quality of what fits. A dash: it does not fit, or no round ends within the budget."
-    )
     tables = [
         budget_table(comparison, found, place.label)
         for place in comparison.places
         if (found := under_budgets(comparison, place, results))
     ]
-    return Section("Quality under a budget", (text,), tables=tables)
+    return Section("Quality under a budget", tables=tables)
 
 
 def targets(comparison: Comparison, results: Sequence[Result]) -> Section:
@@ -281,36 +261,32 @@ def targets(comparison: Comparison, results: Sequence[Result]) -> Section:
         rows = []
         for method in comparison.methods:
             runs = list(comparison.runs(place, method).values())
-            scored = [(run, q) for run in runs if (q := run.quality(run.final)) is not None]
-            own = [near(comparison, quality) for _, quality in scored]
+            finals = [(run, q) for run in runs if (q := run.quality(run.final)) is not None]
+            own = [near(comparison, quality) for _, quality in finals]
             common = cost_to(comparison, runs, [target] * len(runs))
-            alone = cost_to(comparison, [run for run, _ in scored], own)
+            alone = cost_to(comparison, [run for run, _ in finals], own)
             rows.append((method, *common.texts(), *alone.texts()))
         shown = f"target {quality_text(comparison.metric, Interval(target))}"
         caption = ", ".join(part for part in (place.label, shown) if part)
         tables.append(Table(heads, rows, caption))
-    text = (
-        "Until the first evaluation at the target, or at 95 % of the method's own final "
-        "quality; means over the seeds that got there. A dash: never."
-    )
-    return Section("Cost to a target", (text,), tables=tables)
+    return Section("Cost to a target", tables=tables)
 
 
 def robust(comparison: Comparison, results: Sequence[Result]) -> Section:
     """Quality by the values of every setting under ``over``."""
     metric, tables, figures = comparison.metric, [], []
     for number, view in enumerate(robustness(comparison, results)):
-        rows = [
-            (method, *(quality_text(metric, i) for i in row), lost_quality(metric, row))
-            for method, row in view.by_method.items()
-        ]
+        rows = []
+        for method, row in view.by_method.items():
+            means = [i.mean for i in row if i]
+            lost = words.difference(metric, max(means) - min(means)) if len(means) > 1 else ""
+            rows.append((method, *(quality_text(metric, i) for i in row), lost or words.ABSENT))
         others = [f"{key} = {value}" for key, value in view.others]
         caption = ", ".join(part for part in (view.dataset, view.key, *others) if part)
         heads = ("method", *(str(value) for value in view.values), "best to worst")
         figures.append(_by_setting(metric, view, f"robustness-{number}", caption))
         tables.append(Table(heads, rows, caption))
-    said = ("Final quality by the value of one setting; the others at their first.",)
-    return Section("Robustness", said if tables else (), figures, tables)
+    return Section("Robustness", (), figures, tables)
 
 
 def _by_setting(metric: Metric, view: Robustness, key: str, caption: str) -> Figure | None:

@@ -109,11 +109,7 @@ def results_of(comparison: Comparison) -> list[Result]:
         for method in comparison.methods:
             runs = comparison.runs(place, method)
             ours = _qualities(runs)
-            asked = [
-                c
-                for c in comparison.cells
-                if (c.dataset, c.condition, c.method) == (place.dataset, place.condition, method)
-            ]
+            asked = comparison.asked(place, method)
             waiting = sum(c.run is None and c.error is None for c in asked)
             results.append(
                 Result(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from forefed.core.metrics import Metric
 from forefed.report import words
 from forefed.report.comparison.cells import Comparison, Place
 from forefed.report.comparison.results import Interval, Result, interval, quality_text
@@ -164,38 +163,24 @@ class Robustness:
 def robustness(comparison: Comparison, results: Sequence[Result]) -> list[Robustness]:
     """Per data set and setting under ``over`` with two values or more, the other settings at their
     first value."""
-    found = []
-    datasets = list(dict.fromkeys(p.dataset for p in comparison.places))
-    for dataset in datasets:
+    found, quality = [], {(r.place, r.method): r.quality for r in results}
+    firsts: dict[str, Place] = {}
+    for place in comparison.places:
+        firsts.setdefault(place.dataset, place)
+    for first in firsts.values():
         for key in comparison.over:
-            first = next(p for p in comparison.places if p.dataset == dataset).condition
-            others = tuple((k, v) for k, v in first if k != key)
+            others = tuple(x for x in first.condition if x[0] != key)
             slices = [
                 p
                 for p in comparison.places
-                if p.dataset == dataset and tuple(x for x in p.condition if x[0] != key) == others
+                if (p.dataset, tuple(x for x in p.condition if x[0] != key))
+                == (first.dataset, others)
             ]
-            if len(slices) < 2:
-                continue
-            by_place = {(r.place, r.method): r.quality for r in results}
-            found.append(
-                Robustness(
-                    key,
-                    dataset,
-                    tuple(dict(p.condition)[key] for p in slices),
-                    others,
-                    {m: tuple(by_place[p, m] for p in slices) for m in comparison.methods},
-                )
-            )
+            if len(slices) > 1:
+                values = tuple(dict(p.condition)[key] for p in slices)
+                rows = {m: tuple(quality[p, m] for p in slices) for m in comparison.methods}
+                found.append(Robustness(key, first.dataset, values, others, rows))
     return found
-
-
-def lost_quality(metric: Metric, found: Sequence[Interval | None]) -> str:
-    """From the best to the worst of these: "-4.1 points"."""
-    means = [i.mean for i in found if i]
-    if len(means) < 2:
-        return words.ABSENT
-    return words.difference(metric, max(means) - min(means))
 
 
 def budget_table(comparison: Comparison, found: Sequence[Budgeted], caption: str) -> Table:
