@@ -14,6 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, cast
@@ -99,7 +100,7 @@ class Clients:
 
     def answer(self, client: int, message: bytes, upload: Upload | None) -> Reply:
         self.clock.turn("clients")
-        asked, own = Message.decode(message), Secret.rehearsed(client)
+        asked, own = Message.decode(message), partial(Secret.rehearsed, client)
         kept = self.kept.get(client)
         payload, self.kept[client] = self.channel.answer(asked, upload, kept, client, own)
         self.clock.turn("server")

@@ -4,7 +4,7 @@ resumed run and at sites."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from forefed.channel.channel import Session, Single, T, Upload, Work
 from forefed.channel.messages import Message
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
-from forefed.core.types import Params, drawn_from
+from forefed.core.types import Params
 from forefed.run import run
 
 NAME = b"no names"
@@ -67,10 +67,10 @@ class Sealed(Channel):
         upload: Upload | None,
         kept: bytes | None,
         client: int,
-        own: Secret | None,
+        secret: Callable[[], Secret],
     ) -> tuple[bytes, bytes | None]:
         if asked is None and upload is not None:
-            pad = drawn_from(own).fold("pad").bytes[:16]
+            pad = secret().fold("pad").bytes[:16]
             return padded(upload.encode(), pad), pad
         if kept is None or client in NEVER:
             raise ProtocolError("nothing to open")

@@ -183,7 +183,7 @@ class Channel(Choice):
         upload: Upload | None,
         kept: bytes | None,
         client: int,
-        own: Secret | None,
+        secret: Callable[[], Secret],
     ) -> tuple[bytes, bytes | None]:
         """The client's half of one phase.
 
@@ -191,7 +191,7 @@ class Channel(Choice):
             asked: what the server said (None: nothing beside the work).
             upload: what the client has to say, in the phase "train".
             kept: what it kept from the phase before; None in the first one.
-            own: the client's secret of this exchange.
+            secret: the client's own of this exchange, where it is drawn from.
 
         Returns:
             Its answer, and what to keep.

@@ -13,7 +13,7 @@ hand on keys and survivors as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -24,7 +24,6 @@ from forefed.channel.messages import Message
 from forefed.channel.words import FixedPoint, WordBits
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
-from forefed.core.types import drawn_from
 
 CLIPS = {"delta": 1.0, "projections": 64.0}
 """``clip = "auto"`` by what travels: changes of parameters, slopes."""
@@ -75,13 +74,13 @@ class SecureSum(Channel):
         upload: Upload | None,
         kept: bytes | None,
         client: int,
-        own: Secret | None,
+        secret: Callable[[], Secret],
     ) -> tuple[bytes, bytes | None]:
         from forefed.channel.masked import answered
 
         if asked is None:
             raise ProtocolError("work without its sum, where contributions are hidden")
-        return answered(self, asked, upload, kept, client, lambda: drawn_from(own))
+        return answered(self, asked, upload, kept, client, secret)
 
     def told(self) -> str:
         return (

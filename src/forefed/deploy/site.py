@@ -206,7 +206,7 @@ class Site:
         check_word(asked.run)
         # a new sum has new keys, whatever the server says: nothing of a former one helps
         payload, kept = prepared.party.tell(
-            question, asked.client, data, ledger.phase(asked.run), Secret.new()
+            question, asked.client, data, ledger.phase(asked.run), Secret.new
         )
         if kept is not None:
             ledger.keep_phase(asked.run, kept)
@@ -237,7 +237,7 @@ class Site:
         upload = prepared.party.upload(update, ClientContext(order=order, own=secret))
         encode = upload.encode
         upload = replace(upload, encode=lambda: checked(prepared, order, encode(), self.settings))
-        payload, kept = prepared.party.send(upload, order, ledger.phase(asked.run), Secret.new())
+        payload, kept = prepared.party.send(upload, order, ledger.phase(asked.run), Secret.new)
         if kept is not None:
             ledger.keep_phase(asked.run, kept)
         back = prepared.config.checkpoint_every

@@ -109,11 +109,10 @@ def exchange(
     came.reason = opened.reason
     if opened.summed:
         came.abandoned = len(answered) - len(opened.heard)
-    else:
-        for client in answered:
-            if client not in opened.heard:
-                nothing = Lost(round, client, "transport", "its answer was not opened")
-                came.lost.append(silent.get(client, nothing))
+    elif len(opened.heard) < len(answered):
+        for client in sorted({*answered} - {*opened.heard}):
+            nothing = Lost(round, client, "transport", "its answer was not opened")
+            came.lost.append(silent.get(client, nothing))
     return came
 
 

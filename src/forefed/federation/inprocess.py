@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
@@ -25,6 +26,7 @@ from forefed.core.types import (
     Params,
     Reply,
     Update,
+    drawn_from,
 )
 from forefed.data.examples import ClientData
 from forefed.federation.replica import Replica
@@ -123,7 +125,8 @@ class InProcess:
                 self.store.states[order.client] = state
             try:
                 upload = self.party.upload(update, ClientContext(order=came, own=secret))
-                kept_phase, own = self.held(order.client, order.round)
+                kept_phase = self.store.phases.get(order.client)
+                own = partial(self.own, order.client, order.round)
                 payload, kept_phase = self.party.send(upload, came, kept_phase, own)
                 self.hold(order.client, kept_phase)
             except ProtocolError as error:
@@ -162,16 +165,15 @@ class InProcess:
             ProtocolError: it gives none.
         """
         data = self.lookup(client)
-        kept, own = self.held(client, round)
+        kept, own = self.store.phases.get(client), partial(self.own, client, round)
         payload, kept = self.party.tell(message, client, data, kept, own)
         # after the last phase nothing is kept: whoever was asked may be a million
         self.hold(client, None if self.party.ends(message) else kept)
         return payload
 
-    def held(self, client: int, round: int) -> tuple[bytes | None, Secret | None]:
-        """What a client kept from the phase before, and its secret of this exchange."""
-        own = None if self.secret is None else self.secret.fold(client, round, "channel")
-        return self.store.phases.get(client), own
+    def own(self, client: int, round: int) -> Secret:
+        """A client's secret of an exchange."""
+        return drawn_from(self.secret).fold(client, round, "channel")
 
     def hold(self, client: int, kept: bytes | None) -> None:
         """What a client keeps for the next phase."""

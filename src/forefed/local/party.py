@@ -62,7 +62,7 @@ class Party:
         )
 
     def send(
-        self, upload: Upload, order: Order, kept: bytes | None, own: Secret | None
+        self, upload: Upload, order: Order, kept: bytes | None, secret: Callable[[], Secret]
     ) -> tuple[bytes, bytes | None]:
         """The answer to an order, and what to keep.
 
@@ -72,7 +72,7 @@ class Party:
         asked = Message.decode(order.channel) if order.channel else None
         if asked is not None and asked.phase != "train":
             raise ProtocolError(f"an order in the phase '{asked.phase}'")
-        return self.channel.answer(asked, upload, kept, order.client, own)
+        return self.channel.answer(asked, upload, kept, order.client, secret)
 
     def tell(
         self,
@@ -80,13 +80,13 @@ class Party:
         client: int,
         data: ClientData,
         kept: bytes | None,
-        own: Secret | None,
+        secret: Callable[[], Secret],
     ) -> tuple[bytes, bytes | None]:
         """The answer to a question, or to a message of another phase, and what to keep.
 
         Args:
             data: the client's rows.
-            own: the client's secret, from which a new exchange's keys follow.
+            secret: the client's own, from which a new exchange's keys follow.
 
         Raises:
             ProtocolError: as for ``send``.
@@ -99,7 +99,7 @@ class Party:
         if len(questions) != train or len(beside) > 1:
             raise ProtocolError("what came is no question, nor a phase of the channel")
         upload = self._answer(questions[0], data) if questions else None
-        return self.channel.answer(asked, upload, kept, client, own)
+        return self.channel.answer(asked, upload, kept, client, secret)
 
     def ends(self, message: bytes) -> bool:
         """Is this message of the last phase, after which a client may forget the exchange?"""
