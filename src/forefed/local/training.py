@@ -11,7 +11,6 @@ under the scalars codec both end with the same bits.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,11 +43,11 @@ from forefed.core.types import (
 from forefed.data.examples import ClientData, Indices
 from forefed.gradients import GradientEngine
 from forefed.gradients.draw import FRESH, Draw
-from forefed.gradients.engine import SlopeEngine
 from forefed.gradients.forward import Forward
 from forefed.gradients.memory import measure_peak
 from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
 from forefed.local.samplers import SAMPLERS, Sampler, Shuffled
+from forefed.local.steps import RunningClamp, StepLog
 from forefed.models.prefix import FrozenPrefix
 from forefed.modifiers import Modifier
 from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
@@ -357,48 +356,6 @@ SCORED = 16
 """Examples whose losses are computed at once."""
 
 
-class StepLog:
-    """What happened in the steps of one client's round (local to one call)."""
-
-    def __init__(self) -> None:
-        self.slopes: list[Slopes] = []
-        self.losses: list[float] = []
-        self.forwards = 0.0
-        self.seen = 0
-        self.skipped = 0
-        self.peak_bytes: int | None = None
-        self.fallbacks: Counter[str] = Counter()
-
-    def add(
-        self, estimate: Estimate, slopes: Slopes, size: int, complete: bool, grad: Params
-    ) -> None:
-        self.slopes.append(slopes)
-        self.losses.append(estimate.loss)
-        self.forwards += estimate.forwards
-        self.fallbacks.update(estimate.fallbacks)
-        self.seen += size
-        self.skipped += not (complete and trees.all_finite(grad))
-
-    def metrics(self) -> dict[str, float]:
-        finite = [loss for loss in self.losses if math.isfinite(loss)]
-        numbers = {
-            "loss": sum(finite) / len(finite) if finite else math.nan,
-            "steps": float(len(self.losses)),
-            "skipped": float(self.skipped),
-            "forwards": self.forwards,
-            **{f"fallback/{name}": float(count) for name, count in self.fallbacks.items()},
-        }
-        if self.peak_bytes is not None:
-            numbers["peak_bytes"] = float(self.peak_bytes)
-        return numbers
-
-    def stacked(self, groups: list[str]) -> Slopes:
-        """Slopes [steps, K] by group; [0, 0] for a client without a step."""
-        if not self.slopes:
-            return {name: torch.zeros(0, 0) for name in groups}
-        return {name: torch.stack([s[name] for s in self.slopes]) for name in groups}
-
-
 def advance(
     trainer: Trainer,
     ctx: ClientContext,
@@ -419,36 +376,3 @@ def advance(
     optimiser = trainer.settings.optimiser.at(ctx.round, trainer.rounds)
     new[OPTIMIZER], params = optimiser.step(moments, params, grad, ctx.head)
     return params, new
-
-
-class RunningClamp:
-    """Clamps random slopes to a multiple of the running median of |slope| (local to one round).
-
-    Source: ours, after the guard of SPRY's authors' later code. The elements of an exact gradient
-    (basis mode) are left alone: they differ in size for good reason.
-    """
-
-    WARM_UP = 8  # slopes seen before the first one is clamped
-
-    def __init__(self, engine: GradientEngine):
-        exact = not isinstance(engine, SlopeEngine) or engine.directions == "all"
-        self.factor = 0.0 if exact else engine.clamp  # type: ignore[attr-defined]
-        self.seen: list[float] = []
-        self.count = 0
-
-    def __call__(self, estimate: Estimate) -> Estimate:
-        if not self.factor or estimate.slopes_K is None:
-            return estimate
-        clamped = []
-        for slope in estimate.slopes_K.tolist():
-            size = abs(slope)
-            if math.isfinite(size):
-                if len(self.seen) >= self.WARM_UP:
-                    bound = self.factor * sorted(self.seen)[len(self.seen) // 2]
-                    if size > bound > 0:
-                        slope = bound if slope > 0 else -bound
-                        self.count += 1
-                self.seen.append(size)
-            clamped.append(slope)
-        slopes_K = torch.tensor(clamped, dtype=torch.float64)
-        return replace(estimate, slopes_K=slopes_K)
