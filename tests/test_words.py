@@ -20,12 +20,15 @@ from forefed.models.load import load_tokenizer
 from forefed.models.words import BUCKETS, STEP, Bag, Words, beginnings, occurrences
 from forefed.run.begun import load_begun
 from forefed.run.build import build
+from forefed.run.run import _with as begun_with
 from forefed.run.run import run
+from forefed.start.answer import Answers, about
 from forefed.start import words as start_words
 from forefed.start.closed_form import WORDS, words_of
 from forefed.start.words import by_target, documents_of, kept, products, solved, sparse, whole
 from forefed.use import predict as use
 from forefed.use.forget import forget
+from forefed.wire.questions import decode_answer, encode_question
 
 CLASSES = 3
 TEXTS = [[7, 8, 7], [9], [7, 8], [5, 5, 5, 5], [9, 8, 7], [7, 9], [8, 9, 9]]
@@ -184,6 +187,37 @@ def test_predict_and_the_export_say_the_same_with_words(world: World, spoken: Pa
         logits = loaded.model(**{n: torch.tensor(x) for n, x in inputs.items()}).logits
     np.testing.assert_allclose(logits.softmax(1).numpy(), np.array(said), atol=1e-5)
     assert [p.predicted for p in use.predict(spoken, texts[:3])] == ["a", "b", "c"]
+
+
+def test_steps_and_the_guard_judge_the_model_that_is_used(world: World, spoken: Path) -> None:
+    """A client's loss and the guard's are those of logits with what the words say."""
+    config = forefed.configure(base=json.loads((spoken / "config.json").read_text()))
+    sets = {"rounds": 1, "client": config.client.model_copy(update={"max_steps": 1})}
+    federation = build(config.model_copy(update=sets))
+    begun, task = load_begun(spoken), federation.task
+    assert begun is not None and begun.words is not None
+    state = begun_with(federation.start(), begun)
+    who, order = next(iter(federation.star.plan(state).items()))
+    data = federation.data.population.client(who)
+    rows = federation.trainer.batches(order, data)[0]
+
+    def loss(rows: Any, words: Words | None) -> float:
+        sums = task.evaluate(state.params, data.examples, rows, 32, words=words)
+        return float(sums["loss_sum"] / sums["weight"])
+
+    update, _ = federation.trainer(order, data, {})
+    assert update.metrics["loss"] == pytest.approx(loss(rows, begun.words), rel=1e-4)
+    assert abs(loss(rows, begun.words) - loss(rows, None)) > 0.01
+    asked = {f"0/{n}": x for n, x in state.params.items()}
+    asked |= {f"words/{n}": x for n, x in state.of("words").items()}
+    answers = Answers(task)
+    found = decode_answer(
+        answers(encode_question("loss", about(task), asked), data), "loss", about(task)
+    )
+    assert float(found["loss"][0] / found["n"]) == pytest.approx(loss(data.test, begun.words))
+    broken = {**asked, "words/buckets": asked["words/buckets"] + BUCKETS}
+    with pytest.raises(ProtocolError, match="these words are none"):
+        answers(encode_question("loss", about(task), broken), data)
 
 
 def test_all_rows_are_learned_at_the_end(world: World, spoken: Path) -> None:

@@ -52,7 +52,9 @@ class Batch:
     dropout: Key | None = None
     first_row: int = 0
     added: Tensor | None = None
-    """[B, C]: what a loss of classes adds to the logits (``Modifier.on_batch``)."""
+    """[B, C]: what a loss of classes adds to ``times`` the logits: what the texts' words say of
+    them, a client's prior (``Modifier.on_batch``)."""
+    times: float = 1.0
 
     @property
     def size(self) -> int:
@@ -71,6 +73,7 @@ class Batch:
             dropout=self.dropout,
             first_row=self.first_row + start,
             added=None if self.added is None else self.added[start:stop],
+            times=self.times,
         )
 
 

@@ -12,6 +12,7 @@ from forefed.core.types import Json, Params, Transport
 from forefed.federation.questions import PLAIN, Question, Way, ask_total
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut, vouched
+from forefed.models.words import WORDS
 
 
 def guarded(
@@ -40,6 +41,7 @@ def guarded(
     moved = [n for n, x in after.params.items() if not torch.equal(x, before.params[n])]
     tensors = {f"0/{n}": x for n, x in before.params.items()}
     tensors |= {f"{i}/{n}": sets[i][n] for i in range(1, len(sets)) for n in moved}
+    tensors |= {f"{WORDS}/{n}": x for n, x in before.of(WORDS).items()}
 
     asked = [members[i] for i in sorted(chosen)] if moved else []
     question = Question("loss", about, tensors if moved else {}, after.round, asked, deadline_s)

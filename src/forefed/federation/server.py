@@ -39,6 +39,7 @@ from forefed.core.types import (
 )
 from forefed.federation.state import RunState
 from forefed.local import Trainer, check_slopes, replay, variance_of
+from forefed.models.words import WORDS
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
 from forefed.privacy import Release
@@ -224,8 +225,10 @@ class Server:
         return state.log.missed(client)
 
     def broadcast(self, state: RunState) -> Params:
-        """What the modifiers tell the clients, by "kind/parameter name"."""
-        return {
+        """What the modifiers tell the clients, by "kind/parameter name", and what the words say
+        that count beside the features."""
+        told = {f"{WORDS}/{name}": x for name, x in state.of(WORDS).items()}
+        return told | {
             f"{m.kind}/{name}": x
             for m in self.modifiers
             for name, x in m.broadcast(state.of(m.owner)).items()

@@ -26,7 +26,7 @@ from forefed.core import trees
 from forefed.core.keys import Secret
 from forefed.core.settings import Choice, Slot
 from forefed.core.sizes import parse_bytes
-from forefed.core.states import State, States, flat, keep, of_flat
+from forefed.core.states import State, States, below, flat, keep, of_flat
 from forefed.core.types import (
     Batch,
     ClientContext,
@@ -49,6 +49,7 @@ from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
 from forefed.local.samplers import SAMPLERS, Sampler, Shuffled
 from forefed.local.steps import RunningClamp, StepLog
 from forefed.models.prefix import FrozenPrefix
+from forefed.models.words import WORDS, Words
 from forefed.modifiers import Modifier
 from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
 from forefed.sharing import Everything, Sharing
@@ -185,6 +186,7 @@ class Trainer:
         loss = AssignedLoss(base, order.params)
         groups = groups_of(self.engine, self.codec, order, self.task.head, self.draw)
         log, clamp = StepLog(), RunningClamp(self.engine)
+        words = Words.told(below(order.broadcast, WORDS))
         each = next((m for m in self.modifiers if m.per_example), None)
         plan = self.batches(order, data, ctx, loss)
         for step, indices in enumerate(plan if each else [b for b in plan if len(b)]):
@@ -193,6 +195,8 @@ class Trainer:
                 estimate, slopes, exact = found
             else:
                 batch = data.examples.batch(indices, dropout=order.key.fold("dropout", step))
+                if words is not None:
+                    batch = words.beside(batch, *data.examples.tokens_of(indices))
                 for modifier in (m for m in self.modifiers if m.reads_batches):
                     labels = data.examples.labels[data.train]
                     batch = modifier.on_batch(batch, labels, self.task.classes, ctx)

@@ -12,14 +12,17 @@ Axes: B rows, T tokens of all rows, E entries (a word of a row), F words kept, C
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from forefed.core.types import Params
+from forefed.core.errors import ProtocolError
+from forefed.core.types import Batch, Params
 
+WORDS = "words"
+"""Owner of a run's words in its state, and what they are called where they travel."""
 BUCKETS = 2**18
 """Of the hash. Texts of a thousand rows have fewer different words that occur twice."""
 STEP = 2.0**-10
@@ -109,6 +112,32 @@ class Words:
         own = {"buckets": self.bag.buckets, "idf": self.bag.idf, "weight": self.weight}
         shift = {} if self.shift is None else {"shift": self.shift}
         return {**own, "times": times, **shift}
+
+    def beside(self, batch: Batch, row_T: Tensor, id_T: Tensor) -> Batch:
+        """A batch of these rows, whose loss is one of logits with what their words say."""
+        added = self.logits(row_T, id_T, batch.size).float()
+        return replace(batch, added=added, times=self.times)
+
+    @staticmethod
+    def told(tensors: Params) -> Words | None:
+        """Of what came over the wire; None: there are none.
+
+        Raises:
+            ProtocolError: words that are none.
+        """
+        if not tensors:
+            return None
+        try:
+            words = Words.unpacked(tensors)
+            there, idf = words.bag.buckets, words.bag.idf
+            fits = there.dtype == torch.int32 and there.dim() == 1 and there.shape == idf.shape
+            fits = fits and not bool((there < 0).any() | (there >= BUCKETS).any())
+            fits = fits and words.weight.dim() == 2 and len(words.weight) == len(there)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ProtocolError(f"these words are none ({error})") from None
+        if not fits:
+            raise ProtocolError("these words are none")
+        return words
 
     @staticmethod
     def unpacked(tensors: Params) -> Words:

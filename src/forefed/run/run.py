@@ -21,6 +21,7 @@ from forefed.core.errors import UserError, of_system
 from forefed.core.files import write_json
 from forefed.core.keys import Key
 from forefed.core.metrics import Metric
+from forefed.core.states import keep
 from forefed.core.types import Json
 from forefed.federation.adversary import Adversary
 from forefed.federation.guarding import guarded, resting
@@ -32,7 +33,7 @@ from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
 from forefed.models.quantised import parameter_count, weights_bytes
 from forefed.models.task import Task
-from forefed.models.words import Words
+from forefed.models.words import WORDS, Words
 from forefed.privacy import Ledger
 from forefed.run import record
 from forefed.run.begun import Begun, load_begun
@@ -356,7 +357,7 @@ def _finished(
         if not begun.finished:
             return state, begun
         begun.save(folder)
-    state = replace(state, params={**state.params, **begun.head})
+    state = _with(state, begun)
     save_checkpoint(folder, config, state, federation.transport.store)
     if not _tests(folder)[-1].get("all_rows"):
         _evaluate(federation, folder, state, told, begun.words, all_rows=True)
@@ -365,8 +366,16 @@ def _finished(
 
 def _begun_with(federation: Federation, begun: Begun | None) -> RunState:
     """The state before round 1."""
-    state = federation.start()
-    return state if begun is None else replace(state, params={**state.params, **begun.head})
+    return _with(federation.start(), begun)
+
+
+def _with(state: RunState, begun: Begun | None) -> RunState:
+    """The state with the start's head, and with the words that count beside the features."""
+    if begun is None:
+        return state
+    said = {} if begun.words is None else begun.words.packed()
+    params = {**state.params, **begun.head}
+    return replace(state, params=params, states=keep(state.states, WORDS, said))
 
 
 def _guarded(

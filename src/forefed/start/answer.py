@@ -23,10 +23,11 @@ import torch
 from forefed.channel.channel import Numbers
 from forefed.channel.sums import whole as in_units
 from forefed.core.errors import ProtocolError
+from forefed.core.states import below
 from forefed.core.types import Params
 from forefed.data.examples import ClientData, Indices
 from forefed.models.task import Around, Task, nothing_around
-from forefed.models.words import BUCKETS, Bag, Words, occurrences
+from forefed.models.words import BUCKETS, WORDS, Bag, Words, occurrences
 from forefed.start.features import features, names_of_head
 from forefed.start.private import within
 from forefed.start.sums import STEP, Sums
@@ -191,15 +192,19 @@ class Answers:
 
     def losses(self, tensors: Params, data: ClientData) -> Params:
         """Parameters "0/name", "1/name", ... -> ``loss`` [sets], ``n`` (terms of the loss). A set
-        names what differs from the one before it."""
+        names what differs from the one before it. "words/...": what words add to the logits."""
         losses, weight, params = [], 0.0, self.task.params
-        for i in range(1 + max(int(name.split("/")[0]) for name in tensors)):
+        words = Words.told(below(tensors, WORDS))
+        numbers = [int(n) for n in (name.split("/")[0] for name in tensors) if n != WORDS]
+        for i in range(1 + max(numbers)):
             prefix = f"{i}/"
             given = {n.removeprefix(prefix): x for n, x in tensors.items() if n.startswith(prefix)}
             rows: Indices = data.test
             params = {**params, **given}
             around = nothing_around if self.around is None else self.around
-            sums = self.task.evaluate(params, data.examples, rows, EVALUATION_BATCH, around)
+            sums = self.task.evaluate(
+                params, data.examples, rows, EVALUATION_BATCH, around, words
+            )
             losses.append(float(sums.get("loss_sum", 0.0)))
             weight = float(sums.get("weight", 0.0))
         double = torch.float64

@@ -75,9 +75,9 @@ for text, row in zip(texts, chances):
 
     def terms(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         terms, classes = super().terms(logits, batch)
-        return (
-            terms if batch.added is None else terms + batch.added.to(terms.device, terms.dtype)
-        ), classes
+        if batch.added is not None:
+            terms = batch.times * terms + batch.added.to(terms.device, terms.dtype)
+        return terms, classes
 
     def counts(self, logits: Tensor, examples: Examples, rows: Rows) -> Sums:
         classes = logits.shape[-1]
