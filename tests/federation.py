@@ -27,6 +27,7 @@ WORDS = (*SPECIAL, *(f"w{i}" for i in range(len(SPECIAL), 50)))
 assert WORDS[PAD] == "<pad>"
 
 TINY_TEXT_CLASSIFICATION = (
+    "strategy=spry",
     "model.dtype=float32",
     # what the digests were recorded with; test_pooling and test_start have the others
     "model.pooling=pooler",

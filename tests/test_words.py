@@ -22,8 +22,8 @@ from forefed.run.begun import load_begun
 from forefed.run.build import build
 from forefed.run.run import _with as begun_with
 from forefed.run.run import run
-from forefed.start.answer import Answers, about
 from forefed.start import words as start_words
+from forefed.start.answer import Answers, about
 from forefed.start.closed_form import WORDS, words_of
 from forefed.start.words import by_target, documents_of, kept, products, solved, sparse, whole
 from forefed.use import predict as use

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
+from forefed.config.advice import taken
 from forefed.config.compat import check as refuse
 from forefed.config.config import Config
 from forefed.config.privacy import check_units
@@ -70,7 +71,7 @@ def check_run(config: Config) -> Checked:
         notes += privacy_notes(config, data.clients, config.partition.kind != "sites")
         model, said = check_model(config.model, data.label_names or None, config.data.task.head)
         notes += [note for note in said if note not in notes]
-    return Checked(config, model, data, (*notes, *_bold_rates(config)))
+    return Checked(config, model, data, (*taken(config), *notes, *_bold_rates(config)))
 
 
 def check_table(checked: Checked) -> Table:

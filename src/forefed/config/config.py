@@ -21,6 +21,7 @@ from forefed.assign import ASSIGNS, Assign, Contiguous
 from forefed.attacks import ATTACKS, Attack, NoAttack
 from forefed.channel import CHANNELS, Channel, Plain
 from forefed.collect import COLLECTS, Collect, EveryRound
+from forefed.config.advice import AUTO, advised
 from forefed.config.former import FORMER, present
 from forefed.core.errors import UserError, nearest
 from forefed.core.names import Name
@@ -55,6 +56,10 @@ class StrategySettings(Settings):
     """Which named set of slot defaults to start from (``forefed list strategies``)."""
 
     name: str = "spry"
+    """``auto``, or nothing: ``fedavg``, or ``spry`` where ``memory`` is named or a setting that
+    only makes sense with it (config/advice.py)."""
+    because: str = ""
+    """Why ``auto`` took it; written by the run into its record."""
 
 
 class FaultSettings(Settings):
@@ -257,7 +262,11 @@ def configure(
         raise UserError(
             f"{unknown[0]}: unknown setting; {nearest(unknown[0], Config.model_fields)}"
         )
-    named = parse(StrategySettings, _named(raw.get("strategy", {})), "strategy")
+    named = parse(StrategySettings, _named(raw.get("strategy", AUTO)), "strategy")
+    if named.name == AUTO or "name" not in named.model_fields_set:
+        advice = advised(raw)
+        named = StrategySettings(name=advice.name, because=advice.because)
+        raw = {**advice.sections, **raw, "strategy": named.model_dump()}
     method = strategy(named.name)
     config = parse(Config, merge(_with_kinds(method.sections), raw))
     for section, kinds in method.fixed.items():

@@ -74,6 +74,19 @@ def _part(before: Params, after: Params, step: float) -> Params:
     return {n: x + step * (after[n] - x) for n, x in before.items()}
 
 
+LEFT_OUT = (
+    "the head alone is what these data give: in {rounds} round(s) no step of the adapters lowered "
+    "the clients' held-out loss by enough, so all were left out; more rows or another rate "
+    "(client.optimiser.lr) may change that"
+)
+
+
+def steps_kept(lines: Iterable[Json]) -> int | None:
+    """Rounds whose step was taken, in part or whole; None: no guard has judged any."""
+    steps = [line["guard"]["step"] for line in lines if "guard" in line]
+    return sum(step > 0 for step in steps) if steps else None
+
+
 def resting(lines: Iterable[Json]) -> int:
     """Rounds in a row, up to the last one, in which no step was taken."""
     count = 0

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from forefed.config.advice import advised
 from forefed.core.sizes import format_bytes, format_duration
 from forefed.gradients.engine import SlopeEngine
 from forefed.plan.plan import Plan, Row
@@ -103,4 +104,6 @@ _LEGEND = (
 
 def _advice(plan: Plan) -> RenderableType:
     sets = " ".join(f"--set {s}" for s in settings_of(plan.recommended))
-    return Text.assemble("\n", (advice(plan), "bold"), f"\nforefed run {sets}\n")
+    taken = advised({"memory": plan.memory} if plan.memory else {})
+    strategy = f"A run that names no strategy takes {taken.name}: {taken.because}."
+    return Text.assemble("\n", (advice(plan), "bold"), f"\nforefed run {sets}\n{strategy}\n")

@@ -26,6 +26,6 @@ def next_steps(result: Result) -> str:
         f"report: {folder / 'report.html'}\n\n"
         "Try next:\n"
         f'  forefed predict {folder} "Send a mail message to the SMTP server."\n'
-        f"  forefed run --set strategy=fedavg --set name=fedavg --set rounds=10\n"
-        f"  forefed report {folder} runs/fedavg -o compare.html"
+        f"  forefed run --set strategy=spry --set name=spry --set rounds=10\n"
+        f"  forefed report {folder} runs/spry -o compare.html"
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from forefed.attacks import Hostile
+from forefed.config.advice import taken
 from forefed.config.compat import check
 from forefed.config.config import Config, configure
 from forefed.config.privacy import delta_of, statements
@@ -24,7 +25,7 @@ from forefed.core.metrics import Metric
 from forefed.core.states import keep
 from forefed.core.types import Json
 from forefed.federation.adversary import Adversary
-from forefed.federation.guarding import guarded, resting
+from forefed.federation.guarding import LEFT_OUT, guarded, resting, steps_kept
 from forefed.federation.questions import Way
 from forefed.federation.star import RunState
 from forefed.guard import HeldOut, guard_of
@@ -147,7 +148,13 @@ def _run(
     told("built", federation, state.round)
     solved = () if begun is None else begun.notes
     promised = privacy_notes(config, federation.data.population.size, federation.in_rehearsal)
-    for text in (*federation.data.notes, *federation.task.notes, *solved, *promised):
+    for text in (
+        *taken(config),
+        *federation.data.notes,
+        *federation.task.notes,
+        *solved,
+        *promised,
+    ):
         told("note", text)
     first = _begun_with(federation, begun)
     transport, attack = federation.transport, config.attack
@@ -241,6 +248,9 @@ def _run(
             f"ended after round {state.round}: no step of the last {rests} rounds lowered the "
             "clients' held-out loss (guard.patience)",
         )
+    kept = steps_kept(record.read_lines(folder, record.ROUNDS))
+    if ending is None and kept == 0:
+        told("note", LEFT_OUT.format(rounds=state.round))
     if ending is None and (begun is None or state.round):
         moved = trees.digest(state.params) != trees.digest(federation.task.params)
         store = federation.transport.store

@@ -202,9 +202,7 @@ class Answers:
             rows: Indices = data.test
             params = {**params, **given}
             around = nothing_around if self.around is None else self.around
-            sums = self.task.evaluate(
-                params, data.examples, rows, EVALUATION_BATCH, around, words
-            )
+            sums = self.task.evaluate(params, data.examples, rows, EVALUATION_BATCH, around, words)
             losses.append(float(sums.get("loss_sum", 0.0)))
             weight = float(sums.get("weight", 0.0))
         double = torch.float64
