@@ -96,7 +96,7 @@ def test_settings_of_memory() -> None:
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        (["memory=2GB"], "engine.kind must be 'auto'"),
+        (["strategy=spry", "memory=2GB"], "engine.kind must be 'auto'"),
         (["engine=auto", 'memory=[{budget="1GB", share=0.4}]'], "sum to 1"),
         (["engine=auto", "memory=much"], "'much' is no size"),
         (["engine=auto", "engine.micro_batch=4"], "micro_batch"),

@@ -136,7 +136,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "start.kind = 'closed_form': spans": ["start=closed_form", "data.task=causal_lm"],
     "start: with download.kind": ["strategy=fedkseed", "start=closed_form"],
     "start.then = 'frozen'": ["strategy=fedavg", "start=closed_form", "adapter=head"],
-    "topology.kind = 'gossip' has no server": ["topology=gossip", "codec=dense"],
+    "topology.kind = 'gossip' has no server": ["strategy=spry", "topology=gossip", "codec=dense"],
     "topology.gamma": ["strategy=fedavg", "topology=gossip", "codec=sparse"],
     "modifiers: 'error_feedback' carries": [
         "strategy=fedavg",
@@ -155,7 +155,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "engine.directions = 'all'": [
         *("adapter=head", "engine.head=perturbed", "engine.directions=all")
     ],
-    "memory: budgets": ["memory=2GB"],
+    "memory: budgets": ["strategy=spry", "memory=2GB"],
     "memory: the shares": ["engine=auto", 'memory=[{budget="1GB", share=0.4}]'],
     "engine.independent": ["engine.independent=2", "engine.directions=all"],
     "modifiers: 'proximal' pulls": ["client.proximal=0.1", "client.max_steps=1"],

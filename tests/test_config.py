@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation import World
+from forefed.config.advice import taken
 from forefed.config.config import SLOTS, merge
 from forefed.core.errors import UserError
 from forefed.core.settings import Registry
@@ -132,22 +133,48 @@ def test_a_strategy_fills_what_the_user_left_open(name: str) -> None:
                 assert config[section][key] == value, (section, key)
 
 
+SPRY = "strategy=spry"
+
+
+@pytest.mark.parametrize(
+    ("sets", "name", "engine", "why"),
+    [
+        ([], "fedavg", "backprop", "no memory is named"),
+        (["strategy=auto", "assign=everything"], "fedavg", "backprop", "no memory is named"),
+        (["memory=150MB"], "spry", "auto", "memory = 150 MB is named"),
+        (['memory=[{budget="2GB",share=0.5},{budget="90MB",share=0.5}]'], "spry", "auto", "90 MB"),
+        (["engine.directions=4"], "spry", "forward", "engine.kind = 'forward'"),
+        (["adapter.u=7"], "spry", "forward", "adapter.kind = 'tinylora'"),
+        (["codec=scalars"], "spry", "forward", "codec.kind = 'scalars'"),
+        (["engine=auto"], "fedavg", "auto", "no memory is named"),
+        ([SPRY], "spry", "forward", ""),
+        (["strategy=fedavg", "memory=2GB", "engine=auto"], "fedavg", "auto", ""),
+        (["strategy=fedavg", "engine=forward"], "fedavg", "forward", ""),
+    ],
+)
+def test_the_strategy_that_nobody_named(sets: list[str], name: str, engine: str, why: str) -> None:
+    config = configure(sets=sets)
+    assert (config.strategy.name, config.engine.kind) == (name, engine)
+    assert why in config.strategy.because and bool(why) is bool(taken(config))
+    assert configure(base=config.model_dump(mode="json")) == config
+
+
 def test_a_setting_beside_a_strategys_default() -> None:
-    config = configure(sets=["adapter.u=7", "client.batch_size=3"])
+    config = configure(sets=[SPRY, "adapter.u=7", "client.batch_size=3"])
     assert config.adapter.model_dump()["u"] == 7
     assert config.adapter.model_dump()["r"] == 64  # spry's own, not TinyLoRA's 2
     assert config.client.batch_size == 3 and config.client.optimiser.head_lr == 2e-2
 
 
 def test_another_kind_drops_the_strategys_table() -> None:
-    config = configure(sets=["adapter.kind=lora", "client.optimiser.kind=sgd"])
+    config = configure(sets=[SPRY, "adapter.kind=lora", "client.optimiser.kind=sgd"])
     assert config.adapter.model_dump()["r"] == Lora().r != 64  # LoRA's own default, not spry's
     assert (config.client.optimiser.lr, config.client.optimiser.head_lr) == (1.0, None)
 
 
 def test_the_same_kind_keeps_the_strategys_table() -> None:
-    assert configure(sets=["adapter=tinylora"]) == configure()
-    assert configure(sets=["client.optimiser=adamw"]).client.optimiser.head_lr == 2e-2
+    assert configure(sets=[SPRY, "adapter=tinylora"]) == configure(sets=[SPRY])
+    assert configure(sets=[SPRY, "client.optimiser=adamw"]).client.optimiser.head_lr == 2e-2
 
 
 @pytest.mark.parametrize(
@@ -294,6 +321,6 @@ def test_what_engines_said_of_directions_is_read(
 
 def test_an_engine_of_a_former_record_is_read_and_two_draws_are_refused() -> None:
     engine = {"kind": "forward", "shared": False, "pool": None, "candidates": 1}
-    assert configure(base={"engine": engine}) == configure()
+    assert configure(base={"engine": engine}) == configure(sets=["engine=forward"])
     with pytest.raises(UserError, match="either from candidates or from a pool"):
         configure(sets=["engine.candidates=4", "engine.pool=8"])

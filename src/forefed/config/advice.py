@@ -45,7 +45,8 @@ def advised(raw: dict[str, Any]) -> Advice:
             "engine fits (engine.kind = 'auto'; 'forefed plan' shows what that is)"
         )
         return Advice("spry", because, {} if "engine" in raw else {"engine": {"kind": AUTO}})
-    for place, kind in ((p, _kind(raw.get(p))) for p in ("engine", "codec", "assign", "adapter")):
+    for place in ("engine", "codec", "assign", "adapter"):
+        kind = _kind(place, raw.get(place))
         if kind is not None and _of_few(place, kind):
             because = f"{place}.kind = '{kind}' is set, which wants few numbers a client"
             return Advice("spry", because)
@@ -90,7 +91,15 @@ def _of_few(place: str, kind: str) -> bool:
     return kind in {"assign": ("contiguous", "cyclic"), "adapter": ("tinylora",)}[place]
 
 
-def _kind(section: Any) -> str | None:
-    if isinstance(section, dict):
-        section = section.get("kind", "forward" if "directions" in section else None)
-    return section if isinstance(section, str) else getattr(section, "kind", None)
+def _kind(place: str, section: Any) -> str | None:
+    """The kind that a section has, or that its settings belong to."""
+    if isinstance(section, str) or section is None:
+        return section
+    if not isinstance(section, dict):
+        return str(section.kind)
+    if "kind" in section:
+        return str(section["kind"])
+    own = {"engine": ("directions", "law", "head"), "adapter": ("u",), "assign": ("copies",)}
+    if not section.keys() & {*own.get(place, ())}:
+        return None
+    return {"engine": "forward", "adapter": "tinylora", "assign": "contiguous"}[place]
