@@ -142,7 +142,12 @@ SPRY = "strategy=spry"
         ([], "fedavg", "backprop", "no memory is named"),
         (["strategy=auto", "assign=everything"], "fedavg", "backprop", "no memory is named"),
         (["memory=150MB"], "spry", "auto", "memory = 150 MB is named"),
-        (['memory=[{budget="2GB",share=0.5},{budget="90MB",share=0.5}]'], "spry", "auto", "90.0 MB"),
+        (
+            ['memory=[{budget="2GB",share=0.5},{budget="90MB",share=0.5}]'],
+            "spry",
+            "auto",
+            "90.0 MB",
+        ),
         (["engine.directions=4"], "spry", "forward", "engine.kind = 'forward'"),
         (["adapter.u=7"], "spry", "forward", "adapter.kind = 'tinylora'"),
         (["codec=scalars"], "spry", "forward", "codec.kind = 'scalars'"),

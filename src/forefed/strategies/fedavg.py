@@ -3,6 +3,10 @@ data" (arXiv 1602.05629), Algorithm 1; line by line in ``federation/star.py``.
 
 Every client trains all adapter parameters and the head for some local epochs with exact gradients;
 the server averages by example count. The reference for accuracy, and for bytes.
+
+A round takes few passes, and the first one is a poor judge of the tenth (docs/RESULTS.md, "What
+follows the start"), so a run ends after three rounds in a row that lower no held-out loss
+(``guard.patience``; published: never).
 """
 
 from forefed.strategies.strategy import Strategy
@@ -19,6 +23,7 @@ FEDAVG = Strategy(
         "codec": {"kind": "dense"},
         "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
+        "guard": {"kind": "auto", "patience": 3},
     },
     fixed={"assign": ("everything",)},
 )
