@@ -8,6 +8,7 @@ from pathlib import Path
 
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
 from benchmarks import (
+    after_start,
     engines,
     family,
     first_model,
@@ -31,13 +32,14 @@ PARTS = {
     "engines": engines,
     "plan": plan,
     "first_model": first_model,
+    "after_start": after_start,
     "reading": reading,
     "robust": robust,
     "family": family,
     "secure_sum": secure_sum,
 }
 
-LONG = ("family", "first_model", "robust", "secure_sum")
+LONG = ("after_start", "family", "first_model", "robust", "secure_sum")
 """Made by name only: minutes, or data sets that are not shipped."""
 
 HEAD = (

@@ -121,18 +121,7 @@ def default_run(
     folder: Path, name: str, train: list[Row], test: list[Row], alpha: float, seed: int
 ) -> dict[str, float]:
     """What a default run ends with, and what it began with."""
-    sets = [f"out='{folder}'", "data.source.kind=files", f"seed={seed}"]
-    for part, rows in (("path", train), ("test", test)):
-        path = folder / f"{part}.jsonl"
-        path.write_text(
-            "".join(json.dumps(as_row(row, name)) + "\n" for row in rows), encoding="utf-8"
-        )
-        sets.append(f"data.source.{part}='{path}'")
-    sets += ["data.task.kind=pairs"] if name == "sick" else []
-    known = {label for _, label in train}
-    if not {label for _, label in test} <= known:  # a class of test rows that no training row has
-        sets.append(f"data.task.labels={json.dumps(sorted(known | {x for _, x in test}))}")
-    sets += ["model.dtype=float32", "partition.clients=50", f"partition.alpha={alpha}"]
+    sets = sets_of(folder, name, train, test, alpha, seed)
     kept = answer.features
     answer.features = remembered  # type: ignore[assignment]
     try:
@@ -149,6 +138,25 @@ def default_run(
         "down": summary["totals"]["bytes_down"],
         "seconds": summary["totals"]["seconds"],
     }
+
+
+def sets_of(
+    folder: Path, name: str, train: list[Row], test: list[Row], alpha: float, seed: int
+) -> list[str]:
+    """The settings of a run over these rows, which are written below ``folder``."""
+    sets = [f"out='{folder}'", "data.source.kind=files", f"seed={seed}"]
+    for part, rows in (("path", train), ("test", test)):
+        path = folder / f"{part}.jsonl"
+        path.write_text(
+            "".join(json.dumps(as_row(row, name)) + "\n" for row in rows), encoding="utf-8"
+        )
+        sets.append(f"data.source.{part}='{path}'")
+    sets += ["data.task.kind=pairs"] if name == "sick" else []
+    known = {label for _, label in train}
+    if not {label for _, label in test} <= known:  # a class of test rows that no training row has
+        sets.append(f"data.task.labels={json.dumps(sorted(known | {x for _, x in test}))}")
+    sets += ["model.dtype=float32", "partition.clients=50", f"partition.alpha={alpha}"]
+    return sets
 
 
 def as_row(row: Row, name: str) -> dict[str, str]:
