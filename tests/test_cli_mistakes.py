@@ -256,6 +256,31 @@ CONTRADICTIONS: dict[str, list[str]] = {
         "directions.shared=true",
     ],
     "topology.kind = 'gossip' has": ["strategy=fedavg", "channel=secure_sum", "topology=gossip"],
+    "server.schedule: only": ['server.schedule=["linear", "cosine"]'],
+    "modifiers: 'scaffold' takes": ["strategy=fedavg", 'modifiers=["scaffold"]'],
+    "modifiers: 'scaffold' counts": [
+        "strategy=fedavg",
+        "client.optimiser=sgd",
+        "client.max_steps=2",
+        "client.sampler={kind='poisson', rate=0.1}",
+        'modifiers=[{kind="dp_example", noise_multiplier=0.5}, "scaffold"]',
+    ],
+    "modifiers: 'momentum' would change what 'scaffold'": [
+        "strategy=fedavg",
+        "client.optimiser=sgd",
+        'modifiers=["scaffold", "momentum"]',
+    ],
+    "modifiers: 'logit_adjustment' is": [
+        "strategy=fedavg",
+        "data.task=regression",
+        'modifiers=["logit_adjustment"]',
+    ],
+    "modifiers: 'logit_adjustment' makes": [
+        "strategy=fedavg",
+        "client.max_steps=2",
+        "client.sampler={kind='poisson', rate=0.1}",
+        'modifiers=["logit_adjustment", {kind="dp_example", noise_multiplier=0.5}]',
+    ],
     "over_select: under": ["strategy=fedavg", "channel=secure_sum", "over_select=0.5"],
     "memory: groups with": [
         "strategy=fedavg",

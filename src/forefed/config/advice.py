@@ -96,7 +96,7 @@ def _kind(place: str, section: Any) -> str | None:
     if isinstance(section, str) or section is None:
         return section
     if not isinstance(section, dict):
-        return str(section.kind)
+        return getattr(section, "kind", None)
     if "kind" in section:
         return str(section["kind"])
     own = {"engine": ("directions", "law", "head"), "adapter": ("u",), "assign": ("copies",)}
