@@ -16,6 +16,7 @@ from forefed.config.compat import check
 from forefed.config.config import configure
 from forefed.core.errors import UserError
 from forefed.core.types import Batch, ClientContext, Order
+from forefed.models.objectives import OBJECTIVES
 from forefed.models.objectives.classes import Classes
 from forefed.modifiers import LogitAdjustment
 
@@ -145,3 +146,21 @@ def test_without_weight_it_is_the_plain_run(world: World, tmp_path: Path) -> Non
     plain = digest("plain")
     assert digest("none", 'modifiers=[{kind="logit_adjustment",tau=0}]') == plain
     assert digest("some", 'modifiers=["logit_adjustment"]') != plain
+
+
+@pytest.mark.parametrize(
+    ("head", "labels"),
+    [
+        ("classification", torch.tensor([0, 1])),
+        ("multilabel", torch.tensor([[1, 0, 1], [0, 0, 1]])),
+        ("regression", torch.tensor([0.5, 1.0])),
+    ],
+)
+def test_what_a_batch_adds_is_part_of_every_loss_of_a_text(head, labels):
+    names = () if head == "regression" else ("a", "b", "c")
+    objective = OBJECTIVES[head](names)
+    logits = torch.linspace(-1, 1, 2 * max(len(names), 1)).reshape(2, -1)
+    added = logits.square() - 0.3
+    found = objective.losses(logits, Batch({}, labels, added=added, times=0.5))
+    expected = objective.losses(0.5 * logits + added, Batch({}, labels))
+    torch.testing.assert_close(found, expected)

@@ -52,7 +52,7 @@ class Batch:
     dropout: Key | None = None
     first_row: int = 0
     added: Tensor | None = None
-    """[B, C]: what a loss of classes adds to ``times`` the logits: what the texts' words say of
+    """[B, C]: what a loss adds to ``times`` the logits: what the texts' words say of
     them, a client's prior (``Modifier.on_batch``)."""
     times: float = 1.0
 

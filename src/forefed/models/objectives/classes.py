@@ -14,7 +14,14 @@ from forefed.core.metrics import ACCURACY, Measures, Metric
 from forefed.core.types import Batch, Json
 from forefed.data.examples import Examples
 from forefed.models.objectives import calibration
-from forefed.models.objectives.objective import LOGITS_OF_TEXTS, CrossEntropy, Rows, Sums, share
+from forefed.models.objectives.objective import (
+    LOGITS_OF_TEXTS,
+    CrossEntropy,
+    Rows,
+    Sums,
+    share,
+    used,
+)
 
 
 class Classes(CrossEntropy):
@@ -74,10 +81,7 @@ for text, row in zip(texts, chances):
         }
 
     def terms(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        terms, classes = super().terms(logits, batch)
-        if batch.added is not None:
-            terms = batch.times * terms + batch.added.to(terms.device, terms.dtype)
-        return terms, classes
+        return used(logits, batch), batch.labels.to(logits.device)
 
     def counts(self, logits: Tensor, examples: Examples, rows: Rows) -> Sums:
         classes = logits.shape[-1]

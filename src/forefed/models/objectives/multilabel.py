@@ -16,7 +16,15 @@ from forefed.core.types import Batch, Json
 from forefed.data.examples import Examples
 from forefed.models.objectives import calibration
 from forefed.models.objectives.classes import by_class
-from forefed.models.objectives.objective import LOGITS_OF_TEXTS, Objective, Rows, Sums, share, wide
+from forefed.models.objectives.objective import (
+    LOGITS_OF_TEXTS,
+    Objective,
+    Rows,
+    Sums,
+    share,
+    used,
+    wide,
+)
 
 SAID_FROM = 0.5
 """The probability from which a label is said; a logit of 0."""
@@ -86,7 +94,7 @@ for text, row in zip(texts, logits.sigmoid().tolist()):
         }
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
-        z = wide(logits)
+        z = used(logits, batch)
         marks = batch.labels.to(z.device, z.dtype)
         return binary_cross_entropy_with_logits(z, marks, reduction="none").mean(1)
 

@@ -195,3 +195,9 @@ def mean_loss(sums: Sums) -> float:
 def wide(logits: Tensor) -> Tensor:
     """In float32 or wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def used(logits: Tensor, batch: Batch) -> Tensor:
+    """Logits as a loss takes them: ``wide``, with what the batch adds (``Batch.added``)."""
+    z = wide(logits)
+    return z if batch.added is None else batch.times * z + batch.added.to(z.device, z.dtype)

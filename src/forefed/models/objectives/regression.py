@@ -13,7 +13,7 @@ from forefed.core.intervals import Ends, Ratio
 from forefed.core.metrics import Measures, Metric
 from forefed.core.types import Batch, Json
 from forefed.data.examples import Examples
-from forefed.models.objectives.objective import LOGITS_OF_TEXTS, Objective, Rows, Sums, wide
+from forefed.models.objectives.objective import LOGITS_OF_TEXTS, Objective, Rows, Sums, used
 
 SHOWN = 400
 """Points of the picture of said and true numbers."""
@@ -82,7 +82,7 @@ for text, said in zip(texts, logits.double().flatten().tolist()):
         return {**super().options(), "problem_type": "regression"}
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
-        z = wide(logits).flatten()
+        z = used(logits, batch).flatten()
         return mse_loss(z, batch.labels.to(z.device, z.dtype), reduction="none")
 
     def counts(self, logits: Tensor, examples: Examples, rows: Rows) -> Sums:
