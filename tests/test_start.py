@@ -400,6 +400,7 @@ def test_a_step_is_taken_only_where_it_is_worth_another_round() -> None:
     [
         (("start.then=frozen", "adapter=head"), r"leaves nothing to train"),
         (("guard=held_out", "data.client_test_fraction=0"), "needs rows that clients hold out"),
+        (("start.words=9", "data.client_test_fraction=0"), "say how much words count"),
         (("guard=held_out", "codec=scalars"), "cannot say that a step was shortened"),
     ],
 )

@@ -122,6 +122,8 @@ def words_of(config: Any, pooling: str) -> int:
         return 0
     if start.words != "auto":
         return start.words
+    if config.data.client_test_fraction == 0:
+        return 0  # nobody could say how much they should count
     seen = config.partition.kind == "sites" and not config.channel.sums
     return 0 if seen else WORDS
 
@@ -140,6 +142,11 @@ def _unfit(start: ClosedForm, config: Any) -> Iterator[str]:
         yield (
             f"start.solver = '{start.solver}' is not for data.task.kind = '{kind}'; set "
             f"start.solver = '{targets.solvers[0]}'"
+        )
+    if start.words not in ("auto", 0) and config.data.client_test_fraction == 0:
+        yield (
+            "start.words: rows that clients hold out say how much words count, and there are none; "
+            "set data.client_test_fraction, for example 0.2, or start.words = 0"
         )
     if start.prior == "uniform" and not targets.named:
         yield (
