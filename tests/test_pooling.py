@@ -58,7 +58,8 @@ def test_auto_takes_what_the_checkpoint_says() -> None:
     assert auto("LlamaModel", {"pooling_mode_lasttoken": True}, "llama") == "last"
     assert auto("BertForMaskedLM") == "mean"
     assert auto("BertForSequenceClassification", mean) == "pooler"
-    assert auto("LlamaForCausalLM", None, "llama") == "pooler"
+    assert auto("LlamaForCausalLM", None, "llama") == "last"
+    assert auto("LlamaForSequenceClassification", None, "llama") == "pooler"
     assert auto("ModernBertForMaskedLM", None, "modernbert") == "pooler"
     with pytest.raises(
         UserError, match=r"not known here \(max_tokens\); set model\.pooling to one"
@@ -119,7 +120,7 @@ def test_auto_reads_the_folder_and_drops_a_pooler_that_nobody_reads(tmp_path: Pa
     base = task.model.get_base_model()
     assert base.pooling == "cls" and base.bert.pooler is None
     assert task_of(tmp_path / "b", "bert", "auto").model.get_base_model().pooling == "mean"
-    assert task_of(tmp_path / "c", "gpt2", "auto").model.get_base_model().pooling == "pooler"
+    assert task_of(tmp_path / "c", "gpt2", "auto").model.get_base_model().pooling == "last"
 
 
 @pytest.mark.parametrize("family", ["bert", "llama", "gpt2", "modernbert"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import forefed
 from deployment import FakePost, deployed, make_sites, rehearsal
 from federation import World
 from forefed.compare.baselines import baselines
@@ -32,6 +33,7 @@ from forefed.start.solver import Solver
 from forefed.start.sums import STEP, Sums, pack
 from forefed.start.targets import SCALES, Classes
 from forefed.start.targets.classes import RIDGE
+from forefed.use import predict as use
 from forefed.use.forget import forget
 from forefed.wire.message import unpack, unpack_tensors
 from forefed.wire.questions import decode_answer, encode_answer, encode_question
@@ -324,6 +326,20 @@ def test_sites_solve_the_head_of_the_rehearsal(world: World, tmp_path: Path) -> 
     assert one["tried"] == other["tried"] and one["clients"] == other["clients"] == len(sites)
 
 
+def test_sites_solve_the_head_of_any_partition_under_a_secure_sum(
+    world: World, tmp_path: Path
+) -> None:
+    everyone = ("strategy=fedavg", *START, "data.client_test_fraction=0", "rounds=0")
+    alone = run(rehearsal(world, tmp_path / "a", *everyone, "partition={kind='iid', clients=4}"))
+    hidden = ("channel={kind='secure_sum', min_group=3}",)
+    sites = make_sites(world, tmp_path, policy={"min_group": 3})
+    config = deployed(world, tmp_path / "b", *everyone, *hidden)
+    there = run(config, connect=connect_by(FakePost(sites)))
+    one, other = load_begun(alone.folder), load_begun(there.folder)
+    assert one is not None and other is not None
+    assert all(torch.equal(other.head[n], x) for n, x in one.head.items())
+
+
 def test_a_site_may_keep_its_sums(world: World, tmp_path: Path) -> None:
     sites = make_sites(world, tmp_path, policy={"questions": ["loss"]})
     config = deployed(world, tmp_path / "b", "strategy=fedavg", *START)
@@ -414,6 +430,20 @@ def test_what_cannot_work_is_said_before(
 def test_a_language_model_has_no_closed_form(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no head in closed form"):
         world.run(tmp_path, *world.lm, "start=closed_form", "model.pooling=auto")
+
+
+def test_a_decoder_has_a_solved_head_that_exports(world: World, tmp_path: Path) -> None:
+    sets = (f"model.name='{world.llama}'", "start=closed_form", "model.pooling=auto", "rounds=0")
+    result = world.run(tmp_path, *sets)
+    begun = load_begun(result.folder)
+    assert begun is not None and result.summary["baseline"]["head alone"] > 0.5
+    texts = ["w5 w6 w7", "w24 w25", "w40 w41 w42 w43 w44"]
+    loaded = forefed.load(result.folder / "adapter", base=str(world.llama))
+    inputs = loaded.tokenizer(texts, padding=True, truncation=True, max_length=512)
+    with torch.no_grad():
+        logits = loaded.model(**{n: torch.tensor(x) for n, x in inputs.items()}).logits
+    said = np.array([p.chances for p in use.predict(result.folder, texts)])
+    np.testing.assert_allclose(logits.softmax(1).numpy(), said, atol=1e-5)
 
 
 def test_auto_solves_a_head_only_where_there_is_one_to_solve(world: World, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ class ModelSettings(Settings):
     pooling: Literal["auto", "mean", "cls", "last", "pooler"] = "auto"
     """What a class is read from: the mean of the tokens' last hidden states, the first or the last
     token, or ``pooler``, the way of the model's own class in transformers. ``auto``: what the
-    checkpoint says (1_Pooling of sentence-transformers); else ``pooler`` for decoders (their last
-    token), for ModernBERT and for checkpoints that hold a trained classifier; else the mean."""
+    checkpoint says (1_Pooling of sentence-transformers); else ``pooler`` for ModernBERT and for
+    checkpoints that hold a trained classifier; else the last token for decoders, the mean for
+    encoders. A decoder's first token may be thousands of times as large as others, and so may its
+    mean of early layers: too large to be summed (``start``)."""
     layers: Literal["last", "spread"] = "spread"
     """Which hidden states are pooled for a class: the last ones, or beside them those that enter
     the first and the middle block (words and syntax, which the last block has partly forgotten):
