@@ -198,7 +198,7 @@ def classes_of(confusion):
 
 
 def test_a_run_answers_its_users_questions(tmp_path):
-    """Is it good, where is it wrong, does it know, who is served badly: a picture each."""
+    """Did it learn, what is confused, who is served badly, may it be believed: a picture each."""
     confusion = [[50, 2, 0, 0], [9, 40, 0, 0], [0, 0, 30, 7], [0, 20, 0, 0]]
     details = {
         "confusion": confusion,

@@ -26,7 +26,8 @@ MOST_NAMED = 8
 """Classes that a sentence names."""
 FOLDED = 12
 """Rows from which a table is folded away."""
-SPREAD = {"mean": "client_mean", "lowest tenth below": "client_decile", "worst": "client_worst"}
+SPREAD = {"mean": "client_mean", "worst tenth": "client_decile", "worst": "client_worst"}
+"""How quality spreads over clients; a tenth of them are at the second or worse."""
 MODELS = {"clients": "the common model", "personal": "each with its own"}
 """Evaluations on clients' own rows, by the model that was tested."""
 
@@ -148,7 +149,7 @@ def learnt(runs: Sequence[Run], names: Sequence[str]) -> Section:
     for run in runs:  # several runs: what costs nothing; of one run everything that costs less
         known = run.baselines if len(runs) == 1 else {metric.chance: run.majority}
         cheaper |= {
-            f"{words.cut(name)} {words.quality(metric, x, unit=False)}": x
+            f"{words.cut(name, 34)} {words.quality(metric, x, unit=False)}": x
             for name, x in known.items()
             if x is not None
         }
@@ -183,7 +184,7 @@ def confused(run: Run) -> Section:
     """Which classes are taken for which, or how far numbers are off."""
     title, pairs = "What does it confuse?", run.details.get("scatter")
     if pairs:
-        return Section(title, (), [plots.scatter(pairs)])
+        return Section("How far is it off?", (), [plots.scatter(pairs)])
     classes = run.details.get("by_class") or []
     names = [str(name) for name in run.partition.get("labels") or []]
     if not classes or len(names) != len(classes):
