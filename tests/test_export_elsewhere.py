@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from commands import Command, mistake
 from federation import World, text_rows, write_lines
+from forefed.models.outside import BY_LOAD, load
 from forefed.use.export import export_adapter
 from forefed.use.predict import predict
 
@@ -140,6 +142,8 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
                 "cohort=1",
                 "partition.clients=2",
             ]
+            if (family, adapter) == ("pooled", "head"):
+                sets.append("model.layers=last")  # its shape is that of the class's own head
             found[family, adapter] = world.run(root, *step, *sets).folder
     return found
 
@@ -233,12 +237,68 @@ def test_what_plain_peft_cannot_load_says_so(
 ) -> None:
     """A head on another pooling, on the terminal and in the card; and nothing of it elsewhere."""
     pooled = forefed_command("export", runs["pooled", "lora"], tmp_path / "pooled")
-    assert "note: plain PEFT cannot load it" in pooled.err and "forefed.load" in pooled.err
+    assert "note: plain PEFT cannot load it (and refuses it)" in pooled.err and "forefed.load" in pooled.err
     card = (tmp_path / "pooled" / "README.md").read_text()
     assert "**Mind**: plain PEFT cannot load it" in card and "library_name: forefed" in card
     other = forefed_command("export", runs["bert", "lora"], tmp_path / "bert")
     card = (tmp_path / "bert" / "README.md").read_text()
     assert not other.err and "Mind" not in card and "library_name: peft" in card
+
+
+PLAIN = """
+import json, sys
+from peft import AutoPeftModelForSequenceClassification as Auto, PeftModel
+from transformers import AutoModelForSequenceClassification as Plain
+said = []
+for folder, base in json.load(sys.stdin):
+    for load in (
+        lambda: PeftModel.from_pretrained(Plain.from_pretrained(base, num_labels=3), folder),
+        lambda: Plain.from_pretrained(base, num_labels=3).load_adapter(folder),
+        lambda: Auto.from_pretrained(folder),
+    ):
+        try:
+            load()
+            said.append("loaded")
+        except Exception as error:
+            said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+def test_plain_peft_refuses_a_head_on_another_pooling(
+    exports: dict[tuple[str, str, str], Export], runs: dict[tuple[str, str], Path]
+) -> None:
+    """Also where its shape is the class's own, so that only this keeps it from being read wrongly:
+    an export, another form of it, and the run's own folder. One from before is still loaded."""
+    base = json.loads((runs["pooled", "lora"] / "config.json").read_text())["model"]["name"]
+    tinylora = exports["pooled", "tinylora", "lora"].folder
+    folders = [exports["pooled", "lora", "peft"].folder, tinylora]
+    folders.append(runs["pooled", "head"] / "adapter")
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN],
+        input=json.dumps([(str(folder), base) for folder in folders]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert len(said) == 9 and all("to be loaded by forefed.load" in each for each in said), said
+
+    config = tinylora / "adapter_config.json"
+    before = json.loads(config.read_text())
+    kind = before["peft_type"].removesuffix(BY_LOAD)
+    assert kind == "LORA"
+    config.write_text(json.dumps({**before, "peft_type": kind}))
+    try:
+        old = load(tinylora, base)
+    finally:
+        config.write_text(json.dumps(before))
+    new = load(tinylora, base)
+    inputs = new.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = [x.model(**inputs).logits for x in (old, new)]
+    assert torch.equal(*logits)
 
 
 def test_a_run_that_ended_badly_is_exported_by_force_only(

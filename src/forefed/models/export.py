@@ -32,7 +32,7 @@ from forefed.data.encoding import end_of
 from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
 from forefed.models.attach import ADAPTER_NAME
 from forefed.models.functional import Call
-from forefed.models.outside import HEAD, head_text, save_words
+from forefed.models.outside import HEAD, guarded, head_text, save_words
 from forefed.models.place import quiet
 from forefed.models.task import Task
 from forefed.models.words import Words
@@ -278,6 +278,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], tas
     plain = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
     (folder / WEIGHTS).write_bytes(save(plain, metadata={"format": "pt"}))
     config = {**config, "base_model_name_or_path": task.base_name, "inference_mode": True}
+    config = guarded(config, task)
     sets = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     text = json.dumps(sets, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")

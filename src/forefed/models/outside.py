@@ -2,7 +2,8 @@
 
 Plain PEFT loads the same files into the class of transformers, which is the run's model where that
 class reads what the run read (``pooling = "pooler"``, language models). Else a small file beside
-the adapter says what the head stands on, and this puts it there.
+the adapter says what the head stands on, and this puts it there; plain PEFT refuses those
+(``BY_LOAD``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from forefed.models.words import Words
 HEAD = "forefed_head.json"
 WORDS = "forefed_words.safetensors"
 CONFIG = "adapter_config.json"
+BY_LOAD = ", to be loaded by forefed.load"
+"""Stands behind the kind of adapter in an export that plain PEFT would read wrongly, without a word
+where the head's shape is that of the class of transformers: PEFT and transformers know no such kind
+and stop with this text (``KeyError``)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,22 @@ def head_text(task: Task, reads: int | None = None, end: int | None = None) -> s
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
 
+def guarded(config: dict[str, Any], task: Task) -> dict[str, Any]:
+    """PEFT's configuration of a task's adapter, which plain PEFT refuses where it must not read it
+    (``BY_LOAD``)."""
+    plain = head_text(task) is None
+    kind = str(getattr(config["peft_type"], "value", config["peft_type"]))
+    return config if plain else {**config, "peft_type": kind + BY_LOAD}
+
+
+def _peft_config(config: dict[str, Any]) -> Any:
+    """PEFT's own configuration, of an export with ``BY_LOAD`` and of those from before."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind = str(config["peft_type"]).removesuffix(BY_LOAD)
+    return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_peft_type(**{**config, "peft_type": kind})
+
+
 def save_words(words: Words, folder: Path) -> None:
     """Writes what texts' words add beside an adapter."""
     from safetensors.torch import save
@@ -83,6 +104,7 @@ def load(folder: str | Path, base: str | None = None) -> Loaded:
         settings = ModelSettings(name=_here(name), dtype="float32", **reads)
         cut = about.get("reads"), about.get("end")
         head, words = about.get("head", "classification"), _words(folder / WORDS)
+        adapter = _peft_config(config)
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"load: '{folder}' holds no {HEAD} and {CONFIG} that can be read. An export without "
@@ -92,7 +114,7 @@ def load(folder: str | Path, base: str | None = None) -> Loaded:
 
     base_model = load_base(settings, Key(0), labels, head)
     base_model.model.forward.words, base_model.model.forward.cut = words, cut
-    model = PeftModel.from_pretrained(base_model.model, str(folder)).eval()
+    model = PeftModel.from_pretrained(base_model.model, str(folder), config=adapter).eval()
     return Loaded(model, base_model.tokenizer, labels)
 
 
