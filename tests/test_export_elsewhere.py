@@ -237,7 +237,10 @@ def test_what_plain_peft_cannot_load_says_so(
 ) -> None:
     """A head on another pooling, on the terminal and in the card; and nothing of it elsewhere."""
     pooled = forefed_command("export", runs["pooled", "lora"], tmp_path / "pooled")
-    assert "note: plain PEFT cannot load it (and refuses it)" in pooled.err and "forefed.load" in pooled.err
+    assert (
+        "note: plain PEFT cannot load it (and refuses it)" in pooled.err
+        and "forefed.load" in pooled.err
+    )
     card = (tmp_path / "pooled" / "README.md").read_text()
     assert "**Mind**: plain PEFT cannot load it" in card and "library_name: forefed" in card
     other = forefed_command("export", runs["bert", "lora"], tmp_path / "bert")

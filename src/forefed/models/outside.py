@@ -72,9 +72,9 @@ def guarded(config: dict[str, Any], task: Task) -> dict[str, Any]:
 
 def _peft_config(config: dict[str, Any]) -> Any:
     """PEFT's own configuration, of an export with ``BY_LOAD`` and of those from before."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
-    kind = str(config["peft_type"]).removesuffix(BY_LOAD)
+    kind = PeftType(str(config["peft_type"]).removesuffix(BY_LOAD))
     return PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_peft_type(**{**config, "peft_type": kind})
 
 

@@ -63,8 +63,8 @@ class Trained:
 
 
 OWN_HEAD = (
-    "plain PEFT cannot load it (and refuses it): its head reads another pooling of the tokens, or more layers, than "
-    "the class of transformers does; load it by `forefed.load`, as below"
+    "plain PEFT cannot load it (and refuses it): its head reads another pooling of the tokens, or "
+    "more layers, than the class of transformers does; load it by `forefed.load`, as below"
 )
 """Of an export with a head of its own (``models.outside``)."""
 
