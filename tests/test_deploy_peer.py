@@ -196,7 +196,7 @@ def test_readme_five_peers_one_killed_one_added_all_end_with_equal_digests(
         if "peer init" in line:
             line += f" --address 127.0.0.1:{free_ports(6)}"
             stay = (
-                "s/^# linger_s = 10.0 .*/linger_s = 60/"  # a machine that is busy starts fay late
+                "s/^# linger_s = 30.0 .*/linger_s = 60/"  # a machine that is busy starts fay late
             )
             line += f"; sed -i '{stay}' peers/*/peer.toml"
             line += "; for p in peers/*; do cat models >> $p/peer.toml; done"

@@ -46,7 +46,7 @@ name = {name}
 address = {address}          # where others reach it; it listens on this port
 # listen = "0.0.0.0"         # another interface to listen on (default: the address's own)
 # join_s = 15.0              # how long it waits for others before its first round
-# linger_s = 10.0            # how long it stays for latecomers when all is done and quiet
+# linger_s = 30.0            # how long it stays for latecomers when all is done and quiet
 
 [data.source]
 kind = "files"
@@ -69,7 +69,7 @@ class PeerSettings(Settings):
     """Seconds between two rounds of talks."""
     join_s: Annotated[float, Field(ge=0)] = 15.0
     """How long its first round waits for peers that are not there yet."""
-    linger_s: Annotated[float, Field(ge=0)] = 10.0
+    linger_s: Annotated[float, Field(ge=0)] = 30.0
     """How long it stays when all is done and nobody has said anything new."""
 
 
