@@ -197,7 +197,7 @@ class Progress(Callback):
         if error >= WORTH_SAYING:
             self.say(
                 f"averaging LoRA's factors missed the mean of their products by {error:.0%} of its "
-                "change (mean of the rounds; aggregator = 'fedex' misses nothing)"
+                "change (mean of the rounds; strategy = 'rolora' or 'fedex' misses nothing)"
             )
         for statement in summary.get("privacy", []):
             self.say(styled((printable(f"spent: {statement['text']}"), "cyan")))
