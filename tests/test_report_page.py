@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from forefed.core.errors import UserError
 from forefed.models.objectives.classes import by_class
 from forefed.report import plots, read_run, write_report
 from forefed.report.content import terminal
-from forefed.report.draw import DASHES, MARKERS, SERIES, colour, look
+from forefed.report.draw import DASHES, INK, MARKERS, SERIES, colour, look
 from forefed.report.facts import (
     cost_rows,
     down_per_order,
@@ -399,6 +400,10 @@ def test_a_wide_span_of_bytes_gets_a_logarithmic_axis():
 
 
 def test_runs_differ_by_more_than_colour():
+    sheet = (Path(plots.__file__).parent / "templates" / "style.css").read_text()
+    named = {**INK, **{f"c{i}": value for i, value in enumerate(SERIES)}}
+    found = re.findall(r"--(\w+): (#\w+);", sheet)
+    assert dict(found[: len(named)]) == named and [n for n, _ in found[len(named) :]] == [*named]
     for part in (0, 1):
         looks = {(colour(i), look(i)[part]) for i in range(32)}
         assert len(looks) == 32 == len(SERIES) * len(DASHES)

@@ -22,18 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK = {"ink": "#1b1f24", "quiet": "#5f6873", "grid": "#e3e6ea", "page": "#fefefe"}
-INK_DARK = {"ink": "#e8eaed", "quiet": "#a2abb6", "grid": "#343a42", "page": "#15181c"}
 SERIES = ["#0072b2", "#d55e00", "#009e73", "#b8578f", "#e69f00", "#3aa0dc", "#7a6a00", "#808890"]
-SERIES_DARK = [
-    "#4aa8e0",
-    "#ff8a3d",
-    "#2fc79a",
-    "#e28fc0",
-    "#f2b834",
-    "#86ccf5",
-    "#d9c84a",
-    "#a0a8b0",
-]
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2.5), (1.6, 2), (8, 2, 1.6, 2))
 MARKERS = "os^D"
 FEW = 40
@@ -51,13 +40,6 @@ def look(index: int) -> tuple[tuple[float, ...], str]:
     """Dash and marker of series ``index``."""
     kind = (index // len(SERIES) + index) % len(DASHES)
     return DASHES[kind], MARKERS[kind]
-
-
-def variables(dark: bool = False) -> str:
-    """CSS declarations of all colours."""
-    named = {**(INK_DARK if dark else INK)}
-    named |= {f"c{i}": value for i, value in enumerate(SERIES_DARK if dark else SERIES)}
-    return " ".join(f"--{name}: {value};" for name, value in named.items())
 
 
 class Drawing:

@@ -163,7 +163,6 @@ def learnt(runs: Sequence[Run], names: Sequence[str]) -> Section:
         plots.quality_axis(metric),
         list(cheaper.items()),
         wide=True,
-        show=lambda value: words.quality(metric, value, unit=False),
     )
     heads = ("on the test set", "value") if len(runs) == 1 else ("on the test set", *names)
     return Section(title, (), [figure], [Table(heads, facts.quality_rows(runs))])
@@ -277,7 +276,6 @@ def served(run: Run) -> Section:
         [curve for curve in curves if len(curve.xs) > 1],
         ROUNDS,
         plots.quality_axis(metric),
-        show=lambda value: words.quality(metric, value, unit=False),
     )
     table = _client_table(run, metric, {one["client"]: one for one in each}, list(last))
     later = [spread] if picture else []

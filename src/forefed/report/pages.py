@@ -44,10 +44,5 @@ def _environment() -> Environment:
 
 @cache
 def _style() -> Markup:
-    sheet = files("forefed.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
-    return Markup(
-        f":root {{ color-scheme: light dark; {draw.variables()} }}\n"
-        "@media screen and (prefers-color-scheme: dark) "
-        f"{{ :root {{ {draw.variables(dark=True)} }} svg image {{ filter: brightness(1.7); }} }}"
-        f"\n{sheet}"
-    )
+    sheet = files("forefed.report").joinpath("templates", "style.css")
+    return Markup(sheet.read_text(encoding="utf-8"))

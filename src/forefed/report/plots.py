@@ -45,6 +45,8 @@ class Axis:
     whole: bool = False
     cost: bool = False
     at: Sequence[float] = ()
+    show: Callable[[float], str] | None = None
+    """A value in words and tables; None: as on the axis."""
 
 
 ROUNDS = Axis("round", whole=True)
@@ -74,7 +76,8 @@ class Curve:
 
 
 def quality_axis(metric: Metric) -> Axis:
-    return Axis(words.axis(metric), partial(words.tick, metric))
+    show = partial(words.quality, metric, unit=False)
+    return Axis(words.axis(metric), partial(words.tick, metric), show=show)
 
 
 def lines(
@@ -86,13 +89,11 @@ def lines(
     y: Axis,
     named: Sequence[tuple[str, float]] = (),
     wide: bool = False,
-    show: Callable[[float], str] | None = None,
 ) -> Figure | None:
     """Curves over a common axis; None without a point. On a logarithmic axis 0 has no place.
 
     Args:
         named: levels across, with their names.
-        show: a value in words and in the table; None: as on the axis.
     """
     at = [v for curve in curves for v in curve.xs]
     positive = [v for v in at if v > 0]
@@ -129,7 +130,7 @@ def lines(
             ticks(ax.xaxis, x.text, x.whole)
         if x.cost and not logarithmic:
             ax.set_xlim(left=0)
-    show, told = show or y.text, [c for c in curves if len(c.xs) and not c.faint]
+    show, told = y.show or y.text, [c for c in curves if len(c.xs) and not c.faint]
     ends = [f"{c.name}: {show(c.ys[0])} to {show(c.ys[-1])}" for c in told]
     ends += [f"{name} {show(value)}" for name, value in named]
     several = enumerate(dict.fromkeys(c.name for c in curves)) if len(curves) > 1 else ()
