@@ -20,12 +20,13 @@ from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
 from forefed.core.types import Params, Reply, Transport
 from forefed.deploy.connect import connect_by
-from forefed.federation.guarding import guarded
+from forefed.federation.guarding import guarded, steps_kept
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut, guard_of, vouched
 from forefed.run import run
 from forefed.run.begun import load_begun
 from forefed.run.build import answers, build, start_at
+from forefed.run.callback import Callback
 from forefed.run.head_start import begin
 from forefed.start.answer import ALL, Answers, about
 from forefed.start.closed_form import ClosedForm, start_of
@@ -355,6 +356,26 @@ def test_the_guard_never_lets_the_held_out_loss_rise(world: World, tmp_path: Pat
     assert any(line["step"] < 1 and line["whole_step"] > line["after"] for line in lines)
     if result.summary["rounds"] < 6:
         assert [line["step"] for line in lines[-2:]] == [0, 0]
+
+
+def test_a_run_says_why_it_is_what_it_is_and_what_was_left_out(
+    world: World, tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    class Listening(Callback):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    rates = ("client.optimiser.lr=1e3", "guard=held_out", "guard.patience=2", "rounds=6")
+    config = world.config(tmp_path, *START, "strategy=auto", *rates)
+    result = run(config, callbacks=[Listening()])
+    assert said[0].startswith("strategy fedavg, engine backprop: no memory is named")
+    stored = json.loads((result.folder / "config.json").read_text())["strategy"]
+    assert stored["name"] == "fedavg" and said[0].endswith(stored["because"])
+    steps = [json.loads(x)["guard"]["step"] for x in (result.folder / "rounds.jsonl").open()]
+    assert steps == [0, 0] and steps_kept([{"guard": {"step": 0.5}}, {"guard": {"step": 0}}]) == 1
+    assert any(text.startswith("the head alone is what these data give") for text in said)
 
 
 def test_no_step_is_taken_on_a_loss_that_so_few_rows_cannot_vouch_for() -> None:
