@@ -288,6 +288,42 @@ CONTRADICTIONS: dict[str, list[str]] = {
         "engine=auto",
         'memory=[{budget="1GB", share=0.4},{budget="2GB", share=0.6}]',
     ],
+    "aggregator.kind = 'fedex' is": ["strategy=spry", "adapter=tinylora", "aggregator=fedex"],
+    "aggregator.kind = 'flora' adds": ["strategy=fedavg", "aggregator=flora"],
+    "adapter.fold: aggregator": ["strategy=fedavg", "adapter.fold=true"],
+    "aggregator.kind = 'fedex' needs every": ["strategy=fedex", "codec=scalars"],
+    "aggregator.kind = 'fedex' needs both": ["strategy=fedex", "sharing=fedsa_lora"],
+    "aggregator.kind = 'fedex' gives": ["strategy=fedex", "server=adam"],
+    "aggregator.kind = 'flexlora' gives": ["strategy=flexlora", 'modifiers=["feddyn"]'],
+    "aggregator.kind = 'flora' makes": ["strategy=flora", "client.keep_optimiser=true"],
+    "aggregator.kind = 'fedsvd' averages": ["strategy=fedavg", "aggregator=fedsvd"],
+    "aggregator.kind = 'fedkrso' moves": [
+        *("strategy=fedavg", "adapter.fold=true", "aggregator=fedkrso")
+    ],
+    "sharing.kind = 'ranks': aggregator": ["strategy=fedavg", "sharing=ranks"],
+    "sharing.kind = 'ranks': attack": ["strategy=hetlora", "attack=sign_flip"],
+    "sharing.kind = 'ffa_lora': adapter": ["strategy=spry", "adapter=tinylora", "sharing=ffa_lora"],
+    "sharing.kind = 'ffa_lora': download": [
+        *("strategy=fedkseed", "adapter=lora", "sharing=ffa_lora")
+    ],
+    "sharing.after": ["strategy=fedavg", "sharing=fine_tune"],
+    "sharing.kind = 'local_labels'": [
+        *("strategy=fedavg", "sharing=local_labels", "data.task=causal_lm")
+    ],
+    "modifiers: 'feddyn' keeps": ["strategy=spry", 'modifiers=["feddyn"]', "client.max_steps=2"],
+    "modifiers: 'feddyn' corrects": ["strategy=feddyn", "sharing=personal_head"],
+    "modifiers: 'feddyn' gives": ["strategy=feddyn", "server=adam"],
+    "topology.buffer": ["strategy=fedbuff", "topology.buffer=20"],
+    "topology.kind = 'buffered' applies": ["strategy=fedbuff", "codec=scalars"],
+    "topology.kind = 'buffered' hears": ["strategy=fedbuff", "channel=secure_sum"],
+    "topology.kind = 'buffered' is": ["strategy=fedbuff", 'partition={kind="sites", names=["a"]}'],
+    "topology.kind = 'buffered' decides": ["strategy=fedbuff", "over_select=0.5"],
+    "guard.kind = 'held_out': with topology": ["strategy=fedbuff", "guard=held_out"],
+    "client.sampler.kind = 'curriculum'": [
+        "strategy=fedavg",
+        "client.sampler=curriculum",
+        'modifiers=[{kind="dp_client", noise_multiplier=0.5}]',
+    ],
 }
 
 
@@ -309,10 +345,12 @@ def test_every_exclusion_has_a_case() -> None:
 
 
 def written_beside_choices() -> int:
-    """Reasons in the ``conflicts`` of all choices, as their files have them."""
+    """Reasons in the ``conflicts`` of all choices, as their files have them. (What peers cannot do
+    is asked by themselves, and stands in no run's.)"""
     methods = [
         node
         for file in Path(forefed.__file__).parent.rglob("*.py")
+        if file.name != "peer.py"
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef) and node.name.endswith("conflicts")
     ]

@@ -25,14 +25,12 @@ from forefed.aggregate import (
 )
 from forefed.aggregate.factored import missed
 from forefed.aggregate.hetlora import weights_of
-from forefed.config.compat import check
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.lora import core_svd, factors_of, is_a, is_b, is_folded
 from forefed.core.types import Contribution, Params, ServerContext
 from forefed.models.adapters import Lora, LoraSb
 from forefed.models.export import save_adapter
-from forefed.run import configure
 from forefed.sharing import FedSaLora, FfaLora, Ranks, RoLora
 from tiny import moved, tiny_examples, tiny_model, tiny_task
 
@@ -339,38 +337,6 @@ def test_the_rules_are_registered_with_what_they_take() -> None:
     taking = {k for k in AGGREGATORS.kinds() if AGGREGATORS[k].any_rank}
     assert taking == {"flora", "flexlora", "hetlora"}
     assert Ranks(ranks=(2, 8)).form(3) == 8
-
-
-REFUSED = {
-    "aggregator.kind = 'fedex' is about LoRA": ["aggregator=fedex"],
-    "adds to the matrices": ["strategy=fedavg", "aggregator=flora"],
-    "adapter.fold: aggregator": ["strategy=fedavg", "adapter.fold=true"],
-    "sends slopes, of which": ["strategy=fedex", "codec=scalars"],
-    "needs both factors": ["strategy=fedex", "sharing=fedsa_lora"],
-    "not a direction; set": ["strategy=fedex", "server=adam"],
-    "would change one by one": ["strategy=flexlora", 'modifiers=["feddyn"]'],
-    "old moments mean nothing": ["strategy=flora", "client.keep_optimiser=true"],
-    "with A at rest": ["strategy=fedavg", "aggregator=fedsvd"],
-    "inside subspaces at rest": ["strategy=fedavg", "adapter.fold=true", "aggregator=fedkrso"],
-    "takes updates of one shape": ["strategy=fedavg", "sharing=ranks"],
-    "is made of updates of one": ["strategy=hetlora", "attack=sign_flip"],
-    "has no factors A and B": ["sharing=ffa_lora"],
-    "of 10 rounds none is left": ["strategy=fedavg", "sharing=fine_tune"],
-    "keeps what a client's own": ['modifiers=["feddyn"]', "client.max_steps=2"],
-    "corrects what all share": ["strategy=feddyn", "sharing=personal_head"],
-    "not a direction; set server.kind": ["strategy=feddyn", "server=adam"],
-    "is more than the cohort": ["strategy=fedbuff", "topology.buffer=20"],
-    "other parameters than they": ["strategy=fedbuff", "codec=scalars"],
-    "hears clients one by one": ["strategy=fedbuff", "channel=secure_sum"],
-    "decides itself who is heard": ["strategy=fedbuff", "over_select=0.5"],
-    "would take back": ["strategy=fedbuff", "guard=held_out"],
-}
-
-
-@pytest.mark.parametrize("reason", REFUSED)
-def test_what_cannot_work_is_refused_with_the_reason(reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        check(configure(sets=REFUSED[reason]))
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
