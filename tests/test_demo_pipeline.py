@@ -35,6 +35,8 @@ def test_the_demo_from_start_to_report(forefed_command: Command, tmp_path: Path)
 
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "demo" in page and len(page) > 10_000
+    beside = json.loads((folder / "baselines.json").read_text())["lines"]
+    assert {"tf-idf", "probe"} <= {line["name"] for line in beside} and "tf-idf" in page
     summary = json.loads((folder / "summary.json").read_text())
     assert 1 <= summary["rounds"] <= 2  # the guard may end a run
     assert 0 <= summary["final"]["accuracy"] <= 1

@@ -216,7 +216,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
             ax.axhline(at, color=INK["grid"], lw=0.4)
             ax.axvline(at, color=INK["grid"], lw=0.4)
     right = [f"{words.cut(x)} {words.percent(share[i, i])}" for i, x in enumerate(names[:8])]
-    caption = "rows: the true class; columns: what the model says; darker: more of its row"
+    caption = "rows: the true class; columns: what the model says; stronger: more of its row"
     alt = f"{caption}. Found of each class: {', '.join(right)}{' ...' if n > 8 else ''}"
     return Figure("What is taken for what", caption, drawing.svg, alt, n > COUNTED)
 
@@ -312,7 +312,7 @@ def partition(held: Json, key: str = "partition") -> Figure | None:
             every = -(-len(names) // NAMED)
             shown = [words.cut(name, 20) for name in names[::every]]
             ax.set_yticks(np.arange(0, len(names), every) + 0.5, shown, fontsize=9.5)
-            legend = [(None, "darker: more of the client's examples have this label")]
+            legend = [(None, "stronger: more of the client's examples have this label")]
         (ax or above).set_xlabel("clients, largest first")
     caption = "clients by size, and the labels they hold" if names else "clients by size"
     alt = f"{caption}: {n:,} clients of {sizes[-1]:,.0f} to {sizes[0]:,.0f} examples"
