@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import forefed
-from commands import Command, options, plain
+from commands import Command, mistake, options, plain
 from federation import CLASSES, World, snapshot
 from forefed.config.catalogue import LISTS as REGISTRIES
 from forefed.strategies import STRATEGIES
@@ -69,10 +69,13 @@ def test_resume(forefed_command: Command, finished: dict[str, Path], tmp_path: P
     place = ["--set", f"out='{tmp_path}'"]
     refused = forefed_command("run", tmp_path / "unfinished", *place)
     assert refused.status == 2 and "--resume" in refused.err
-    said = forefed_command("run", tmp_path / "unfinished", *place, "--resume")
+    moved = (tmp_path / "unfinished").rename(tmp_path / "moved")
+    said = forefed_command("run", moved, "--resume")
     assert said.status == 0, said.err
     assert "going on after round 1" in plain(said.out) and "round 1/2" not in plain(said.out)
-    assert (tmp_path / "unfinished" / "summary.json").exists()
+    assert (moved / "summary.json").exists()  # the folder that was named, wherever it was made
+    assert not (finished["unfinished"] / "summary.json").exists()
+    assert not (tmp_path / "unfinished").exists()
 
 
 def test_report(forefed_command: Command, finished: dict[str, Path], tmp_path: Path) -> None:
@@ -102,6 +105,32 @@ def test_export(forefed_command: Command, finished: dict[str, Path], tmp_path: P
         assert sorted(p.name for p in target.iterdir()) == sorted(p.name for p in source.iterdir())
         name = "adapter_model.safetensors"
         assert (target / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("adapter_config.json", b"[]"),
+        ("adapter_config.json", b"{}"),
+        ("adapter_config.json", b"\xff"),
+        ("adapter_model.safetensors", b"\0" * 9),
+        ("adapter_model.safetensors", None),
+    ],
+)
+def test_a_damaged_adapter_is_not_exported(
+    name: str,
+    content: bytes | None,
+    forefed_command: Command,
+    finished: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    run = shutil.copytree(finished["classification"], tmp_path / "run")
+    file = run / "adapter" / name
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    mistake(forefed_command("export", run, tmp_path / "new"), "damaged", name, "--resume")
+    assert not (tmp_path / "new").exists()
 
 
 def test_predict_a_class(forefed_command: Command, finished: dict[str, Path]) -> None:

@@ -70,6 +70,19 @@ def test_damage_before_the_end_names_file_and_line(tmp_path, damage):
         read_run(folder)
 
 
+def test_an_evaluation_of_nothing_and_a_summary_without_a_word_are_damage(tmp_path):
+    folder = record(tmp_path / "one", rounds=3)
+    path = folder / "evaluations.jsonl"
+    whole = path.read_text()
+    path.write_text('{"round": 0}\n' + whole)
+    with pytest.raises(UserError, match=r"evaluations\.jsonl, line 1: damaged"):
+        read_run(folder)
+    path.write_text(whole)
+    (folder / "summary.json").write_text('{"status": 5}')
+    with pytest.raises(UserError, match=r"summary\.json: damaged"):
+        read_run(folder)
+
+
 def test_null_and_nan_losses_count_as_no_number(tmp_path):
     folder = record(tmp_path / "one", rounds=3)
     lines = read_lines(folder / "rounds.jsonl")

@@ -98,7 +98,7 @@ def run_command(
     from forefed.run import run
     from forefed.run.progress import Progress
 
-    chosen = _configure(config, sets)
+    chosen = _configure(config, sets, here=resume)
     with Progress(out, chosen) as progress:
         result = run(chosen, resume=resume, callbacks=[progress], accept_changes=accept_changes)
     progress.closing(result)
@@ -583,12 +583,18 @@ def _deployment() -> None:
 _deployment()
 
 
-def _configure(config: Path | None, sets: list[str] | None) -> Config:
+def _configure(config: Path | None, sets: list[str] | None, here: bool = False) -> Config:
+    """The settings of a file, or of a run's folder; ``here``: of that very folder, which may have
+    been moved or copied since, or is named from another working directory."""
     from forefed.config.config import configure
     from forefed.run.record import read_config
 
     if config is not None and config.is_dir():
-        return configure(sets=sets or (), base=read_config(config))
+        base = read_config(config)
+        if here:
+            folder = config.resolve()
+            base = {**base, "out": str(folder.parent), "name": folder.name}
+        return configure(sets=sets or (), base=base)
     return configure(config, sets or ())
 
 

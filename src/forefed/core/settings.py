@@ -16,9 +16,18 @@ import inspect
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
@@ -54,6 +63,29 @@ class Settings(BaseModel):
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of settings, which are read for one more version, with a note."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic takes true for the number 1, and an empty path for the current folder."""
+        if isinstance(value, bool) or value == "":
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+                raise ValueError("a number belongs here, not true or false")
+            if isinstance(value, str) and Path in kinds:
+                raise ValueError("a path belongs here, not an empty text")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that a setting may have, within unions and ``Annotated``."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_kinds, get_args(annotation)))
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    return {annotation} if isinstance(annotation, type) else set()
 
 
 class Choice(Settings):

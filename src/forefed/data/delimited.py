@@ -54,7 +54,9 @@ def read_delimited(
         first = next((line for line in text if line.strip()), "")
     if not first:
         raise UserError(f"{path}: the file is empty")
-    separator = dialect.delimiter or delimiter or _separator(first)
+    if "\0" in first:
+        raise UserError(f"{path}, line 1: NUL characters (UTF-16?); save the file as UTF-8")
+    separator = dialect.delimiter or delimiter or _said(first) or _separator(first)
     about: Json = {} if separator in (",", delimiter) else {"delimiter": separator}
     if dialect.quoting == "no":
         return _parse(path, separator, csv.QUOTE_NONE, first)[0], [], {**about, "quoting": "no"}
@@ -72,6 +74,12 @@ def read_delimited(
         rows = _without_quotes(path, separator, first) or rows
     note = f"{path.name}: {rows.n:,} rows; quotes are plain characters here (data.source.quoting)"
     return rows, [note], {**about, "quoting": "no"}
+
+
+def _said(first: str) -> str | None:
+    """The separator of a file whose first line is "sep=;", as spreadsheets write it."""
+    line = first.rstrip("\r\n")
+    return line[4] if len(line) == 5 and line.lower().startswith("sep=") else None
 
 
 def _separator(first: str) -> str:
@@ -95,6 +103,8 @@ def _parse(path: Path, separator: str, quoting: Any, first: str) -> tuple[Rows, 
     with as_text(path, "") as text, _long_fields():
         reader = csv.reader(text, delimiter=separator, strict=True, **options)
         try:
+            if _said(first):
+                next(record for record in reader if record)
             header = _header(path, next(record for record in reader if record))
             block: list[list[str]] = []
             for fields in reader:

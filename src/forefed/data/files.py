@@ -30,6 +30,15 @@ _SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
 }
 _SPLIT = re.compile(r"(train|test|dev|val|valid|validation|eval)(ing)?(?![a-z])")
+_NO_TABLES = {
+    b"version https://git-lfs.github.com": "a pointer of Git LFS, not the file; run 'git lfs pull' "
+    "there",
+    b"<!doctype html": "a web page, not the file; download the file itself",
+    b"<html": "a web page, not the file; download the file itself",
+    b"pk\x03\x04": "an archive or a spreadsheet; unpack it, or save the sheet as CSV",
+    b"\x1f\x8b": "packed by gzip; add .gz to its name",
+}
+"""Beginnings (in small letters) of what is often called .csv or .json, and is none."""
 FILE = "file"
 """The column that tells each row's file, where a folder has several (``one client per file``)."""
 
@@ -200,8 +209,10 @@ def format_of(path: Path) -> Format | None:
 
 def _read(path: Path, format: Format, dialect: Dialect) -> tuple[Rows, list[str], Json]:
     with opened(path) as stream:
-        if stream.read(40).startswith(b"version https://git-lfs.github.com"):
-            raise UserError(f"{path}: a pointer of Git LFS, not the file; run 'git lfs pull' there")
+        start = stream.read(40).lstrip().lower()
+    for beginning, what in _NO_TABLES.items():
+        if start.startswith(beginning):
+            raise UserError(f"{path}: {what}")
     actual = format_of(path) if format == "auto" else format
     if actual == "parquet":
         return arrow.read_parquet(path), [], {}

@@ -2,7 +2,7 @@
 
 Names are normalised by value, so that every format and every spelling of a number means the same
 class: 1, 1.0, "1", "1.0" and " 1 " are "1". Blanks around a name do not count. No class is given
-by a missing value, an empty text, NaN, "nan", "null" and "<NA>", and by -1 where other numbers
+by a missing value, an empty text, NaN, infinity, "nan", "null" and "<NA>", and by -1 where other numbers
 count classes from 0.
 """
 
@@ -208,7 +208,7 @@ def name_of(value: Any) -> str | None:
         return None
     if isinstance(value, float | Decimal):
         if not math.isfinite(value):
-            return None if math.isnan(value) else str(value)
+            return None
         number = float(value)
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else str(value)
     text = str(value).strip()

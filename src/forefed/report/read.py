@@ -224,9 +224,10 @@ def read_run(folder: Path) -> Run:
         raise UserError(_not_a_run(folder, missing))
     config, environment, partition = (read_table(folder / name) for name in heads)
     rounds, torn_rounds = _read_lines(folder / "rounds.jsonl")
-    evaluations, torn_evaluations = _read_lines(folder / "evaluations.jsonl")
+    evaluations, torn_evaluations = _read_lines(folder / "evaluations.jsonl", "split")
     files = {name: folder / f"{name}.json" for name in KEPT}
     kept = {name: read_table(file) for name, file in files.items() if file.exists()}
+    _check_summary(folder / "summary.json", kept.get("summary"))
     torn = torn_rounds + torn_evaluations
     return Run(folder, config, environment, partition, rounds, evaluations, kept, torn)
 
@@ -264,7 +265,22 @@ def _not_a_run(folder: Path, missing: list[str]) -> str:
     return f"{message}; give the folder that 'forefed run' made, for example runs/NAME"
 
 
-def _read_lines(path: Path) -> tuple[tuple[Json, ...], int]:
-    """The lines of a record file, and how many torn ones (0 or 1) were left out at its end."""
-    lines, torn = read_table_lines(path, AGAIN, lambda line: isinstance(line.get("round"), int))
+def _check_summary(path: Path, found: Json | None) -> None:
+    if found is not None and not isinstance(found.get("status", ""), str):
+        raise UserError(f"{path}: damaged (its status is no word); restore it from a copy")
+
+
+def _read_lines(path: Path, *words: str) -> tuple[tuple[Json, ...], int]:
+    """The lines of a record file, and how many torn ones (0 or 1) were left out at its end.
+
+    Args:
+        words: what every line names in a word.
+    """
+
+    def fits(line: Json) -> bool:
+        return isinstance(line.get("round"), int) and all(
+            isinstance(line.get(word), str) for word in words
+        )
+
+    lines, torn = read_table_lines(path, AGAIN, fits)
     return tuple(lines), int(torn)

@@ -81,12 +81,28 @@ def export_adapter(
 
 
 def _check_whole(run: Path, adapter: Path) -> None:
-    missing = [name for name in (CONFIG, WEIGHTS) if not (adapter / name).is_file()]
-    if missing:
+    """Whether the adapter's files are those of an adapter, before they are copied."""
+    fault = _fault(adapter)
+    if fault is not None:
         raise UserError(
-            f"{adapter}: damaged ({missing[0]} is missing); remove it and {run / record.SUMMARY}, "
+            f"{adapter}: damaged ({fault}); remove it and {run / record.SUMMARY}, "
             f"and 'forefed run {run} --resume' writes both again"
         )
+
+
+def _fault(adapter: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    missing = [name for name in (CONFIG, WEIGHTS) if not (adapter / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    try:
+        if "peft_type" not in record.read_json(adapter / CONFIG):
+            return f"{CONFIG} is none of an adapter"
+        with safe_open(adapter / WEIGHTS, "pt") as weights:
+            return None if weights.keys() else f"{WEIGHTS} holds no tensor"
+    except (UserError, OSError, SafetensorError):
+        return f"{CONFIG} or {WEIGHTS} cannot be read"
 
 
 def _write(run: Path, config: Config, form: Form, folder: Path, file: str) -> None:

@@ -20,7 +20,7 @@ from forefed.data.encoding import Texts
 from forefed.data.examples import Indices
 from forefed.data.labels import class_ids, labelled
 from forefed.data.rows import Rows
-from forefed.data.tasks.task import Head, TextTask
+from forefed.data.tasks.task import ClassNames, Columns, Head, TextTask
 
 
 class Classification(TextTask):
@@ -28,10 +28,10 @@ class Classification(TextTask):
 
     kind: Literal["classification"] = "classification"
     head: ClassVar[Head] = "classification"
-    text: str | list[str] = AUTO
+    text: Columns = AUTO
     """A column, or several that are joined by newlines; "auto": guessed from names and types."""
     label: str = AUTO
-    labels: list[str] | None = None
+    labels: ClassNames | None = None
     """The classes in the order of the logits; None: all that occur, sorted. For a label column of
     integers these are the names of 0, 1, ..."""
 
@@ -67,7 +67,7 @@ class Pairs(TextTask):
     text1: str = AUTO
     text2: str = AUTO
     label: str = AUTO
-    labels: list[str] | None = None
+    labels: ClassNames | None = None
     """As for ``classification``."""
 
     def columns(self, rows: Rows) -> dict[str, list[str]]:

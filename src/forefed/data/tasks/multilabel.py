@@ -13,7 +13,7 @@ from forefed.data.encoding import Texts
 from forefed.data.examples import Indices
 from forefed.data.labels import name_of
 from forefed.data.rows import Rows
-from forefed.data.tasks.task import Head, TextTask
+from forefed.data.tasks.task import ClassNames, Columns, Head, TextTask
 
 SEPARATORS = (",", ";", "|")
 CONVENTIONAL = (("labels",), ("tags",), ("topics",), ("categories",), ("genres",), *LABELS)
@@ -25,14 +25,14 @@ class MultiLabel(TextTask):
 
     kind: Literal["multilabel"] = "multilabel"
     head: ClassVar[Head] = "multilabel"
-    text: str | list[str] = AUTO
+    text: Columns = AUTO
     """A column, or several that are joined by newlines; "auto": guessed from names and types."""
     label: str = AUTO
     """A column of lists of labels, or of labels in one text; nothing in it: no label applies."""
     separator: str = AUTO
     """What stands between the labels of one text; "auto": a comma, a semicolon or a bar, whichever
     most rows have. Blanks around a label do not count."""
-    labels: list[str] | None = None
+    labels: ClassNames | None = None
     """The labels in the order of the logits; None: all that occur, sorted."""
 
     def columns(self, rows: Rows) -> dict[str, list[str]]:

@@ -25,7 +25,7 @@ from forefed.data.columns import (
 from forefed.data.encoding import Texts
 from forefed.data.examples import Indices
 from forefed.data.rows import Rows
-from forefed.data.tasks.task import Head, TextTask
+from forefed.data.tasks.task import Columns, Head, TextTask
 
 CONVENTIONAL = (("score",), ("rating",), ("stars",), ("similarity",), ("value",), *LABELS)
 """Names of the column of numbers, the likeliest first."""
@@ -41,7 +41,7 @@ class Regression(TextTask):
 
     kind: Literal["regression"] = "regression"
     head: ClassVar[Head] = "regression"
-    text: str | list[str] = AUTO
+    text: Columns = AUTO
     """A column, or several that are joined by newlines; "auto": guessed from names and types."""
     text1: str | None = None
     text2: str | None = None

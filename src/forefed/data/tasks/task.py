@@ -6,10 +6,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
@@ -59,6 +60,20 @@ class Arranged:
     natural_ids: list[str | None] | None
     given: bool
     notes: tuple[str, ...]
+
+
+Columns = str | Annotated[list[str], Field(min_length=1)]
+
+
+def _different(names: list[str]) -> list[str]:
+    double = next((n for i, n in enumerate(names) if n in names[:i]), None)
+    if double is not None:
+        raise ValueError(f"'{double}' is named twice")
+    return names
+
+
+ClassNames = Annotated[list[str], Field(min_length=1), AfterValidator(_different)]
+"""The classes in the order of the logits."""
 
 
 class TextTask(Choice):
