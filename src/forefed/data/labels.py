@@ -2,8 +2,8 @@
 
 Names are normalised by value, so that every format and every spelling of a number means the same
 class: 1, 1.0, "1", "1.0" and " 1 " are "1". Blanks around a name do not count. No class is given
-by a missing value, an empty text, NaN, infinity, "nan", "null" and "<NA>", and by -1 where other numbers
-count classes from 0.
+by a missing value, an empty text, NaN, infinity, "nan", "null" and "<NA>", and by -1 where other
+numbers count classes from 0.
 """
 
 from __future__ import annotations
