@@ -323,10 +323,18 @@ def _with_kinds(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return merge(kinds, dict(sections))
 
 
+MOST_BYTES = 10_000_000
+"""Of a configuration file."""
+
+
 def read_toml(file: Path) -> dict[str, Any]:
     """The tables of a TOML file; raises UserError if it cannot be read."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:  # which may be a pipe, or a device that never ends
+            data = stream.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise UserError(f"{file}: more than {MOST_BYTES:,} bytes, so no configuration file")
+        return tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
     except FileNotFoundError:
         raise UserError(f"{file}: there is no such configuration file") from None
     except IsADirectoryError:
