@@ -373,8 +373,9 @@ def test_the_page_has_a_line_on_each() -> None:
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == set(STRATEGIES)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [n for n, s in STRATEGIES.items() if "adapter" not in s.fixed])
 def test_every_strategy_is_a_configuration_that_works(name: str) -> None:
+    """(Those that are about LoRA's factors want a model that has some: test_conformance.py.)"""
     c = config(name)
     assert not c.client.keep_optimiser
     state = play(federation(c), 2)
