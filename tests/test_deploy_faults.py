@@ -36,6 +36,7 @@ from forefed.core.types import LossReason, Order, Params
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.federation.inprocess import InProcess
+from forefed.local.party import Party
 from forefed.run import Watcher, run
 from forefed.wire.message import pack, pack_tensors, unpack, unpack_tensors
 from toy import toy_clients
@@ -179,7 +180,8 @@ def test_lost_answers():
 
     loop, post = remote(tamper={n: losing(i) for i, n in enumerate("abc")}, deadline_s=0.1)
     clients, trainer = toy_clients(), post.sites["a"].trainer
-    inner = Planned(3, lambda c: clients[(0, 1, 3)[c]], trainer, trainer.codec.encode, lost=lost)
+    party = Party(lambda _: trainer)
+    inner = Planned(3, lambda c: clients[(0, 1, 3)[c]], trainer, party, lost=lost)
     alone = replace(loop, transport=inner, deadline_s=None)
     state = other = orders_for(loop)
     seen = set()

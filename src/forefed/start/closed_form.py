@@ -83,8 +83,7 @@ class ClosedForm(Start):
 
 
 class Auto(ClosedForm):
-    """closed_form where classes, labels or a number are read from pooled tokens by one linear map,
-    none elsewhere."""
+    """closed_form where classes, labels or a number are read by one linear map, none elsewhere."""
 
     kind: Literal["auto"] = "auto"  # type: ignore[assignment]
 
