@@ -15,6 +15,7 @@ import forefed
 from commands import Command, mistake, options, plain
 from federation import CLASSES, World, snapshot
 from forefed.config.catalogue import LISTS as REGISTRIES
+from forefed.run.record import read_lines
 from forefed.strategies import STRATEGIES
 
 
@@ -28,6 +29,9 @@ def test_run_tells_and_keeps(forefed_command: Command, world: World, tmp_path: P
     assert "slopes rehearsed by backward passes" in out
     assert json.loads((tmp_path / "mine" / "environment.json").read_text())["rehearsed"] is True
     assert "round 1/2" in out and "round 2/2" in out and "most frequent class" in out
+    tested = [x for x in read_lines(tmp_path / "mine", "evaluations.jsonl") if x["split"] == "test"]
+    lines = re.findall(r"round (\d+)/2 ", out)
+    assert [int(n) for n in lines] == [x["round"] for x in tested]  # a line each, to a pipe
     before = snapshot(tmp_path / "mine")
     again = forefed_command(*arguments)
     assert again.status == 0 and "finished already; nothing was done" in plain(again.out)
