@@ -104,9 +104,9 @@ ENTRIES = [
 SLOPES = [kind for kind in CODECS.kinds() if CODECS[kind].payload == "projections"]
 EIGHT = ["codec.head_directions=8"]
 METHODS = [(n, c) for n, s in STRATEGIES.items() for c in codecs_of(s)]
-WITH_ALL = ("dense", "quantised", "scalars")
+WITH_ALL = ("dense", "scalars")
 """Codecs that are run with every strategy; the others with these, and with all by ``-m full``."""
-WITH_THESE = ("fedavg", "feedsign")
+WITH_THESE = ("fedavg", "fedavg_split", "feedsign", "spry")
 ADAPTED = list(
     product([n for n, s in STRATEGIES.items() if "adapter" not in s.fixed], ADAPTERS.kinds())
 )
