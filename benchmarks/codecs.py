@@ -13,7 +13,6 @@ of the first seed, out of ``RATES``. Cells are kept in compare/codecs.jsonl.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,7 +21,8 @@ import numpy as np
 import torch
 
 import forefed
-from benchmarks.robust import KEPT, RATE, SEEDS, accuracy, loss, world
+from benchmarks import cells
+from benchmarks.robust import RATE, SEEDS, accuracy, loss, world
 from benchmarks.table import markdown
 from forefed.core.types import Params
 
@@ -107,14 +107,8 @@ def run(method: str, seed: int, rate: float, plain: float | None = None) -> dict
 
 def kept(method: str, seed: int, rate: float, plain: float | None = None) -> dict[str, float]:
     """The cell, from compare/codecs.jsonl or run now. ``plain``: the clients' rate, being tuned."""
-    file, place = KEPT / "codecs.jsonl", [method, seed, rate, *([plain] if plain else [])]
-    for line in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
-        if line["place"] == place:
-            return dict(line["found"])
-    found = run(method, seed, rate, plain)
-    with file.open("a") as out:
-        out.write(json.dumps({"place": place, "found": found}) + "\n")
-    return found
+    place = [method, seed, rate, *([plain] if plain else [])]
+    return cells.kept("codecs", place, lambda: run(method, seed, rate, plain))
 
 
 def best(method: str) -> float:

@@ -10,9 +10,7 @@ Cells are kept in compare/family.jsonl; what is there is not run again.
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -23,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import forefed
-from benchmarks import robust
+from benchmarks import cells, robust
 from benchmarks.table import markdown
 from forefed.core.keys import Key
 from forefed.core.lora import FOLDED
@@ -32,7 +30,6 @@ from forefed.data.partition import Dirichlet
 from forefed.run.simulate import Rows, Simulation
 
 TRAIN, SEEDS, WIDTH, RATE = 2000, 3, 128, 1e-2
-FILE = "family.jsonl"
 BODY = ("m.lora_A.w", "m.lora_B.w")
 HEAD = ("head.weight", "head.bias")
 
@@ -79,9 +76,9 @@ WAITING: dict[str, dict[str, Any]] = {
 @cache
 def rows(part: str) -> dict[str, Tensor]:
     """Features "x" [N, 384] and classes "y" [N], standardised by the training rows."""
-    file = robust.KEPT / f"family_{part}.safetensors"
+    file = cells.KEPT / f"family_{part}.safetensors"
     if not file.exists():
-        robust.KEPT.mkdir(exist_ok=True)
+        cells.KEPT.mkdir(exist_ok=True)
         whole = robust.rows(part)
         some = np.random.default_rng(0).permutation(len(whole["y"]))
         chosen = torch.from_numpy(some[:TRAIN])
@@ -89,7 +86,7 @@ def rows(part: str) -> dict[str, Tensor]:
     found = load_file(file)
     if part == "train":
         return {**found, "x": (found["x"] - found["x"].mean(0)) / found["x"].std(0)}
-    base = load_file(robust.KEPT / "family_train.safetensors")["x"]
+    base = load_file(cells.KEPT / "family_train.safetensors")["x"]
     return {**found, "x": (found["x"] - base.mean(0)) / base.std(0)}
 
 
@@ -228,25 +225,15 @@ def waiting(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
 
 def kept(study: str, name: str, seed: int) -> dict[str, Any]:
     """The cell, from compare/family.jsonl or run now."""
-    file = robust.KEPT / FILE
-    lines = file.read_text().splitlines() if file.exists() else []
-    for line in map(json.loads, lines):
-        if line["place"] == [study, name, seed]:
-            return dict(line["found"])
-    began = time.process_time()
-    found = {
+    run = {
         "permuted": lambda: personal(seed, True, PERSONAL[name]),
         "natural": lambda: personal(seed, False, PERSONAL[name]),
         "rules": lambda: lora(seed, 8, RULES[name]),
         "ranks": lambda: lora(seed, 16, RANKS[name]),
         "drift": lambda: drift(seed, DRIFT[name]),
         "waiting": lambda: waiting(seed, WAITING[name]),
-    }[study]()
-    seconds = round(time.process_time() - began, 2)
-    with file.open("a") as out:
-        place = [study, name, seed]
-        out.write(json.dumps({"place": place, "found": found, "cpu_s": seconds}) + "\n")
-    return found
+    }[study]
+    return cells.kept("family", [study, name, seed], run)
 
 
 STUDIES = {

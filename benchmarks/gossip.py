@@ -15,7 +15,6 @@ Cells are kept in compare/gossip.jsonl; what is there is not run again.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +24,8 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import forefed
-from benchmarks.robust import KEPT, RATE, accuracy, loss, world
+from benchmarks import cells
+from benchmarks.robust import RATE, accuracy, loss, world
 from benchmarks.table import markdown
 from forefed.core import trees
 from forefed.core.types import Params
@@ -106,14 +106,7 @@ def run(graph: str, rule: str, lie: str, seed: int) -> dict[str, Any]:
 
 def kept(graph: str, rule: str = "mean", lie: str = "none", seed: int = 0) -> dict[str, Any]:
     """The cell, from compare/gossip.jsonl or run now."""
-    file, place = KEPT / "gossip.jsonl", [graph, rule, lie, seed]
-    for line in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
-        if line["place"] == place:
-            return dict(line["found"])
-    found = run(graph, rule, lie, seed)
-    with file.open("a") as out:
-        out.write(json.dumps({"place": place, "found": found}) + "\n")
-    return found
+    return cells.kept("gossip", [graph, rule, lie, seed], lambda: run(graph, rule, lie, seed))
 
 
 def shown(values: Sequence[float]) -> str:

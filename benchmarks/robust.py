@@ -12,12 +12,9 @@ Cells are kept in compare/robust.jsonl; what is there is not run again.
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import forefed
+from benchmarks import cells
 from benchmarks.first_model import read
 from benchmarks.table import markdown
 from forefed.core import trees
@@ -45,7 +43,6 @@ CLIENTS, ROUNDS, SEEDS, HELD_OUT = 50, 8, 3, 500
 RATE = 3e-2
 SKEWED, ALIKE = 1.0, 100.0
 """Dirichlet concentrations."""
-KEPT = Path("compare")
 
 F = 0.25
 RULES: dict[str, dict[str, Any]] = {
@@ -98,9 +95,9 @@ ALL = 0.2
 @cache
 def rows(part: str) -> dict[str, Tensor]:
     """Features "x" [N, 384] and classes "y" [N] of the training or the test rows."""
-    file = KEPT / f"robust_{part}.safetensors"
+    file = cells.KEPT / f"robust_{part}.safetensors"
     if not file.exists():
-        KEPT.mkdir(exist_ok=True)
+        cells.KEPT.mkdir(exist_ok=True)
         some = read(f"trec/{part}", ("text",), "label")
         classes = sorted({label for _, label in read("trec/train", ("text",), "label")})
         settings = ModelSettings(pooling="mean", layers="last", dtype="float32")
@@ -199,20 +196,14 @@ def kept(
 ) -> dict[str, float]:
     """The cell, from compare/robust.jsonl or run now."""
     place = [rule, attack, share, seed, *([] if alpha == SKEWED else [alpha])]
-    file = KEPT / "robust.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    for line in map(json.loads, lines):
-        if line["place"] == place:
-            return dict(line["found"])
-    began = time.process_time()
-    found = cell(RULES[rule], ATTACKS.get(attack), share, seed, alpha=alpha)
-    with file.open("a") as out:
-        seconds = round(time.process_time() - began, 2)
-        out.write(json.dumps({"place": place, "found": found, "cpu_s": seconds}) + "\n")
-    return found
+    return cells.kept(
+        "robust",
+        place,
+        lambda: cell(RULES[rule], ATTACKS.get(attack), share, seed, alpha=alpha),
+    )
 
 
-def cells() -> list[tuple[str, str, float, int, float]]:
+def all_cells() -> list[tuple[str, str, float, int, float]]:
     """Those of the tables, the most telling ones first."""
     clean = [(r, "none", 0.0, s, SKEWED) for s in range(SEEDS) for r in RULES]
     clean += [(r, "none", 0.0, s, ALIKE) for s in range(SEEDS) for r in ("mean", RECOMMENDED)]
@@ -267,7 +258,7 @@ def mean(what: str, attack: str, column: Column, seeds: int) -> float:
 
 def fill(part: int, parts: int) -> None:
     """Run every ``parts``-th cell (several processes may share the work)."""
-    for place in cells()[part::parts]:
+    for place in all_cells()[part::parts]:
         kept(*place)
 
 

@@ -297,9 +297,6 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "aggregator.kind = 'flexlora' gives": ["strategy=flexlora", 'modifiers=["feddyn"]'],
     "aggregator.kind = 'flora' makes": ["strategy=flora", "client.keep_optimiser=true"],
     "aggregator.kind = 'fedsvd' averages": ["strategy=fedavg", "aggregator=fedsvd"],
-    "aggregator.kind = 'fedkrso' moves": [
-        *("strategy=fedavg", "adapter.fold=true", "aggregator=fedkrso")
-    ],
     "sharing.kind = 'ranks': aggregator": ["strategy=fedavg", "sharing=ranks"],
     "sharing.kind = 'ranks': attack": ["strategy=hetlora", "attack=sign_flip"],
     "sharing.kind = 'ffa_lora': adapter": ["strategy=spry", "adapter=tinylora", "sharing=ffa_lora"],

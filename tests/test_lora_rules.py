@@ -25,6 +25,7 @@ from forefed.aggregate import (
 )
 from forefed.aggregate.factored import missed
 from forefed.aggregate.hetlora import weights_of
+from forefed.config.compat import conflicts
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.lora import core_svd, factors_of, is_a, is_b, is_folded
@@ -364,3 +365,12 @@ def test_fed_sb_trains_the_core_between_resting_factors(family: str, tmp_path: P
         plain = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
         inputs = task.logits.inputs(batch)
         torch.testing.assert_close(ours, plain(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["fedsvd", "fedkrso"])
+def test_rules_that_leave_a_at_rest_are_refused_where_it_moves(rule: str) -> None:
+    sets = ["strategy=fedavg", "adapter.fold=true", f"aggregator={rule}"]
+    about = "averages B with A at rest"
+    assert any(about in x for x in conflicts(forefed.configure(sets=sets)))
+    still = [*sets, "sharing=ffa_lora"]
+    assert not any(about in x for x in conflicts(forefed.configure(sets=still)))

@@ -135,6 +135,15 @@ class Sgd(Optimiser):
         return {"m": m}, w - rate * m
 
 
+def moved_moments(
+    by: AdamW | DiffGrad, g: Tensor, moments: dict[str, Tensor], t: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Adam's m and v after step t, and both without the bias of their beginning at 0."""
+    m = by.beta1 * moments["m"] + (1 - by.beta1) * g
+    v = by.beta2 * moments["v"] + (1 - by.beta2) * (g * g)
+    return m, v, m / (1 - by.beta1**t), v / (1 - by.beta2**t)
+
+
 class AdamW(Optimiser):
     """Adam with bias correction and decoupled weight decay: the usual client optimiser."""
 
@@ -151,9 +160,7 @@ class AdamW(Optimiser):
     def update(
         self, rate: float, w: Tensor, g: Tensor, moments: dict[str, Tensor], t: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        m = self.beta1 * moments["m"] + (1 - self.beta1) * g
-        v = self.beta2 * moments["v"] + (1 - self.beta2) * (g * g)
-        m_hat, v_hat = m / (1 - self.beta1**t), v / (1 - self.beta2**t)
+        m, v, m_hat, v_hat = moved_moments(self, g, moments, t)
         decayed = w - (rate * self.weight_decay) * w if self.weight_decay else w
         return {"m": m, "v": v}, decayed - rate * (m_hat / (v_hat.sqrt() + self.eps))
 
@@ -177,9 +184,7 @@ class DiffGrad(Optimiser):
     def update(
         self, rate: float, w: Tensor, g: Tensor, moments: dict[str, Tensor], t: int
     ) -> tuple[dict[str, Tensor], Tensor]:
-        m = self.beta1 * moments["m"] + (1 - self.beta1) * g
-        v = self.beta2 * moments["v"] + (1 - self.beta2) * (g * g)
-        m_hat, v_hat = m / (1 - self.beta1**t), v / (1 - self.beta2**t)
+        m, v, m_hat, v_hat = moved_moments(self, g, moments, t)
         friction = torch.sigmoid((moments["before"] - g).abs())
         moved = w - rate * (friction * m_hat / (v_hat.sqrt() + self.eps))
         return {"m": m, "v": v, "before": g.clone()}, moved

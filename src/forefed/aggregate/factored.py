@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -28,6 +29,40 @@ Pair = tuple[Tensor, Tensor]
 """A [r, I] and B [O, r] of one client."""
 
 
+@dataclass(frozen=True)
+class Held:
+    """One matrix of a round: what its holders ended with."""
+
+    at: Factors
+    old: Pair
+    """What was sent out."""
+    own: Sequence[Pair]
+    """Of each holder, float64; ranks may differ."""
+    shares: Sequence[float]
+    """p_i, by examples; their sum is 1."""
+
+    def mean(self) -> Pair:
+        """A and B averaged apart, float64; of holders of one rank."""
+        weighed = list(zip(self.shares, self.own, strict=True))
+        a, b = (sum((p * x[i] for p, x in weighed), 0 * self.old[i].double()) for i in (0, 1))
+        return a, b
+
+    def stacked(self) -> Pair:
+        """A_s [R, I] and B_s [O, R], whose product is the mean of the products."""
+        b_OR, a_RI = stacked(self.own, self.shares)
+        return a_RI, b_OR
+
+
+@dataclass(frozen=True)
+class New:
+    """What a rule makes of a matrix."""
+
+    factors: Pair
+    beside: Tensor | None = None
+    """Is added to the dense part [O, I] (None: nothing)."""
+    metrics: Metrics = field(default_factory=dict)
+
+
 class Factored(Aggregator):
     """Base: one matrix after the other, from its holders' factors."""
 
@@ -35,23 +70,12 @@ class Factored(Aggregator):
     restarts: ClassVar[bool] = True
     """Gives factors that are no continuation of the clients', so that their moments are void."""
 
-    @abstractmethod
-    def product(
-        self,
-        own: Sequence[Pair],
-        shares: Sequence[float],
-        old: Pair,
-        at: Factors,
-        ctx: ServerContext,
-    ) -> tuple[Pair, Tensor | None, Metrics]:
-        """The new factors, and what is to be added to the dense part [O, I] (None: nothing).
+    at_rest: ClassVar[bool] = False
+    """Averages B with A at rest (``sharing.kind = "ffa_lora"``)."""
 
-        Args:
-            own: the factors that each holder ended with; ranks may differ.
-            shares: of the holders, by examples; their sum is 1.
-            old: the factors that were sent out.
-            at: the matrix's names.
-        """
+    @abstractmethod
+    def product(self, held: Held, ctx: ServerContext) -> New:
+        """The new factors of a matrix, out of its holders'."""
 
     def __call__(
         self, cs: Sequence[Contribution], state: State, ctx: ServerContext
@@ -65,14 +89,13 @@ class Factored(Aggregator):
                 continue
             done |= {at.a, at.b}
             old = ctx.params[at.a], ctx.params[at.b]
-            new, beside, found = self.product(
-                [pair_of(c, at, ctx.params) for c in held], shares_of(held), old, at, ctx
-            )
-            total[at.a] = (old[0].double() - new[0].double()).to(old[0].dtype)
-            total[at.b] = (old[1].double() - new[1].double()).to(old[1].dtype)
-            if beside is not None:
-                total[at.folded] = -beside.to(ctx.params[at.folded].dtype)
-            for name, value in found.items():
+            own = [pair_of(c, at, ctx.params) for c in held]
+            new = self.product(Held(at, old, own, shares_of(held)), ctx)
+            for name, was, now in zip((at.a, at.b), old, new.factors, strict=True):
+                total[name] = (was.double() - now.double()).to(was.dtype)
+            if new.beside is not None:
+                total[at.folded] = -new.beside.to(ctx.params[at.folded].dtype)
+            for name, value in new.metrics.items():
                 numbers.setdefault(name, []).append(value)
         rest = [
             Contribution(c.client, c.weight, {n: x for n, x in c.delta.items() if n not in done})
@@ -93,6 +116,8 @@ class Factored(Aggregator):
                 f"{place} needs every client's factors, and codec.kind = '{config.codec.kind}' "
                 "sends slopes, of which plain averages are exact; set codec.kind = 'dense'"
             )
+        if self.at_rest and config.sharing.kind != "ffa_lora":
+            yield f"{place} averages B with A at rest; set sharing.kind = 'ffa_lora'"
         if not config.sharing.whole_products:
             yield (
                 f"{place} needs both factors, and with sharing.kind = '{config.sharing.kind}' one "

@@ -8,14 +8,10 @@ full (published: each as factors), as a client may have missed any number of rou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
-from forefed.aggregate.aggregator import Metrics
-from forefed.aggregate.factored import Factored, Pair
-from forefed.core.lora import Factors, stacked
+from forefed.aggregate.factored import Factored, Held, New
+from forefed.core.lora import stacked
 from forefed.core.types import ServerContext
 
 
@@ -27,20 +23,8 @@ class FedEx(Factored):
     folds: ClassVar[bool] = True
     restarts: ClassVar[bool] = False
 
-    def product(
-        self,
-        own: Sequence[Pair],
-        shares: Sequence[float],
-        old: Pair,
-        at: Factors,
-        ctx: ServerContext,
-    ) -> tuple[Pair, Tensor | None, Metrics]:
+    def product(self, held: Held, ctx: ServerContext) -> New:
         # as they will stand, in their own precision, so that the residual makes up for rounding too
-        a = (sum(p * x.double() for p, (x, _) in zip(shares, own, strict=True)) + 0 * old[0]).to(
-            old[0].dtype
-        )
-        b = (sum(p * x.double() for p, (_, x) in zip(shares, own, strict=True)) + 0 * old[1]).to(
-            old[1].dtype
-        )
-        b_OR, a_RI = stacked([*own, (a, b)], [*shares, -1.0])
-        return (a, b), b_OR @ a_RI, {}
+        a, b = (x.to(old.dtype) for x, old in zip(held.mean(), held.old, strict=True))
+        b_OR, a_RI = stacked([*held.own, (a, b)], [*held.shares, -1.0])
+        return New((a, b), b_OR @ a_RI)

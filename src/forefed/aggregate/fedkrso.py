@@ -9,17 +9,15 @@ the adapted matrices (published: all); the sum of all products so far is sent do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from forefed.aggregate.aggregator import Metrics
-from forefed.aggregate.factored import Factored, Pair
+from forefed.aggregate.factored import Factored, Held, New
 from forefed.core.keys import Key
-from forefed.core.lora import Factors, stacked
+from forefed.core.lora import Factors
 from forefed.core.types import ServerContext
 
 
@@ -35,28 +33,15 @@ class FedKrso(Factored):
     source: ClassVar[str] = "FedKRSO, arXiv 2602.03019"
     folds: ClassVar[bool] = True
     individual: ClassVar[bool] = False
+    at_rest: ClassVar[bool] = True
 
-    def product(
-        self,
-        own: Sequence[Pair],
-        shares: Sequence[float],
-        old: Pair,
-        at: Factors,
-        ctx: ServerContext,
-    ) -> tuple[Pair, Tensor | None, Metrics]:
-        b_OR, a_RI = stacked(own, shares)
-        return (self.subspace(old[0], at, ctx), torch.zeros_like(old[1])), b_OR @ a_RI, {}
+    def product(self, held: Held, ctx: ServerContext) -> New:
+        a_RI, b_OR = held.stacked()
+        old_a, old_b = held.old
+        return New((self.subspace(old_a, held.at, ctx), torch.zeros_like(old_b)), b_OR @ a_RI)
 
     def subspace(self, like: Tensor, at: Factors, ctx: ServerContext) -> Tensor:
         """P [r, I] of the next round: normal values of variance 1 / r."""
         number = int(ctx.key.fold("subspace").integers(1, below=self.seeds)[0])
         drawn = Key(self.run).fold("subspace", number, at.a).normal(tuple(like.shape))
         return (drawn * len(like) ** -0.5).to(like)
-
-    def conflicts(self, config: Any) -> Iterator[str]:
-        yield from super().conflicts(config)
-        if config.sharing.kind != "ffa_lora":
-            yield (
-                "aggregator.kind = 'fedkrso' moves inside subspaces at rest; set sharing.kind = "
-                "'ffa_lora'"
-            )

@@ -9,14 +9,10 @@ would make A the first r inputs). The head is trained (published: frozen).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from torch import Tensor
-
-from forefed.aggregate.aggregator import Metrics
-from forefed.aggregate.factored import Factored, Pair
-from forefed.core.lora import Factors, core_svd
+from forefed.aggregate.factored import Factored, Held, New
+from forefed.core.lora import core_svd
 from forefed.core.types import ServerContext
 
 
@@ -26,28 +22,12 @@ class FedSvd(Factored):
     kind: Literal["fedsvd"] = "fedsvd"
     source: ClassVar[str] = "FedSVD, arXiv 2505.12805"
     individual: ClassVar[bool] = False
+    at_rest: ClassVar[bool] = True
 
-    def product(
-        self,
-        own: Sequence[Pair],
-        shares: Sequence[float],
-        old: Pair,
-        at: Factors,
-        ctx: ServerContext,
-    ) -> tuple[Pair, Tensor | None, Metrics]:
-        a, b = old[0].double(), old[1].double() * 0
-        for p, (_, x) in zip(shares, own, strict=True):
-            b = b + p * x
+    def product(self, held: Held, ctx: ServerContext) -> New:
+        a, (_, b) = held.old[0].double(), held.mean()
         if not bool(b.any()):
-            return (old[0], b), None, {}
+            return New((a, b))
         u, s, vt = core_svd(b, a)
         r = len(a)
-        return (vt[:r], u[:, :r] * s[:r]), None, {}
-
-    def conflicts(self, config: Any) -> Iterator[str]:
-        yield from super().conflicts(config)
-        if config.sharing.kind != "ffa_lora":
-            yield (
-                "aggregator.kind = 'fedsvd' averages B with A at rest; set sharing.kind = "
-                "'ffa_lora'"
-            )
+        return New((vt[:r], u[:, :r] * s[:r]))

@@ -9,16 +9,13 @@ is 0, A is drawn anew and B is 0, as with zeros in both nothing could be learned
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from forefed.aggregate.aggregator import Metrics
-from forefed.aggregate.factored import Factored, Pair
+from forefed.aggregate.factored import Factored, Held, New
 from forefed.aggregate.flora import drawn_a
-from forefed.core.lora import Factors, core_svd, stacked
+from forefed.core.lora import core_svd
 from forefed.core.types import ServerContext
 
 NONE = 1e-12
@@ -32,19 +29,14 @@ class FlexLora(Factored):
     source: ClassVar[str] = "FlexLoRA, arXiv 2402.11505"
     any_rank: ClassVar[bool] = True
 
-    def product(
-        self,
-        own: Sequence[Pair],
-        shares: Sequence[float],
-        old: Pair,
-        at: Factors,
-        ctx: ServerContext,
-    ) -> tuple[Pair, Tensor | None, Metrics]:
-        u, s, vt = core_svd(*stacked(own, shares))
+    def product(self, held: Held, ctx: ServerContext) -> New:
+        old_a, old_b = held.old
+        a_RI, b_OR = held.stacked()
+        u, s, vt = core_svd(b_OR, a_RI)
         energy = float(s.square().sum())
-        live = min(len(old[0]), int((s > NONE * s[0]).sum()))
+        live = min(len(old_a), int((s > NONE * s[0]).sum()))
         roots = s[:live].sqrt()
-        a, b = drawn_a(old[0], at, ctx).double(), torch.zeros_like(old[1]).double()
+        a, b = drawn_a(old_a, held.at, ctx).double(), torch.zeros_like(old_b).double()
         a[:live], b[:, :live] = roots[:, None] * vt[:live], u[:, :live] * roots
         kept = float(s[:live].square().sum()) / energy if energy else 1.0
-        return (a, b), None, {"kept_energy": kept}
+        return New((a, b), metrics={"kept_energy": kept})

@@ -9,15 +9,13 @@ add up), as a client may have missed any number of rounds. The head is averaged 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from forefed.aggregate.aggregator import Metrics
-from forefed.aggregate.factored import Factored, Pair
-from forefed.core.lora import Factors, stacked
+from forefed.aggregate.factored import Factored, Held, New
+from forefed.core.lora import Factors
 from forefed.core.types import ServerContext
 
 
@@ -29,16 +27,10 @@ class Flora(Factored):
     folds: ClassVar[bool] = True
     any_rank: ClassVar[bool] = True
 
-    def product(
-        self,
-        own: Sequence[Pair],
-        shares: Sequence[float],
-        old: Pair,
-        at: Factors,
-        ctx: ServerContext,
-    ) -> tuple[Pair, Tensor | None, Metrics]:
-        b_OR, a_RI = stacked(own, shares)
-        return (drawn_a(old[0], at, ctx), torch.zeros_like(old[1])), b_OR @ a_RI, {}
+    def product(self, held: Held, ctx: ServerContext) -> New:
+        a_RI, b_OR = held.stacked()
+        old_a, old_b = held.old
+        return New((drawn_a(old_a, held.at, ctx), torch.zeros_like(old_b)), b_OR @ a_RI)
 
 
 def drawn_a(like: Tensor, at: Factors, ctx: ServerContext) -> Tensor:

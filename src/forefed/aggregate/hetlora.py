@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
-from forefed.aggregate.aggregator import Metrics
-from forefed.aggregate.factored import Factored, Pair
-from forefed.core.lora import Factors, norm_of_product
+from forefed.aggregate.factored import Factored, Held, New
+from forefed.core.lora import norm_of_product
 from forefed.core.types import ServerContext
 
 MOST = 3.0
@@ -31,20 +29,13 @@ class HetLora(Factored):
     any_rank: ClassVar[bool] = True
     restarts: ClassVar[bool] = False
 
-    def product(
-        self,
-        own: Sequence[Pair],
-        shares: Sequence[float],
-        old: Pair,
-        at: Factors,
-        ctx: ServerContext,
-    ) -> tuple[Pair, Tensor | None, Metrics]:
-        weights = weights_of([norm_of_product(b, a) for a, b in own], shares)
-        new = torch.zeros_like(old[0]).double(), torch.zeros_like(old[1]).double()
-        for w, pair in zip(weights, own, strict=True):
+    def product(self, held: Held, ctx: ServerContext) -> New:
+        weights = weights_of([norm_of_product(b, a) for a, b in held.own], held.shares)
+        new = tuple(torch.zeros_like(x).double() for x in held.old)
+        for w, pair in zip(weights, held.own, strict=True):
             for mean, x in zip(new, pair, strict=True):
                 mean[: x.shape[0], : x.shape[1]] += w * x
-        return new, None, {}
+        return New((new[0], new[1]))
 
 
 def weights_of(norms: Sequence[float], shares: Sequence[float]) -> list[float]:

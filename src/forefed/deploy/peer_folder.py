@@ -28,9 +28,8 @@ from forefed.config.config import Config, configure, merge, read_toml
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic, write_json
 from forefed.core.settings import Settings, parse
-from forefed.data.sources import Files
 from forefed.deploy.names import Address, SiteName, split_address, with_port
-from forefed.deploy.settings import SiteData
+from forefed.deploy.settings import SiteData, from_folder
 from forefed.federation.peer import conflicts
 
 if TYPE_CHECKING:
@@ -219,12 +218,7 @@ def read_peer(root: Path) -> PeerSettings:
     if not path.is_file():
         raise UserError(f"{root}: no peer here; 'forefed peer init' makes one")
     settings = parse(PeerSettings, read_toml(path), str(path))
-    source = settings.data.source
-    if isinstance(source, Files):
-        source = source.model_copy(update={"path": root / source.path.expanduser()})
-        data = settings.data.model_copy(update={"source": source})
-        settings = settings.model_copy(update={"data": data})
-    return settings
+    return settings.model_copy(update={"data": from_folder(settings.data, root)})
 
 
 def shared_config(root: Path) -> Config:

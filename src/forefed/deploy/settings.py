@@ -110,6 +110,14 @@ class SiteSettings(NodeSettings):
     policy: Policy = Policy()
 
 
+def from_folder(data: SiteData, folder: Path) -> SiteData:
+    """The same rows, a relative path of theirs being meant from ``folder``."""
+    if not isinstance(data.source, Files):
+        return data
+    path = folder / data.source.path.expanduser()
+    return data.model_copy(update={"source": data.source.model_copy(update={"path": path})})
+
+
 def read_site(folder: Path) -> SiteSettings:
     """A site's settings; a relative data path is meant from the site's folder.
 
@@ -117,12 +125,7 @@ def read_site(folder: Path) -> SiteSettings:
         UserError: no site there, or mistakes in its settings.
     """
     site = parse(SiteSettings, read_toml(folder / SITE, "site"), str(folder / SITE))
-    source = site.data.source
-    if isinstance(source, Files):
-        source = source.model_copy(update={"path": folder / source.path.expanduser()})
-        data = site.data.model_copy(update={"source": source})
-        site = site.model_copy(update={"data": data})
-    return site
+    return site.model_copy(update={"data": from_folder(site.data, folder)})
 
 
 def for_sites(config: Config) -> str:
