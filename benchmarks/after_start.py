@@ -25,9 +25,10 @@ from benchmarks.table import markdown
 from forefed.core.types import Params
 from forefed.guard import HeldOut
 from forefed.run import configure
+from forefed.run.begun import Begun, with_start
 from forefed.run.build import Federation, build, start_at, words_at
-from forefed.run.head_start import Begun, begin
-from forefed.run.run import _guarded, _with
+from forefed.run.head_start import begin
+from forefed.run.run import guarded_by
 from forefed.start import answer
 
 EPOCHS, ROUNDS, BATCH = 3, 10, 16
@@ -113,10 +114,10 @@ class Scene:
     def fedavg(self, rate: float) -> dict[str, float]:
         more = (f"client.optimiser.lr={rate}", f"rounds={ROUNDS}")
         federation = build(configure(sets=[*self.sets, *more]))
-        state, guard = _with(federation.start(), self.begun), HeldOut(worth=0.0)
+        state, guard = with_start(federation.start(), self.begun), HeldOut(worth=0.0)
         for _ in range(ROUNDS):
             after, _report = federation.star.round(state)
-            state, _line = _guarded(guard, federation, state, after)
+            state, _line = guarded_by(guard, federation, state, after)
         return self.scores(federation, state.params)
 
     def scores(self, federation: Federation, params: Params) -> dict[str, float]:

@@ -18,9 +18,8 @@ from forefed.core.errors import ProtocolError
 from forefed.data.encoding import encode_texts, end_of
 from forefed.models.load import load_tokenizer
 from forefed.models.words import BUCKETS, STEP, Bag, Words, beginnings, occurrences
-from forefed.run.begun import load_begun
+from forefed.run.begun import load_begun, with_start
 from forefed.run.build import build
-from forefed.run.run import _with as begun_with
 from forefed.run.run import run
 from forefed.start import words as start_words
 from forefed.start.answer import Answers, about
@@ -196,7 +195,7 @@ def test_steps_and_the_guard_judge_the_model_that_is_used(world: World, spoken: 
     federation = build(config.model_copy(update=sets))
     begun, task = load_begun(spoken), federation.task
     assert begun is not None and begun.words is not None
-    state = begun_with(federation.start(), begun)
+    state = with_start(federation.start(), begun)
     who, order = next(iter(federation.star.plan(state).items()))
     data = federation.data.population.client(who)
     rows = federation.trainer.batches(order, data)[0]

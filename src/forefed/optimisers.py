@@ -56,6 +56,11 @@ class Optimiser(Choice):
         """Are its rates the same in all rounds?"""
         return all(isinstance(piece, Constant) and piece.value == 1 for piece in self.schedule)
 
+    @property
+    def plain(self) -> bool:
+        """Is every step old - direction, for all parameters and in all rounds?"""
+        return self.linear and self.steady and self.lr == 1 and self.head_lr in (None, 1)
+
     def at(self, round: int, rounds: int) -> Self:
         """The optimiser of a round (counted from 1) of a run of so many."""
         factor = factor_of(self.schedule, round, rounds)

@@ -123,9 +123,7 @@ class Factored(Aggregator):
                 f"{place} needs both factors, and with sharing.kind = '{config.sharing.kind}' one "
                 "of them stays at the clients; set sharing.kind = 'everything'"
             )
-        server = config.server
-        plain = server.linear and server.steady and server.lr == 1 and server.head_lr in (None, 1)
-        if not plain:
+        if not config.server.plain:
             yield (
                 f"{place} gives new factors, not a direction; set server.kind = 'sgd', server.lr = "
                 "1, no momentum and no schedule"

@@ -16,6 +16,7 @@ import signal
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -46,6 +47,7 @@ from forefed.deploy.peer_folder import (
 from forefed.deploy.peer_talk import Network, receive, send
 from forefed.deploy.site import Prepared, prepare
 from forefed.federation.chains import (
+    Foreign,
     Given,
     SharedLog,
     Verify,
@@ -65,7 +67,7 @@ from forefed.run.build import assemble
 from forefed.run.checkpoint import config_digest, save_checkpoint
 from forefed.run.evaluate import evaluate_clients
 from forefed.run.log import LOG, create_log
-from forefed.run.run import about_model
+from forefed.run.written import about_model
 from forefed.wire.message import frames
 
 GONE_S = 5.0
@@ -187,11 +189,11 @@ class Peer:
             for frame in frames(data):
                 self.shared.take(decode_given(frame, self.shared.run))
                 whole += len(frame)
-        except ProtocolError as error:
-            if "another run" in str(error) or "not signed" in str(error):
-                raise UserError(
-                    f"{path}: {error}; move it away to begin anew, or restore run.toml and known/"
-                ) from None
+        except Foreign as error:
+            raise UserError(
+                f"{path}: {error}; move it away to begin anew, or restore run.toml and known/"
+            ) from None
+        except ProtocolError:
             with path.open("r+b") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
@@ -393,6 +395,7 @@ class Peer:
         first, _ = evaluate_clients(task, task.params, [client], size)
         for round, line in ((0, first), (config.rounds, tested)):
             record.append(building, record.EVALUATIONS, {"round": round, **line})
+        refused = Counter(a for done in self.fold.done for a in done.refused)
         said = sum(len(x) for chain in view.chains.values() for x in chain.payloads)
         summary: Json = {
             "status": "finished",
@@ -408,6 +411,7 @@ class Peer:
             "final": tested,
             "baseline": {"untrained": measures.decides.of(first)},
             "contributions": {self.peers[a].name: len(c) for a, c in view.chains.items()},
+            "refused": {self.peers[a].name: n for a, n in sorted(refused.items())},
         }
         write_json(building / record.SUMMARY, summary)
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,7 @@ from forefed.models.objectives import OBJECTIVES
 from forefed.run import record
 from forefed.run.card import against
 from forefed.run.origin import check_accepting
-from forefed.run.run import FINISHED
+from forefed.run.written import FINISHED
 
 APP = """\
 [project]

@@ -44,6 +44,10 @@ Have = Mapping[int, tuple[int, str]]
 """By author: how many records, and the last link in hex."""
 
 
+class Foreign(ProtocolError):
+    """Of another run, or not signed by the one who is said to have written it."""
+
+
 @dataclass(frozen=True)
 class Chain:
     """What one author contributed, in the order of the rounds."""
@@ -188,7 +192,7 @@ class SharedLog:
             if not self.verify(part.author, self._signed(part.author, theirs), part.signature):
                 if part.start:
                     continue  # it goes on from another chain than ours
-                raise ProtocolError(f"a chain of author {part.author} is not signed by it")
+                raise Foreign(f"a chain of author {part.author} is not signed by it")
             ups = all(a < b for a, b in zip((0, *theirs.rounds), theirs.rounds, strict=False))
             if not ups or theirs.rounds[-1] > self.rounds:
                 raise ProtocolError(f"author {part.author}: rounds that the run does not have")
@@ -288,9 +292,9 @@ def decode_have(data: bytes | memoryview, run: bytes) -> tuple[dict[int, tuple[i
 
 
 def of_run(meta: Mapping[str, object], run: bytes) -> None:
-    """Raises ProtocolError: a message of another run."""
+    """Raises Foreign: a message of another run."""
     if meta.get("run") != run.hex():
-        raise ProtocolError(
+        raise Foreign(
             "a message of another run: its settings, its first values or its peers are others"
         )
 

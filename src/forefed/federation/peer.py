@@ -58,12 +58,14 @@ def conflicts(config: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Done:
-    """One round as it was done: what of the log it stands for, the state after it, who counted, its
-    record (wire/records.py), and the training loss and forward-equivalents as they were told."""
+    """One round as it was done: what of the log it stands for, the state after it, who counted and
+    whose contribution answers no order, its record (wire/records.py), and the training loss and
+    forward-equivalents as they were told."""
 
     key: bytes
     state: RunState | None
     heard: tuple[int, ...]
+    refused: tuple[int, ...]
     record: bytes
     loss: float | None
     forwards: float
@@ -111,12 +113,14 @@ class Fold:
         drawn = self.star.drawn(state)
         orders = self.star.plan(state, drawn)
         updates: list[Update] = []
+        refused: list[int] = []
         for author, payload in said.items():
-            if author in orders:
-                try:
-                    updates.append(self.star.server.receive(orders[author], payload))
-                except ProtocolError:
-                    continue
+            try:
+                if author not in orders:
+                    raise ProtocolError("it was not drawn")
+                updates.append(self.star.server.receive(orders[author], payload))
+            except ProtocolError:
+                refused.append(author)
         if len(updates) < self.star.cohort_min:
             updates = []
         finished = self.star.server.finish(state, orders, updates, drawn)
@@ -126,7 +130,7 @@ class Fold:
         record = self.star.encoded(finished, state)
         loss = sum(losses) / len(losses) if losses else None
         forwards = sum(u.metrics.get("forwards", 0.0) for u in updates)
-        return Done(key, finished.state, heard, record, loss, forwards)
+        return Done(key, finished.state, heard, tuple(refused), record, loss, forwards)
 
     def asked(self, log: SharedLog, round: int) -> tuple[int, ...]:
         """Who is drawn for a round: the same at every peer, as only the key decides it."""

@@ -83,9 +83,7 @@ class FedDyn(Modifier):
                 f"modifiers: 'feddyn' corrects what all share, and sharing.kind = "
                 f"'{config.sharing.kind}' keeps a part at each client; drop one"
             )
-        server = config.server
-        plain = server.linear and server.steady and server.lr == 1 and server.head_lr in (None, 1)
-        if not plain:
+        if not config.server.plain:
             yield (
                 "modifiers: 'feddyn' gives the new parameters, not a direction; set server.kind = "
                 "'sgd', server.lr = 1, no momentum and no schedule"

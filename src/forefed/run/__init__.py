@@ -3,8 +3,9 @@
 from forefed.config.config import Config, configure, register
 from forefed.core.facade import callable_package
 from forefed.run.callback import Callback
-from forefed.run.run import Result, Watcher, run
+from forefed.run.run import Watcher, run
 from forefed.run.simulate import Simulation, simulate
+from forefed.run.written import Result
 
 __all__ = [
     "Callback",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
@@ -10,8 +10,10 @@ import safetensors.torch
 
 from forefed.core.errors import UserError
 from forefed.core.files import read_table, write_atomic, write_json
+from forefed.core.states import keep
 from forefed.core.types import Json, Params
-from forefed.models.words import Words
+from forefed.federation.state import RunState
+from forefed.models.words import WORDS, Words
 from forefed.run.record import AGAIN, START
 from forefed.start.sums import Sums
 
@@ -69,3 +71,12 @@ def load_begun(folder: Path) -> Begun | None:
     except (safetensors.SafetensorError, OSError, TypeError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); {AGAIN}") from None
     return Begun(parts["head"], total, read_table(folder / START, AGAIN), words)
+
+
+def with_start(state: RunState, begun: Begun | None) -> RunState:
+    """The state with the start's head, and with the words that count beside the features."""
+    if begun is None:
+        return state
+    said = {} if begun.words is None else begun.words.packed()
+    params = {**state.params, **begun.head}
+    return replace(state, params=params, states=keep(state.states, WORDS, said))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,33 +14,21 @@ from forefed.attacks import Hostile
 from forefed.config.advice import taken
 from forefed.config.compat import check
 from forefed.config.config import Config, configure
-from forefed.config.privacy import delta_of, statements
 from forefed.config.privacy import notes as privacy_notes
 from forefed.core import trees
-from forefed.core.boundary import UNTRAINED
 from forefed.core.errors import UserError, of_system
-from forefed.core.files import write_json
 from forefed.core.keys import Key
-from forefed.core.metrics import Metric
-from forefed.core.states import keep
 from forefed.core.types import Json
 from forefed.federation.adversary import Adversary
 from forefed.federation.guarding import LEFT_OUT, guarded, resting, steps_kept
 from forefed.federation.questions import Way
 from forefed.federation.star import RunState
 from forefed.guard import HeldOut, guard_of
-from forefed.models.export import CONFIG, save_adapter
-from forefed.models.load import load_tokenizer
-from forefed.models.outside import head_text
-from forefed.models.quantised import parameter_count, weights_bytes
-from forefed.models.task import Task
-from forefed.models.words import WORDS, Words
 from forefed.privacy import Ledger
 from forefed.run import record
-from forefed.run.begun import Begun, load_begun
-from forefed.run.build import Connect, Federation, build, start_at, whole_length, words_at
+from forefed.run.begun import Begun, load_begun, with_start
+from forefed.run.build import Connect, Federation, build, start_at, words_at
 from forefed.run.callback import Callback, Told
-from forefed.run.card import Trained, model_card
 from forefed.run.checkpoint import (
     BEST,
     check_fits,
@@ -49,33 +37,18 @@ from forefed.run.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from forefed.run.evaluate import beside, evaluate_clients, evaluate_global, evaluate_nodes
 from forefed.run.head_start import begin, finish
-from forefed.run.health import Ending, Health, norm_of
-from forefed.run.lines import choices, memory_groups, notices, protects, round_line
-from forefed.run.log import LOG, ScalarLog, create_log, open_log
+from forefed.run.health import Health, norm_of
+from forefed.run.lines import memory_groups, notices, round_line
+from forefed.run.log import LOG, ScalarLog, open_log
 from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
+from forefed.run.tested import best_of, evaluate, tests_of
+from forefed.run.written import Result, check_adapter_place, spent, write_end, write_head
 from forefed.start.answer import about as about_task
-
-FINISHED, ADAPTER = "finished", "adapter"
-
 
 Watcher = Callback
 """The former name."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What ``run`` returns: the folder of the record, and the summary written there."""
-
-    folder: Path
-    summary: Json
-
-    @property
-    def status(self) -> int:
-        """The exit status of a command that ran it."""
-        return 0 if self.summary.get("status") == FINISHED else UNTRAINED
 
 
 def run(
@@ -142,7 +115,7 @@ def _run(
     resume: bool,
     accept_changes: bool,
 ) -> Result:
-    _check_adapter_place(folder)
+    check_adapter_place(folder)
     federation = build(config, partial(told, "loading"), connect=connect)
     state, log, begun = _begin(federation, folder, told, resume, accept_changes)
     told("built", federation, state.round)
@@ -156,7 +129,7 @@ def _run(
         *promised,
     ):
         told("note", text)
-    first = _begun_with(federation, begun)
+    first = _begunwith_start(federation, begun)
     transport, attack = federation.transport, config.attack
     if isinstance(transport, Adversary):
         transport.first = first.params
@@ -164,15 +137,15 @@ def _run(
         told("note", attack.told())
     words = None if begun is None else begun.words
     if state.round == 0 and not (begun is not None and begun.finished):
-        _evaluate(federation, folder, state, told, words)
+        evaluate(federation, folder, state, told, words)
         if config.rounds == 0:
             save_checkpoint(folder, config, state, federation.transport.store)
     decides = federation.task.objective.measures.decides
     health = Health(norm_of(first.params), decides)
-    tests = _tests(folder)
+    tests = tests_of(folder)
     for line in sorted([*record.read_lines(folder, record.ROUNDS), *tests], key=_in_time):
         health = health.tested(line) if "split" in line else health.after(line)
-    best = _best(tests, decides)
+    best = best_of(tests, decides)
     ledger = Ledger.of(folder)
     checkpoint_s, said = 0.0, set[str]()
     ending = health.diverged() if state.round else None
@@ -191,13 +164,13 @@ def _run(
         judged: Json = {}
         if guard is not None:
             clock = time.perf_counter()
-            state, judged = _guarded(guard, federation, before, state)
+            state, judged = guarded_by(guard, federation, before, state)
             rests = rests + 1 if judged["step"] == 0 else 0
             seconds["guard"] = time.perf_counter() - clock
         last = _over(config, state, rests)
         if state.round % config.evaluate.every == 0 or last:
             clock = time.perf_counter()
-            test = _evaluate(federation, folder, state, told, words)
+            test = evaluate(federation, folder, state, told, words)
             health = health.tested(test)
             if decides.better(test, best):
                 best = test
@@ -211,7 +184,7 @@ def _run(
             line["hostile"] = sorted(transport.who & {*report.cohort})
             line["likeness"] = transport.likeness
         if ledger.made:
-            line["privacy"] = _spent(federation, ledger, state.round)
+            line["privacy"] = spent(federation, ledger, state.round)
         if judged:
             line["guard"] = judged
             line["bytes_up"] += judged["bytes_up"]
@@ -238,8 +211,8 @@ def _run(
             save_checkpoint(folder, config, state, federation.transport.store)
         checkpoint_s = time.perf_counter() - clock  # stands in the next round's line
         told("round", line)
-    if ending is not None and _tests(folder)[-1]["round"] != state.round:
-        _evaluate(federation, folder, state, told, words)
+    if ending is not None and tests_of(folder)[-1]["round"] != state.round:
+        evaluate(federation, folder, state, told, words)
     if ending is None:
         state, begun = _finished(federation, folder, state, begun, told)
     if ending is None and state.round < config.rounds:
@@ -256,7 +229,7 @@ def _run(
         store = federation.transport.store
         moved |= any(store.private(c) for c in store.states)
         ending = health.at_the_end(moved)
-    result = _finish(federation, folder, state, ending, begun, ledger)
+    result = write_end(federation, folder, state, ending, begun, ledger)
     told("ended", result.summary)
     return result
 
@@ -292,8 +265,8 @@ def _begin(
         record.truncate(folder, -1)
         (folder / BEST).unlink(missing_ok=True)
         begun = _solved(federation, folder, told)
-        state = _begun_with(federation, begun)
-        return state, _write_head(federation, folder, now, state), begun
+        state = _begunwith_start(federation, begun)
+        return state, write_head(federation, folder, now, state), begun
     if federation.transport.replica is not None:
         federation.transport.replica.state = state  # what the clients kept on their own disks
     record.check_whole(folder, state.round)
@@ -337,12 +310,6 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     return begun
 
 
-def _spent(federation: Federation, ledger: Ledger, round: int | None) -> list[Json]:
-    """What the run has let out up to a round, or in all (None), as statements."""
-    made = [r for r in ledger.made if round is None or r.round <= round]
-    return statements(made, delta_of(federation.config), federation.in_rehearsal)
-
-
 def _finished(
     federation: Federation, folder: Path, state: RunState, begun: Begun | None, told: Told
 ) -> tuple[RunState, Begun | None]:
@@ -357,7 +324,7 @@ def _finished(
     if config.codec.sends_slopes or config.download.by_records:
         return state, begun  # others hold the parameters by their log
     if not begun.finished:
-        first = _begun_with(federation, begun).params
+        first = _begunwith_start(federation, begun).params
         if any(not torch.equal(x, first[n]) for n, x in state.params.items()):
             return state, begun
         told("loading", "solving the head from all rows")
@@ -367,28 +334,19 @@ def _finished(
         if not begun.finished:
             return state, begun
         begun.save(folder)
-    state = _with(state, begun)
+    state = with_start(state, begun)
     save_checkpoint(folder, config, state, federation.transport.store)
-    if not _tests(folder)[-1].get("all_rows"):
-        _evaluate(federation, folder, state, told, begun.words, all_rows=True)
+    if not tests_of(folder)[-1].get("all_rows"):
+        evaluate(federation, folder, state, told, begun.words, all_rows=True)
     return state, begun
 
 
-def _begun_with(federation: Federation, begun: Begun | None) -> RunState:
+def _begunwith_start(federation: Federation, begun: Begun | None) -> RunState:
     """The state before round 1."""
-    return _with(federation.start(), begun)
+    return with_start(federation.start(), begun)
 
 
-def _with(state: RunState, begun: Begun | None) -> RunState:
-    """The state with the start's head, and with the words that count beside the features."""
-    if begun is None:
-        return state
-    said = {} if begun.words is None else begun.words.packed()
-    params = {**state.params, **begun.head}
-    return replace(state, params=params, states=keep(state.states, WORDS, said))
-
-
-def _guarded(
+def guarded_by(
     guard: HeldOut, federation: Federation, before: RunState, after: RunState
 ) -> tuple[RunState, Json]:
     config = federation.config
@@ -404,204 +362,8 @@ def _over(config: Config, state: RunState, rests: int) -> bool:
     return state.round >= config.rounds or (patience is not None and rests >= patience)
 
 
-def _check_adapter_place(folder: Path) -> None:
-    """Where the adapter will stand there is one, or nothing.
-
-    Raises:
-        UserError: something else is there; said before any work, as it is written last.
-    """
-    place = folder / ADAPTER
-    if place.is_dir() and not any(place.iterdir()):
-        place.rmdir()
-    if place.exists() and not (place / CONFIG).is_file():
-        raise UserError(f"{place}: is no adapter, and one is to be written there; move it away")
-
-
 def _in_time(line: Json) -> tuple[int, bool]:
     return line["round"], "split" not in line
-
-
-def _tests(folder: Path) -> list[Json]:
-    """The evaluations on the test rows, in order."""
-    return [e for e in record.read_lines(folder, record.EVALUATIONS) if e["split"] == "test"]
-
-
-def _best(tests: Sequence[Json], decides: Metric) -> Json:
-    """The best evaluation, the earliest of equals."""
-    best = tests[0]
-    for line in tests:
-        best = line if decides.better(line, best) else best
-    return best
-
-
-def about_model(task: Task) -> Json:
-    """What a record says of the model."""
-    dtype = next(task.model.parameters()).dtype
-    return {
-        "name": task.base_name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": str(task.device),
-        "parameters": parameter_count(task.model),
-        "weights_bytes": weights_bytes(task.model),
-        "trainable": sum(u.size for u in task.units),
-        "units": [[u.name, u.depth, u.size] for u in task.units],
-        "notes": list(task.notes),
-    }
-
-
-def _write_head(
-    federation: Federation, folder: Path, origin: Json, first: RunState
-) -> ScalarLog | None:
-    """What a record says before its first round; the configuration, last, makes it a run. Returns
-    the log, where slopes travel."""
-    task = federation.task
-    majority = federation.majority()
-    data: Json = {**federation.data.provenance, "counts": federation.data.counts}
-    measures = task.objective.measures.to_json()
-    about: Json = {
-        "measures": measures,
-        "majority": majority,
-        "data": data,
-        "model": about_model(task),
-        "origin": origin,
-    }
-    attack, transport = federation.config.attack, federation.transport
-    if isinstance(attack, Hostile) and isinstance(transport, Adversary):
-        about["attack"] = {
-            "kind": attack.kind,
-            "clients": sorted(transport.who),
-            "told": attack.told(),
-        }
-    write_json(
-        folder / "environment.json",
-        {
-            **record.environment(),
-            **about,
-            "choices": choices(federation.config),
-            "protects": protects(federation.config),
-            "rehearsed": federation.rehearsed,
-            "secret": federation.secrecy,
-        },
-    )
-    write_json(folder / "partition.json", federation.data.population.summary())
-    config, log = federation.config, None
-    if config.codec.sends_slopes:
-        log = create_log(folder / LOG, config_digest(config), trees.digest(first.params))
-    record.write_config(folder, config)
-    return log
-
-
-def _evaluate(
-    federation: Federation,
-    folder: Path,
-    state: RunState,
-    told: Told,
-    words: Words | None,
-    all_rows: bool = False,
-) -> Json:
-    """Test, and record it; returns the line of the global test.
-
-    Args:
-        words: what texts' words add to the logits.
-        all_rows: the clients' held-out rows are learned, so none is tested on.
-    """
-    settings = federation.config.evaluate
-    task, test, prefix = federation.task, federation.data.test, federation.prefix
-    size = settings.batch_size
-    line, details = evaluate_global(task, state.params, test, size, prefix, words)
-    lines = [{**line, **({"all_rows": True} if all_rows else {})}]
-    if details:
-        write_json(folder / record.DETAILS, {"round": state.round, **details})
-    personal = federation.config.sharing.personal and federation.secrecy != "system"
-    count = settings.clients or (federation.config.cohort if personal else 0)
-    if count and not all_rows:
-        population = federation.data.population
-        key = Key(federation.config.seed).fold("evaluate", state.round)
-        chosen = key.choice(population.size, min(count, population.size))
-        clients = [population.client(c) for c in chosen]
-        store, sharing = federation.transport.store, federation.config.sharing
-        own = [sharing.own(state.params, store.private(c), task.head) for c in chosen]
-        own = own if personal else []
-        each: list[Json] = [
-            {"client": int(i), "n": len(c.test)} for i, c in zip(chosen, clients, strict=True)
-        ]
-        common: list[float | None] = []
-        for private in [(), *([own] if personal else [])]:
-            line, found = evaluate_clients(task, state.params, clients, size, private, words)
-            sign = task.objective.measures.decides.sign
-            lines.append({**line, **(beside(found, common, sign) if private else {})})
-            common = found
-            for one, value in zip(each, found, strict=True):
-                one[line["split"]] = value
-        write_json(folder / record.CLIENTS, {"round": state.round, "clients": each})
-    nodes = federation.config.topology.models(state)
-    if nodes:
-        lines.append(evaluate_nodes(task, nodes, test, size, prefix))
-    for line in lines:
-        record.append(folder, record.EVALUATIONS, {"round": state.round, **line})
-        told("evaluated", {"round": state.round, **line})
-    return {"round": state.round, **lines[0]}
-
-
-def _finish(
-    federation: Federation,
-    folder: Path,
-    state: RunState,
-    ending: Ending | None,
-    begun: Begun | None,
-    ledger: Ledger,
-) -> Result:
-    """Adapter, model card and summary; the summary comes last and marks the run as ended.
-
-    A run that trained nothing worth using (``ending``) gets no adapter: the parameters of its last
-    good round stay in its checkpoint.
-    """
-    rounds, tests = record.read_lines(folder, record.ROUNDS), _tests(folder)
-    none: Json = {"bytes_up": 0, "bytes_down": 0, "seconds": 0.0, "forwards": 0.0}
-    extra: Json = none if begun is None else {**none, **begun.line}
-    spent = [*rounds, extra]
-    decides = federation.task.objective.measures.decides
-    about: Json = {} if ending is None else {"reason": ending.reason}
-    attack = federation.config.attack
-    if isinstance(attack, Hostile):
-        about["attack"] = attack.told()
-    errors = [e for r in rounds if (e := r["metrics"].get("lora_error")) is not None]
-    if errors:
-        about["lora_error"] = {"mean": sum(errors) / len(errors), "last": errors[-1]}
-    changed = record.read_json(folder / "environment.json").get("changes")
-    summary: Json = {
-        "status": FINISHED if ending is None else ending.status,
-        **about,
-        "rounds": state.round,
-        "digest": trees.digest(state.params),
-        "baseline": {
-            "majority": federation.majority(),
-            ("untrained" if begun is None else "head alone"): decides.of(tests[0]),
-        },
-        "final": tests[-1],
-        "best": _best(tests, decides),
-        "totals": {
-            "bytes_up": sum(r["bytes_up"] for r in spent),
-            "bytes_down": sum(r["bytes_down"] for r in spent),
-            "seconds": sum(r["seconds"]["total"] for r in rounds) + extra["seconds"],
-            "forwards": sum(r["forwards"] for r in spent),
-        },
-        **({"privacy": _spent(federation, ledger, None)} if ledger.made else {}),
-        **({"changes": changed} if changed else {}),
-    }
-    if ending is None:
-        own_head = head_text(federation.task) is not None
-        words = load_tokenizer(federation.config.model)
-        trained = Trained.of(folder, state.round, summary, own_head)
-        card = model_card(federation.config, trained, words)
-        said, config = None if begun is None else begun.words, federation.config
-        columns = federation.data.provenance["columns"]
-        reads = config.data.max_length if whole_length(config, words, columns) else None
-        save_adapter(
-            federation.task, state.params, folder / ADAPTER, card, words, words=said, reads=reads
-        )
-    write_json(folder / record.SUMMARY, summary)
-    return Result(folder, summary)
 
 
 def _same_run(folder: Path, config: Config) -> bool:

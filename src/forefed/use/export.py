@@ -18,7 +18,7 @@ from forefed.run.begun import load_begun
 from forefed.run.build import whole_length
 from forefed.run.card import OWN_HEAD, Trained, model_card
 from forefed.run.checkpoint import BEST, FILE
-from forefed.run.run import ADAPTER, FINISHED
+from forefed.run.written import ADAPTER, FINISHED
 from forefed.use.predict import trained
 
 

@@ -55,17 +55,13 @@ class PoolDownload(Download):
             getattr(codec, "directions", None),
             getattr(codec, "head_directions", None),
         )
-        server = config.server
         plain = (
             codec.sends_slopes
             and config.directions.lasting
             and "all" not in counts
             and config.assign.kind == "everything"
             and config.client.linear
-            and server.linear
-            and server.lr == 1
-            and server.head_lr in (None, 1)
-            and server.steady
+            and config.server.plain
             and config.client.optimiser.steady
             and not config.modifiers
             and config.collect.kind == "round"

@@ -74,8 +74,7 @@ class Gossip(Topology):
     central: ClassVar[bool] = False
 
     def conflicts(self, config: Any) -> Iterator[str]:
-        server, codec = config.server, config.codec
-        plain = server.kind == "sgd" and server.linear and (server.lr, server.head_lr) == (1, None)
+        codec = config.codec
         wrong = [
             what
             for broken, what in (
@@ -84,7 +83,7 @@ class Gossip(Topology):
                 (config.sharing.kind != "everything", "sharing.kind = 'everything'"),
                 (config.collect.kind != "round", "collect.kind = 'round'"),
                 (config.download.by_records, "download.kind = 'dense'"),
-                (not plain or not server.steady, "server 'sgd' with lr = 1"),
+                (not config.server.plain, "server 'sgd' with lr = 1"),
                 ({config.start.kind, config.guard.kind} - {"none", "auto"}, "no start or guard"),
                 (any(m.serves or m.private for m in config.modifiers), "no server's modifiers"),
                 (config.partition.kind == "sites", "nodes of this machine (see 'forefed peer')"),
