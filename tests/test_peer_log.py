@@ -18,6 +18,7 @@ from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Params
 from forefed.federation.chains import (
+    Foreign,
     SharedLog,
     decode_given,
     decode_have,
@@ -108,7 +109,7 @@ def test_what_is_not_signed_by_its_author_is_refused() -> None:
         type(part)(2, 0, ((2, b"true"),), part.signature),
         type(part)(1, 0, part.entries, part.signature),
     ):
-        with pytest.raises(ProtocolError, match="not signed"):
+        with pytest.raises(Foreign, match="not signed"):
             mine.take([wrong])
     for rounds in ((2, 1), (51,), (0,)):
         other = log_of()
@@ -128,7 +129,7 @@ def test_messages_of_another_run_or_form_are_refused() -> None:
     assert decode_have(have, RUN) == (log.have(), True)
     assert len(given) < 250, "compressed"
     for decode, data in ((decode_given, given), (decode_have, have)):
-        with pytest.raises(ProtocolError, match="another run"):
+        with pytest.raises(Foreign, match="another run"):
             decode(data, bytes(32))
         for place in range(0, len(data), 7):
             broken = bytearray(data)
@@ -253,6 +254,8 @@ def test_a_garbled_contribution_counts_for_nobody() -> None:
     said(a.log, 2, 1, b"FFED nonsense")
     exchange(a.log, b.log)
     assert a.digest(1) == b.digest(1) == alone
+    assert a.fold.done[0].refused == b.fold.done[0].refused == (2,), "and is counted"
+    assert a.fold.done[0].heard == (0,)
 
 
 def test_a_latecomer_needs_kilobytes() -> None:

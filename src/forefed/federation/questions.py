@@ -58,6 +58,8 @@ class Heard:
     total: Params | None = None
     reason: str = ""
     """Why there is no sum."""
+    why: str = ""
+    """What the first of those that were lost said of it, as far as it tells others."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def ask(
     for one in came.lost:
         lost[one.reason] = lost.get(one.reason, 0) + 1
     total = came.found[0] if came.summed and came.found else None
-    return Heard(came.heard, lost, came.bytes_up, came.bytes_down, total, came.reason)
+    why = next((one.detail for one in came.lost if one.detail), "")
+    return Heard(came.heard, lost, came.bytes_up, came.bytes_down, total, came.reason, why)
 
 
 def ask_total(

@@ -36,6 +36,8 @@ class Asked:
     bytes_up: int = 0
     bytes_down: int = 0
     lost: dict[str, int] = field(default_factory=dict)
+    why: str = ""
+    """What the first of these said of it."""
     reason: str = ""
     """Why a sum was abandoned."""
     when: str = "start"
@@ -166,6 +168,7 @@ class Asked:
     def _spent(self, heard: Heard) -> None:
         self.bytes_up += heard.bytes_up
         self.bytes_down += heard.bytes_down
+        self.why = self.why or heard.why
         self.lost |= {r: self.lost.get(r, 0) + n for r, n in heard.lost.items()}
 
 

@@ -66,7 +66,7 @@ def begin(
         raise UserError(f"start: {asked.reason}; see to that, or set start.kind = 'none'")
     if not asked.members:
         raise UserError(
-            f"start: no client answered with sums ({_reasons(asked.lost)}); see to that, or set "
+            f"start: no client answered with sums ({_reasons(asked)}); see to that, or set "
             "start.kind = 'none'"
         )
     targets = targets_of_task(task)
@@ -222,5 +222,6 @@ def _middle(candidates: Sequence[Candidate]) -> int:
     return min(range(len(candidates)), key=lambda i: abs(candidates[i][1] - 0.1))
 
 
-def _reasons(lost: dict[str, int]) -> str:
-    return ", ".join(f"{n} {reason}" for reason, n in lost.items()) or "there is none"
+def _reasons(asked: Asked) -> str:
+    counted = ", ".join(f"{n} {reason}" for reason, n in asked.lost.items()) or "there is none"
+    return f"{counted}: {asked.why}" if asked.why else counted
