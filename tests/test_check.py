@@ -96,11 +96,16 @@ def test_check_says_what_is_not_guessed_and_what_looks_odd(
     sets = world.sets(
         *(tmp_path / "runs", f"data.source.path='{file}'", f"data.source.test='{file}'"),
         *("data.task.text=text", "data.task.label=label", "server=adam", "server.lr=30"),
+        *("client.optimiser.lr=0", "client.optimiser.head_lr=0", "aggregator=krum"),
     )
     said = forefed_command("check", *options(sets))
     shown = plain(said.out)
     assert said.status == 0 and "guessed" not in shown and "of the source's own" in shown
-    assert "note: server.lr = 30: adam moves every number" in shown
+    for note in (
+        *("server.lr = 30: adam moves every number", "client.optimiser.lr = 0: nothing is trained"),
+        "aggregator.kind = 'krum' needs 5 clients a round and cohort = 3",
+    ):
+        assert f"note: {note}" in " ".join(shown.split())
 
 
 def test_check_asks_no_hub(

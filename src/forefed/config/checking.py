@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.table import Table
 
+from forefed.aggregate.aggregator import PerUnit
 from forefed.config.advice import taken
 from forefed.config.compat import check as refuse
 from forefed.config.config import Config
@@ -71,7 +72,7 @@ def check_run(config: Config) -> Checked:
         notes += privacy_notes(config, data.clients, config.partition.kind != "sites")
         model, said = check_model(config.model, data.label_names or None, config.data.task.head)
         notes += [note for note in said if note not in notes]
-    return Checked(config, model, data, (*taken(config), *notes, *_bold_rates(config)))
+    return Checked(config, model, data, (*taken(config), *notes, *_rates(config), *_few(config)))
 
 
 def check_table(checked: Checked) -> Table:
@@ -114,15 +115,29 @@ def _sizes(data: Preview) -> str:
     return f" with {low:,} to {high:,} training rows (half have {middle:,} or more)"
 
 
-def _bold_rates(config: Config) -> Iterator[str]:
-    """Rates of optimisers that move every number by about the rate in each step."""
+def _rates(config: Config) -> Iterator[str]:
+    """Rates that train nothing, and those of optimisers that move every number by about the rate
+    in each step."""
     places: dict[str, Optimiser] = {
         "client.optimiser": config.client.optimiser,
         "server": config.server,
     }
     for place, optimiser in places.items():
+        if not optimiser.lr and not optimiser.head_lr:
+            yield f"{place}.lr = 0: nothing is trained; 0.001 to 0.1 is usual"
         if not isinstance(optimiser, Sgd) and optimiser.lr > 1:
             yield (
                 f"{place}.lr = {optimiser.lr:g}: {optimiser.kind} moves every number by about that "
                 "much a step; 0.001 to 0.1 is usual"
             )
+
+
+def _few(config: Config) -> Iterator[str]:
+    """A cohort in which the aggregator cannot do what it promises."""
+    rule = config.aggregator
+    if isinstance(rule, PerUnit) and config.cohort < rule.least():
+        yield (
+            f"aggregator.kind = '{rule.kind}' needs {rule.least()} clients a round and cohort = "
+            f"{config.cohort}: the mean of updates cut to their median length stands in for it; "
+            "raise the cohort"
+        )

@@ -32,9 +32,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Half a sentence that names the closest known word, and all of them when there are few."""
     candidates = list(known)
     close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    shown = ", ".join(candidates[:20]) + (", ..." if len(candidates) > 20 else "")
-    return f"{hint}Known here: {shown}"
+    hint = f"did you mean '{several(close)}'? " if close else ""
+    return f"{hint}Known here: {several(candidates)}"
+
+
+def several(names: Iterable[str], most: int = 20, longest: int = 60) -> str:
+    """The first names of many, and of each as much as a sentence bears."""
+    found = list(names)
+    cut = [n if len(n) <= longest else n[: longest - 1] + "…" for n in found[:most]]
+    return ", ".join(cut) + (", ..." if len(found) > most else "")
 
 
 REMEDIES = {

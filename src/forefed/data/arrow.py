@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from forefed.core.errors import UserError
+from forefed.core.errors import UserError, several
 from forefed.data.rows import Rows, Unreadable, class_names, first_line, printable
 from forefed.data.streams import opened
 
@@ -29,7 +29,7 @@ def read_parquet(path: Path) -> Rows:
         raise UserError(f"{path}: not a Parquet file ({first_line(error)})") from error
     if len(set(schema.names)) < len(schema.names):
         double = next(n for n in schema.names if schema.names.count(n) > 1)
-        raise UserError(f"{path}: two columns have the same name: {double}")
+        raise UserError(f"{path}: two columns have the same name: {several([double])}")
     for name in schema.names:
         try:
             columns[name] = file.read(columns=[name]).column(0)

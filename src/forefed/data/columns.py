@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from forefed.core.errors import UserError, nearest
+from forefed.core.errors import UserError, nearest, several
 from forefed.data.rows import CHUNK, Rows, Strings
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ def first_named(
 
 def cannot_tell(rows: Rows, where: str) -> UserError:
     """The error of a column that must be named."""
-    columns = ", ".join(rows.column_names)
     return UserError(
-        f"{where}: cannot tell which column is meant; name it. Columns here: {columns}"
+        f"{where}: cannot tell which column is meant; name it. Columns here: "
+        f"{several(rows.column_names)}"
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from forefed.core.errors import UserError
+from forefed.core.errors import UserError, several
 from forefed.core.types import Json
 from forefed.data.rows import CHUNK, Rows
 from forefed.data.streams import as_text
@@ -136,7 +136,7 @@ def _header(path: Path, names: list[str]) -> list[str]:
     header = [name.strip() or f"column {i}" for i, name in enumerate(names, 1)]
     double = [name for name in dict.fromkeys(header) if header.count(name) > 1]
     if double:
-        raise UserError(f"{path}, line 1: two columns have the same name: {', '.join(double)}")
+        raise UserError(f"{path}, line 1: two columns have the same name: {several(double)}")
     return header
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from forefed.core.errors import UserError
+from forefed.core.errors import UserError, several
 from forefed.core.types import Json
 from forefed.data.columns import LABELS, PAIRS, TEXTS, first_named, texts
 from forefed.data.files import FILE
@@ -197,10 +197,10 @@ def _task(
         if prompt and after and prompt != after:
             return "causal_lm", {"kind": "causal_lm", "text": after[0], "prompt": prompt[0]}
         if not one:
-            raise UserError(f"no column of texts; columns here: {', '.join(columns)}")
+            raise UserError(f"no column of texts; columns here: {several(columns)}")
         return "causal_lm", {"kind": "causal_lm", "text": one[0]}
     if not one:
-        raise UserError(f"no column of texts; columns here: {', '.join(columns)}")
+        raise UserError(f"no column of texts; columns here: {several(columns)}")
     tasks: dict[str, Guess] = {"scores": "regression", "several": "multilabel"}
     task = tasks.get(kind or "", "pairs" if pair else "classification")
     if pair and task in ("pairs", "regression"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from forefed.core.errors import UserError
+from forefed.core.terminal import one_line
 from forefed.data.rows import CHUNK, Rows
 from forefed.data.streams import as_text, whole_text
 from forefed.data.tables import Builder
@@ -104,9 +105,25 @@ def _object(path: Path, value: Any, place: str) -> dict[str, Any]:
     return value
 
 
+class _Twice(ValueError):
+    """A key that an object has twice; JSON leaves open which of the two counts (RFC 8259, 4)."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for key in keys if keys.count(key) > 1))
+    return found
+
+
 def _loads(path: Path, text: str, place: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except _Twice as error:
+        where = f", {place}" if place else ""
+        key = one_line(str(error), 60)
+        raise UserError(f"{path}{where}: the key '{key}' stands twice in one object") from None
     except json.JSONDecodeError as error:
         where = place or f"line {error.lineno}"
         raise UserError(f"{path}, {where}: not JSON ({error.msg})") from error

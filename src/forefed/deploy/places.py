@@ -148,6 +148,8 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
+    except NotADirectoryError:
+        raise UserError(f"{path.parent}: is a file; name the folder of the {what}") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no {what} here; 'forefed {what} init' makes one") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
