@@ -28,7 +28,7 @@ from forefed.run import configure
 from forefed.run.begun import Begun, with_start
 from forefed.run.build import Federation, build, start_at, words_at
 from forefed.run.head_start import begin
-from forefed.run.run import guarded_by
+from forefed.run.judged import guarded_by
 from forefed.start import answer
 
 EPOCHS, ROUNDS, BATCH = 3, 10, 16

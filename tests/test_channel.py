@@ -278,7 +278,8 @@ def test_no_two_sums_of_a_run_share_their_masks(
 def test_the_solved_head_and_the_guard_see_sums_only(world: World, tmp_path: Path) -> None:
     sets = [
         *("strategy=fedavg", "rounds=1", "cohort=6", "start=closed_form", "start.then=trained"),
-        *("data.client_test_fraction=0.3", "guard=held_out"),
+        *("data.client_test_fraction=0.3", "guard={kind='held_out', worth=0}"),
+        "start.regularisation=10",
     ]
     plain = world.run(tmp_path, *sets, "name=plain")
     summed = world.run(tmp_path, *sets, "channel=secure_sum", "name=summed")
@@ -287,6 +288,8 @@ def test_the_solved_head_and_the_guard_see_sums_only(world: World, tmp_path: Pat
     (one,), (other,) = (lines(r.folder, "rounds.jsonl") for r in (plain, summed))
     assert one["guard"]["rows"] == other["guard"]["rows"] > 0
     assert one["guard"]["before"] == pytest.approx(other["guard"]["before"], abs=1e-4)
+    ends = [json.loads((r.folder / "start.json").read_text())["steps"] for r in (plain, summed)]
+    assert ends[0]["right"] == ends[1]["right"] and ends[0]["kept"] == ends[1]["kept"]
     cards = [(r.folder / "adapter" / "README.md").read_text() for r in (plain, summed)]
     assert ["sums over groups of 5 clients" in c for c in cards] == [False, True]
     told = [json.loads((r.folder / "environment.json").read_text()) for r in (plain, summed)]

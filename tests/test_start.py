@@ -20,7 +20,7 @@ from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
 from forefed.core.types import Params, Reply, Transport
 from forefed.deploy.connect import connect_by
-from forefed.federation.guarding import guarded, steps_kept
+from forefed.federation.guarding import Jury, guarded, steps_kept
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut, guard_of, vouched
 from forefed.run import run
@@ -318,13 +318,15 @@ def test_a_frozen_head_stays_and_a_trained_one_moves(world: World, tmp_path: Pat
 
 
 def test_sites_solve_the_head_of_the_rehearsal(world: World, tmp_path: Path) -> None:
-    more = ("strategy=fedavg", *START, "guard=held_out")
+    more = ("strategy=fedavg", *START, "guard={kind='held_out', worth=0}")
+    more += ("start.then=trained", "start.regularisation=10", "start.words=0")
     alone = run(rehearsal(world, tmp_path / "a", *more))
     sites = make_sites(world, tmp_path)
     there = run(deployed(world, tmp_path / "b", *more), connect=connect_by(FakePost(sites)))
     assert there.summary["digest"] == alone.summary["digest"]
     one, other = (json.loads((r.folder / "start.json").read_text()) for r in (alone, there))
     assert one["tried"] == other["tried"] and one["clients"] == other["clients"] == len(sites)
+    assert one["steps"] == other["steps"] and one["steps"]["rows"] > 0  # at the end as well
 
 
 def test_sites_solve_the_head_of_any_partition_under_a_secure_sum(
@@ -397,7 +399,7 @@ def test_no_step_is_taken_on_a_loss_that_so_few_rows_cannot_vouch_for() -> None:
 
     def step(before: float, classes: bool = True) -> float:
         transport = cast(Transport, Fixed(before))
-        said = guarded(HeldOut(), transport, "it", Key(0), state, after, None, classes)
+        said = guarded(HeldOut(), Jury(transport, "it", None, classes), Key(0), state, after)
         return float(said[1]["step"])
 
     assert vouched(72) == pytest.approx(0.0715, abs=1e-4)
@@ -424,7 +426,7 @@ def test_a_step_is_taken_only_where_it_is_worth_another_round() -> None:
     def step(to: float, **settings: float) -> float:
         transport = cast(Transport, Fixed(to))
         guard = HeldOut.model_validate(settings)
-        said = guarded(guard, transport, "it", Key(0), state, after, None, True)
+        said = guarded(guard, Jury(transport, "it", None, True), Key(0), state, after)
         assert ("reason" in said[1]) == (said[1]["step"] == 0)
         return float(said[1]["step"])
 

@@ -172,12 +172,15 @@ class Task:
         batch_size: int,
         around: Around = nothing_around,
         words: Words | None = None,
+        points: bool = False,
     ) -> Sums:
         """Sums over the named examples, so that several parts can be added up.
 
         Args:
             around: open while a batch is computed (a cached prefix).
             words: what the texts' words add to the logits.
+            points: keep every example's (``Objective.points``), in an order that depends on the
+                examples alone.
 
         Returns:
             ``loss_sum`` over ``weight`` terms (examples, or predicted tokens), ``n`` examples, and
@@ -191,7 +194,7 @@ class Task:
                 rows = by_length[start : start + batch_size]
                 batch = examples.batch(rows)
                 with around(params, batch):
-                    parts.append(self._evaluate(params, batch, examples, rows, words))
+                    parts.append(self._evaluate(params, batch, examples, rows, words, points))
         return {**merge(parts), "n": float(len(chosen))}
 
     def logits_with(
@@ -210,6 +213,7 @@ class Task:
         examples: Examples,
         rows: Indices,
         words: Words | None,
+        points: bool,
     ) -> Sums:
         logits = torch.empty(0)
         if self.objective.reads_logits:
@@ -217,7 +221,12 @@ class Task:
             loss = self.objective.loss_sum(logits, batch)
         else:
             loss = self.loss.sum(params, batch)
-        sums = {"loss_sum": float(loss), "weight": float(self.loss.weight(batch))}
+        sums: dict[str, Any] = {
+            "loss_sum": float(loss),
+            "weight": float(self.loss.weight(batch)),
+        }
+        if points:
+            sums["points"] = self.objective.points(logits, examples, rows)
         return {**sums, **self.objective.counts(logits, examples, rows)}
 
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from forefed.attacks import Hostile
 from forefed.config.advice import taken
 from forefed.config.compat import check
@@ -17,13 +15,12 @@ from forefed.config.config import Config, configure
 from forefed.config.privacy import notes as privacy_notes
 from forefed.core import trees
 from forefed.core.errors import UserError, of_system
-from forefed.core.keys import Key
 from forefed.core.types import Json
 from forefed.federation.adversary import Adversary
-from forefed.federation.guarding import LEFT_OUT, guarded, resting, steps_kept
+from forefed.federation.guarding import LEFT_OUT, resting, steps_kept
 from forefed.federation.questions import Way
 from forefed.federation.star import RunState
-from forefed.guard import HeldOut, guard_of
+from forefed.guard import guard_of
 from forefed.privacy import Ledger
 from forefed.run import record
 from forefed.run.begun import Begun, load_begun, with_start
@@ -37,15 +34,15 @@ from forefed.run.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from forefed.run.head_start import begin, finish
+from forefed.run.head_start import begin
 from forefed.run.health import Health, norm_of
+from forefed.run.judged import ended, guarded_by
 from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, open_log
 from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
 from forefed.run.tested import best_of, evaluate, tests_of
 from forefed.run.written import Result, check_adapter_place, spent, write_end, write_head
-from forefed.start.answer import about as about_task
 
 Watcher = Callback
 """The former name."""
@@ -214,7 +211,7 @@ def _run(
     if ending is not None and tests_of(folder)[-1]["round"] != state.round:
         evaluate(federation, folder, state, told, words)
     if ending is None:
-        state, begun = _finished(federation, folder, state, begun, told)
+        state, begun = ended(federation, folder, state, begun, told)
     if ending is None and state.round < config.rounds:
         told(
             "note",
@@ -310,50 +307,9 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     return begun
 
 
-def _finished(
-    federation: Federation, folder: Path, state: RunState, begun: Begun | None, told: Told
-) -> tuple[RunState, Begun | None]:
-    """The end of a run in which no adapter has moved: the head is solved once more, from all rows.
-
-    May be done again after a kill: it stands in the record when its evaluation does.
-    """
-    config, task = federation.config, federation.task
-    start = start_at(config, task)
-    if begun is None or start is None or not start.again or not begun.line["held_out"]:
-        return state, begun
-    if config.codec.sends_slopes or config.download.by_records:
-        return state, begun  # others hold the parameters by their log
-    if not begun.finished:
-        first = _begunwith_start(federation, begun).params
-        if any(not torch.equal(x, first[n]) for n, x in state.params.items()):
-            return state, begun
-        told("loading", "solving the head from all rows")
-        say, way = partial(told, "starting"), Way.of(federation.star)
-        transport = federation.transport
-        begun = finish(begun, start, task, transport, config.deadline_s, say, way)
-        if not begun.finished:
-            return state, begun
-        begun.save(folder)
-    state = with_start(state, begun)
-    save_checkpoint(folder, config, state, federation.transport.store)
-    if not tests_of(folder)[-1].get("all_rows"):
-        evaluate(federation, folder, state, told, begun.words, all_rows=True)
-    return state, begun
-
-
 def _begunwith_start(federation: Federation, begun: Begun | None) -> RunState:
     """The state before round 1."""
     return with_start(federation.start(), begun)
-
-
-def guarded_by(
-    guard: HeldOut, federation: Federation, before: RunState, after: RunState
-) -> tuple[RunState, Json]:
-    config = federation.config
-    about, key = about_task(federation.task), Key(config.seed)
-    classes, deadline_s = config.data.task.kind == "classification", config.deadline_s
-    way = Way.of(federation.star)
-    return guarded(guard, federation.transport, about, key, before, after, deadline_s, classes, way)
 
 
 def _over(config: Config, state: RunState, rests: int) -> bool:

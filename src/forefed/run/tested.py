@@ -23,24 +23,25 @@ def evaluate(
     state: RunState,
     told: Told,
     words: Words | None,
-    all_rows: bool = False,
+    mark: str = "",
 ) -> Json:
     """Test, and record it; returns the line of the global test.
 
     Args:
         words: what texts' words add to the logits.
-        all_rows: the clients' held-out rows are learned, so none is tested on.
+        mark: what the line is of, where it is not a round's end: "all_rows" (the clients' held-out
+            rows are learned, so none is tested on) or "head_alone" (the steps were left out).
     """
     settings = federation.config.evaluate
     task, test, prefix = federation.task, federation.data.test, federation.prefix
     size = settings.batch_size
     line, details = evaluate_global(task, state.params, test, size, prefix, words)
-    lines = [{**line, **({"all_rows": True} if all_rows else {})}]
+    lines = [{**line, **({mark: True} if mark else {})}]
     if details:
         write_json(folder / record.DETAILS, {"round": state.round, **details})
     personal = federation.config.sharing.personal and federation.in_rehearsal
     count = settings.clients or (federation.config.cohort if personal else 0)
-    if count and not all_rows:
+    if count and mark != "all_rows":
         population = federation.data.population
         key = Key(federation.config.seed).fold("evaluate", state.round)
         chosen = key.choice(population.size, min(count, population.size))

@@ -5,7 +5,8 @@
     "sums"       its training rows' sums (``Sums``), for the head in closed form
     "products"   its training rows' products with a direction, for what the words say
     "heads"      its held-out rows' losses under several heads on the same features and words
-    "loss"       its held-out rows' losses under several sets of parameters
+    "loss"       its held-out rows' losses, and how many it gets right, under several sets of
+                 parameters
 
 Held-out rows are the client's own test split (``data.client_test_fraction``). A question may ask
 for sums of them, or of all rows, in the place of the training rows (``rows``).
@@ -191,9 +192,12 @@ class Answers:
         return found[1]
 
     def losses(self, tensors: Params, data: ClientData) -> Params:
-        """Parameters "0/name", "1/name", ... -> ``loss`` [sets], ``n`` (terms of the loss). A set
+        """Parameters "0/name", "1/name", ... -> ``loss`` [sets], ``n`` (terms of the loss); where
+        rows are right or wrong (``Objective.points``), too, ``right`` [sets], how many are, and
+        ``apart`` [sets], by how many squares this differs row by row from the first set's. A set
         names what differs from the one before it. "words/...": what words add to the logits."""
-        losses, weight, params = [], 0.0, self.task.params
+        losses, points, weight, params = [], [], 0.0, self.task.params
+        answered = self.task.objective.answered
         words = Words.told(below(tensors, WORDS))
         numbers = [int(n) for n in (name.split("/")[0] for name in tensors) if n != WORDS]
         for i in range(1 + max(numbers)):
@@ -202,11 +206,18 @@ class Answers:
             rows: Indices = data.test
             params = {**params, **given}
             around = nothing_around if self.around is None else self.around
-            sums = self.task.evaluate(params, data.examples, rows, EVALUATION_BATCH, around, words)
+            sums = self.task.evaluate(
+                params, data.examples, rows, EVALUATION_BATCH, around, words, answered
+            )
             losses.append(float(sums.get("loss_sum", 0.0)))
             weight = float(sums.get("weight", 0.0))
+            points.append(torch.tensor(sums.get("points", []), dtype=torch.float64))
         double = torch.float64
-        return {"loss": torch.tensor(losses, dtype=double), "n": torch.tensor(weight, dtype=double)}
+        found = {"loss": torch.tensor(losses, dtype=double)}
+        if answered:
+            found["right"] = torch.stack([p.sum() for p in points])
+            found["apart"] = torch.stack([((p - points[0]) ** 2).sum() for p in points])
+        return {**found, "n": torch.tensor(weight, dtype=double)}
 
 
 COUNTED = ("documents", "words", "products")

@@ -37,6 +37,7 @@ class Classes(CrossEntropy):
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
     peft_task: ClassVar[str | None] = "SEQ_CLS"
     pooled: ClassVar[bool] = True
+    answered: ClassVar[bool] = True
     measures: ClassVar[Measures] = Measures(
         (
             ACCURACY,
@@ -92,6 +93,10 @@ for text, row in zip(texts, chances):
             "confusion": cells.astype(np.float64).reshape(classes, classes),
             "calibration": calibration.bins(chances.cpu().numpy(), true == said),
         }
+
+    def points(self, logits: Tensor, examples: Examples, rows: Rows) -> list[float]:
+        right = logits.argmax(-1).cpu().numpy() == examples.labels[np.asarray(rows)]
+        return list(map(float, right))
 
     def results(self, sums: Sums) -> dict[str, float]:
         confusion: NDArray[np.float64] = sums["confusion"]

@@ -44,6 +44,7 @@ class MultiLabel(Objective):
     peft_task: ClassVar[str | None] = "SEQ_CLS"
     pooled: ClassVar[bool] = True
     of_one: ClassVar[bool] = False
+    answered: ClassVar[bool] = True
     measures: ClassVar[Measures] = Measures(
         (
             Metric(
@@ -109,6 +110,12 @@ for text, row in zip(texts, logits.sigmoid().tolist()):
             "calibration": calibration.bins(chances.ravel(), held.ravel()),
             "ratio": np.array([a.sum(), b.sum(), (a * a).sum(), (a * b).sum(), (b * b).sum()]),
         }
+
+    def points(self, logits: Tensor, examples: Examples, rows: Rows) -> list[float]:
+        """The F1 of an example's own labels; 1 where it has none and none is said."""
+        held, said = examples.labels[np.asarray(rows)] > 0, (logits >= 0).cpu().numpy()
+        found, there = (held & said).sum(1), held.sum(1) + said.sum(1)
+        return [share(2.0 * f, t) if t else 1.0 for f, t in zip(found, there, strict=True)]
 
     def results(self, sums: Sums) -> dict[str, float]:
         by_label: NDArray[np.float64] = sums["by_label"]

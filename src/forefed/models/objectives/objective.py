@@ -66,6 +66,8 @@ class Objective(ABC):
     """Is a whole text judged by one vector of it (``models.pooling``)?"""
     of_one: ClassVar[bool] = True
     """Does one class apply at most, so that ``chances`` add up to 1?"""
+    answered: ClassVar[bool] = False
+    """Is an example right or wrong, wholly or in part (``points``), beside having a loss?"""
     reads_logits: ClassVar[bool] = True
     """Does ``counts`` need logits? Where not, those of a batch are never held at once."""
 
@@ -120,6 +122,10 @@ class Objective(ABC):
         Args:
             sums: of ``counts``, with ``loss_sum``, ``weight`` and ``n`` (examples, not 0).
         """
+
+    def points(self, logits: Tensor, examples: Examples, rows: Rows) -> list[float]:
+        """How right every example is, from 0 to 1; where one can be (``answered``)."""
+        raise NotImplementedError
 
     def interval(self, sums: Sums) -> Ends | None:
         """95 % interval of the metric that decides, for another draw of examples."""
