@@ -36,11 +36,13 @@ def quality_rows(runs: Sequence[Run]) -> Rows:
         return f"{_quality(run, run.quality(run.best))} (round {run.best['round']:,})"
 
     cheaper = dict.fromkeys(name for run in runs for name in run.baselines)
+    weighed = any((run.start or {}).get("steps") for run in runs)
     return [
         (f"final {first.title}", *map(scored, runs)),
         (f"best {first.title}", *map(best, runs)),
         *((f"final {m.title}", *(_of(m, run.final) for run in runs)) for m in others),
         *((name, *(_quality(run, run.baselines.get(name)) for run in runs)) for name in cheaper),
+        *([("steps after the solved head", *map(_steps, runs))] if weighed else []),
     ]
 
 
@@ -215,6 +217,20 @@ def _started(run: Run) -> str:
         return words.ABSENT
     up, down = (words.size(finite(run.start.get(key))) for key in ("bytes_up", "bytes_down"))
     return f"{up} up, {down} down, {words.duration(finite(run.start.get('seconds')))}"
+
+
+def _steps(run: Run) -> str:
+    """What held-out rows have decided at the end (``run/judged.py``)."""
+    steps = (run.start or {}).get("steps")
+    if not isinstance(steps, dict):
+        return words.ABSENT
+    said = "stay" if steps.get("kept") else "left out"
+    right = steps.get("right")
+    if not (isinstance(right, list) and len(right) == 2):
+        return said
+    one, other = (words.whole(finite(x)) for x in right)
+    rows = words.whole(finite(steps.get("rows")))
+    return f"{said}: of {rows} held-out rows {other} right with them, {one} without"
 
 
 def _lost(run: Run) -> str:
