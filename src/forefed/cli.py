@@ -261,6 +261,9 @@ def predict(
         int | None,
         typer.Option(help="Answer as this client (from 0), where clients keep heads of their own."),
     ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="At most, of what a language model says.")
+    ] = 100,
 ) -> None:
     """Label texts with a run's model, continue them, or answer questions, as it was trained to.
 
@@ -275,7 +278,7 @@ def predict(
     if file is not None and texts:
         raise UserError("predict: give texts or a file of them (--file), not both")
     rows, wanted = use.texts_of_file(run, file) if file else (None, texts or [])
-    found = use.predict(run, wanted, client)
+    found = use.predict(run, wanted, client, tokens)
     tell(use.told(run, client))
     if asked is None:
         width = max(20, out.width - 30) if out.is_terminal else None

@@ -100,6 +100,9 @@ def taken(examples: Examples, indices: Sequence[int] | Indices) -> Examples:
         offsets=_offsets([part.stop - part.start for part in parts]),
         labels=examples.labels[where],
         n_bytes=examples.n_bytes[where],
+        learned=None
+        if examples.learned is None
+        else np.concatenate([examples.learned[part] for part in parts]),
         chars=None,
         passages=None,
     )
@@ -108,6 +111,7 @@ def taken(examples: Examples, indices: Sequence[int] | Indices) -> Examples:
 def joined(*parts: Examples) -> Examples:
     """One after the other."""
     types = [part.types for part in parts if part.types is not None]
+    learned = [part.learned for part in parts if part.learned is not None]
     return replace(
         parts[0],
         tokens=np.concatenate([part.tokens for part in parts]),
@@ -115,6 +119,7 @@ def joined(*parts: Examples) -> Examples:
         offsets=_offsets(np.concatenate([part.lengths() for part in parts])),
         labels=np.concatenate([part.labels for part in parts]),
         n_bytes=np.concatenate([part.n_bytes for part in parts]),
+        learned=np.concatenate(learned) if learned else None,
         chars=None,
         passages=None,
     )

@@ -22,6 +22,7 @@ from forefed.core.sizes import format_bytes
 from forefed.core.terminal import one_line
 from forefed.data.inspect import Description, Owners, describe
 from forefed.data.preview import preview
+from forefed.models.gguf import INSTALL
 
 ROUNDS, COHORT = 10, 10
 ROWS_OF_A_CLIENT = 50
@@ -30,6 +31,8 @@ ROOM = 1_500_000_000
 """Bytes of free memory from which on a backward pass through a small encoder is no question."""
 TOKENS = (32, 256)
 CHARACTERS_OF_A_TOKEN = 4
+TEMPLATE = 48
+"""Tokens of what a chat template writes around a question and its answer."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,7 @@ def _model(seen: Description, machine: Machine) -> Iterator[str]:
     yield ""
     yield "[model]"
     if seen.task == "causal_lm":
-        yield _because(
-            'name = "path/to/a/decoder"', "a folder with a language model (Llama, GPT-2, OPT, ...)"
-        )
+        yield _because('name = "smollm2"', f"or a folder, or a file.gguf; it takes {INSTALL}")
     else:
         yield _because('name = "minilm"', "or a folder with a model of Hugging Face's layout")
     if machine.device == "cuda":
@@ -183,8 +184,6 @@ def _seen(seen: Description) -> Iterator[str]:
 def _next(seen: Description, output: Path, folder: Path) -> Iterator[str]:
     yield f"written: {output}"
     yield "Next:"
-    if seen.task == "causal_lm":
-        yield f"  name a language model in {output} ([model] name)"
     yield f"  forefed check {output}"
     yield f"  forefed run {output}"
     yield f"  forefed predict {folder} --file new.csv --output labelled.csv"
@@ -192,9 +191,10 @@ def _next(seen: Description, output: Path, folder: Path) -> Iterator[str]:
 
 def _tokens(seen: Description) -> int:
     """Room for 95 of 100 texts, in steps of 16."""
-    wanted = seen.characters[1] / CHARACTERS_OF_A_TOKEN + 2
+    written = seen.task == "causal_lm" and {"messages", "prompt"} & seen.settings.keys()
+    wanted = seen.characters[1] / CHARACTERS_OF_A_TOKEN + (TEMPLATE if written else 2)
     low, high = TOKENS
-    return int(min(high, max(low, 16 * -(-wanted // 16))))
+    return int(min(2 * high if written else high, max(low, 16 * -(-wanted // 16))))
 
 
 def _run_name(output: Path) -> str:

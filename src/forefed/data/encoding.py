@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -45,6 +45,7 @@ class Row:
     out_of_reach: bool = False
     dropped: bool = False
     chars: NDArray[Any] | None = None
+    learned: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,20 @@ class Texts:
         """Every text as tokens, in order, some at a time."""
         if self.labels is not None:
             return _class_blocks(self, tokenizer, max_length)
-        return blocks_of_rows(_causal_rows(self, tokenizer, max_length), len(self), testing)
+        return blocks_of_rows(enumerate(_causal_rows(self, tokenizer, max_length)), testing)
+
+    def form(self, tokenizer: Any) -> Any:
+        """What the tokens depend on beside the texts and what the tokeniser makes of a text; None:
+        nothing."""
+        return None
+
+    def said(self, tokenizer: Any, counts: Mapping[str, int]) -> tuple[str, ...]:
+        """Sentences for the user on how the texts became tokens.
+
+        Args:
+            counts: of all texts of the table (``Tokenised``).
+        """
+        return ()
 
     def attach(self, found: Tokenised) -> Tokenised:
         """What was made of these texts, with what a cache of numbers does not hold."""
@@ -208,11 +222,12 @@ class Flat:
 
 
 def blocks_of_rows(
-    rows: Iterator[Row], n: int, testing: bool, label_shape: tuple[int, ...] = ()
+    rows: Iterator[tuple[int, Row]], testing: bool, label_shape: tuple[int, ...] = ()
 ) -> Iterator[Block]:
-    """Rows, which are lists, as arrays, some at a time."""
-    for start in range(0, max(1, n), CHUNK):
-        block = list(enumerate(islice(rows, CHUNK), start))
+    """Rows, which are lists, each with the number of its text, as arrays, some at a time; one block
+    at least."""
+    block = list(islice(rows, CHUNK))
+    while True:
         kept = [(i, r) for i, r in block if not r.dropped and (testing or not r.out_of_reach)]
         arrays = {
             "kept": np.array([i for i, _ in kept], dtype=np.int64),
@@ -230,7 +245,13 @@ def blocks_of_rows(
         if chars:
             arrays["chars"] = np.concatenate(chars).astype(np.int32)
             counts["out_of_reach"] = sum(row.out_of_reach for _, row in kept)
+        learned = [row.learned for _, row in kept if row.learned is not None]
+        if learned:
+            arrays["learned"] = np.concatenate(learned)
         yield Block(arrays, counts)
+        block = list(islice(rows, CHUNK))
+        if not block:
+            return
 
 
 def shortened(texts: list[str], tokenizer: Any, tokens: int) -> list[str]:
@@ -399,6 +420,8 @@ def _digest_request(texts: Texts, tokenizer: Any, max_length: int, testing: bool
         type(texts).__name__,
         testing and texts.tests_keep_more,
     ]
+    form = texts.form(tokenizer)
+    head += [] if form is None else [form]
     digest = hashlib.sha256(json.dumps(head, default=str).encode())
     for column in (texts.first, texts.second or []):
         digest.update(f"\0{len(column)}\0".encode())
@@ -412,7 +435,7 @@ def _digest_request(texts: Texts, tokenizer: Any, max_length: int, testing: bool
 
 
 def _arrays(examples: Examples) -> dict[str, NDArray[Any]]:
-    names = ("tokens", "types", "offsets", "labels", "n_bytes", "chars")
+    names = ("tokens", "types", "offsets", "labels", "n_bytes", "chars", "learned")
     return {n: x for n in names if (x := getattr(examples, n)) is not None}
 
 

@@ -41,6 +41,7 @@ class Examples:
     UTF-8 length of the text that is predicted. Question answering: ``labels`` [N, 2] are the first
     and the last token of the answer (``IGNORED_LABEL``: it was cut off), and ``chars`` [total, 2]
     each token's first character in the context and the one after its last (-1 outside of it).
+    Conversations: ``learned`` [total] is 1 where a token carries loss.
     """
 
     tokens: NDArray[np.int32]
@@ -56,6 +57,7 @@ class Examples:
     """Tokens of a row that the model reads, where more are kept for a bag of words."""
     end: int | None = None
     """The last token of every row that is whole, and of every batch's rows that are cut."""
+    learned: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,6 +103,9 @@ class Examples:
         if self.causal:
             positions_S = np.arange(width)
             no_loss_BS = (positions_S < labels[:, None]) | (mask_BS == 0)
+            if self.learned is not None:
+                for b, row in enumerate(rows):
+                    no_loss_BS[b, : row.stop - row.start] |= self.learned[row] == 0
             labels = np.where(no_loss_BS, IGNORED_LABEL, ids_BS)
         return Batch(inputs=inputs, labels=torch.from_numpy(labels), dropout=dropout)
 

