@@ -1,9 +1,12 @@
 """Settings of every test: no network, no telemetry, repeatable property tests."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+os.environ["FOREFED_CACHE"] = tempfile.mkdtemp(prefix="forefed-cache-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,3 +22,7 @@ from studies import fake_cells  # noqa: F401
 
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["FOREFED_CACHE"], ignore_errors=True)

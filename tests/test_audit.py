@@ -19,13 +19,13 @@ from forefed.audit.audit import Auxiliary, audit, first_alone, residuals
 from forefed.audit.finding import Client, finding
 from forefed.audit.layers import TokenLayers, read
 from forefed.audit.optimise import Inversion, Pairs, of_texts, overlap
-from forefed.audit.reveals import reveals
 from forefed.audit.rowspace import inside, ranked_right, row_space
 from forefed.audit.scalars import cosine, recovered
 from forefed.audit.subject import Silent, subject_of
 from forefed.audit.synthetic import joined, near_copy, relabelled, skewed, taken
 from forefed.audit.tokens import tokens_of
 from forefed.config.config import configure
+from forefed.config.reveals import reveals
 from forefed.core.keys import Key, Secret
 from forefed.models.adapters import Lora
 from forefed.privacy.noise import gaussian

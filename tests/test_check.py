@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,10 @@ import pytest
 from commands import Command, mistake, options, plain
 from federation import World, snapshot, text_rows, write_lines
 from forefed.config.config import SLOTS, Config
+from forefed.core.errors import UserError
+from forefed.models import outline as outlines
+from forefed.models.outline import outline
+from forefed.models.settings import ModelSettings
 
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "missing file": (["data.source.path=nowhere.csv"], ["data.source.path", "nowhere.csv"]),
@@ -121,8 +130,6 @@ def test_check_and_run_find_the_same(
     forefed_command: Command, world: World, tmp_path: Path
 ) -> None:
     """The clients and rows that check counts are those of the run's record."""
-    import json
-
     sets = world.sets(tmp_path, "partition=natural", "partition.column=site", "rounds=1")
     shown = plain(forefed_command("check", *options(sets)).out)
     assert forefed_command("run", *options(sets)).status == 0
@@ -131,3 +138,54 @@ def test_check_and_run_find_the_same(
     low, high = min(record["sizes"]), max(record["sizes"])
     assert f"{record['clients']} with {low} to {high} training rows" in shown
     assert f"{counts['examples']} to train on, {counts['test']} to test on" in shown
+
+
+HEAVY = ("transformers", "peft", "scipy", "pandas", "matplotlib", "sklearn", "datasets")
+OF_RUNS = ("forefed.run", "forefed.plan", "forefed.audit", "forefed.report", "forefed.use")
+
+
+def test_check_imports_only_what_it_uses_once_it_has_seen_the_model(
+    forefed_command: Command, world: World, tmp_path: Path
+) -> None:
+    arguments = ["check", *options(world.sets(tmp_path))]
+    assert forefed_command(*arguments).status == 0
+    code = (
+        f"import sys; from forefed import cli; sys.argv = {['forefed', *map(str, arguments)]!r}\n"
+        "try: cli.main()\n"
+        f"finally: print('there:', *sorted({{*{HEAVY + OF_RUNS!r}}} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "there:"
+
+
+def test_what_a_look_at_a_model_found_is_remembered_until_something_changes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[object] = []
+    for name in ("look", "check_model"):
+        real = getattr(outlines, name)
+        monkeypatch.setattr(
+            outlines, name, lambda *a, real=real, **k: (looks.append(a), real(*a, **k))[1]
+        )
+    monkeypatch.setenv("FOREFED_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(world.bert, tmp_path / "bert")
+    settings = ModelSettings(name=str(folder))
+
+    def asked(labels: tuple[str, ...] = ("a", "b")) -> int:
+        before = len(looks)
+        found = outline(settings, labels, "classification")
+        assert found.family == "bert" and found == outline(settings, labels, "classification")
+        return len(looks) - before
+
+    assert asked() == 1 and asked() == 0
+    assert asked(("a", "b", "c")) == 1  # another task
+    for kept in (tmp_path / "cache").rglob("*.json"):
+        kept.write_text('{"family": "bert"')
+    assert asked() == 1
+    config = folder / "config.json"
+    os.utime(config, ns=(1, 1))
+    assert asked() == 1
+    config.write_text("{")
+    for _ in range(2):  # a fault is no news that is kept
+        with pytest.raises(UserError, match=r"config\.json"):
+            outline(settings, ("a", "b"), "classification")

@@ -505,9 +505,9 @@ def schema(
 @app.command()
 def check(config: ConfigFile = None, sets: Sets = None) -> None:
     """Say what would run on which rows, and what cannot: no training, no network."""
-    from forefed.audit import reveals
     from forefed.config.catalogue import plan_table
     from forefed.config.checking import check_run, check_table
+    from forefed.config.reveals import reveals
 
     chosen = _configure(config, sets)
     checked = check_run(chosen)
@@ -590,9 +590,10 @@ def _configure(config: Path | None, sets: list[str] | None, here: bool = False) 
     """The settings of a file, or of a run's folder; ``here``: of that very folder, which may have
     been moved or copied since, or is named from another working directory."""
     from forefed.config.config import configure
-    from forefed.run.record import read_config
 
     if config is not None and config.is_dir():
+        from forefed.run.record import read_config
+
         base = read_config(config)
         if here:
             folder = config.resolve()

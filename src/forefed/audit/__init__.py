@@ -2,6 +2,6 @@
 
 from forefed.audit.audit import Audit, audit
 from forefed.audit.finding import Finding
-from forefed.audit.reveals import reveals
+from forefed.config.reveals import reveals
 
 __all__ = ["Audit", "Finding", "audit", "reveals"]

@@ -25,12 +25,12 @@ from forefed.audit.finding import Client, Finding, finding
 from forefed.audit.layers import TokenLayers
 from forefed.audit.membership import SAME, distance, scores
 from forefed.audit.reading import Reading
-from forefed.audit.reveals import protections, remedy_of, reveals
 from forefed.audit.rowspace import ranked_right, row_space
 from forefed.audit.scalars import cosine
 from forefed.audit.subject import Subject, everything, subject_of, summed, sums_of
 from forefed.audit.tokens import tokens_of
 from forefed.config.config import Config
+from forefed.config.reveals import protections, remedy_of, reveals
 from forefed.core import trees
 from forefed.core.keys import Key, Secret
 from forefed.core.types import Json, Order, Params, Update

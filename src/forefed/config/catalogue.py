@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from forefed.config.config import SLOTS, Config, chosen
+from forefed.core.docstrings import attribute_docstrings
 from forefed.core.errors import UserError, nearest
 from forefed.core.settings import Choice, Registry, Settings, spellings
 from forefed.strategies import STRATEGIES, strategy
@@ -76,10 +77,11 @@ def choices_table(what: str, verbose: bool = False) -> Table:
 
 def meanings(entry: type[Choice]) -> Iterator[tuple[str, str, str]]:
     """Every setting of an entry: its name, its default and what it means."""
+    told = attribute_docstrings(entry)
     for name, field in entry.model_fields.items():
         if name != "kind":
             default = "" if field.is_required() else f" = {_plain(field.default)}"
-            yield name, default, " ".join((field.description or "").split())
+            yield name, default, " ".join(told.get(name, "").split())
 
 
 def _settings(entry: type[Choice]) -> str:

@@ -1,7 +1,8 @@
 """What ``forefed check`` says: what a configuration would run, and what of it cannot.
 
 Rows are read and split as a run does it, of the model only its files' headers are read; nothing is
-tokenised, trained, written or asked of a network.
+tokenised, trained or asked of a network, and nothing is written but what was found of the model,
+into the user's cache (``models/outline.py``).
 """
 
 from __future__ import annotations
@@ -24,9 +25,8 @@ from forefed.core.sizes import format_bytes
 from forefed.core.terminal import one_line, printable
 from forefed.data.preview import Preview, preview
 from forefed.data.sources import Hub
-from forefed.models.inspect import Facts, look
-from forefed.models.load import check_model
 from forefed.models.objectives import objective_of
+from forefed.models.outline import Outline, outline
 from forefed.optimisers import Optimiser, Sgd
 
 SHOWN_CLASSES = 12
@@ -37,7 +37,7 @@ class Checked:
     """``data``: None where only the network could tell."""
 
     config: Config
-    model: Facts
+    model: Outline
     data: Preview | None
     notes: tuple[str, ...]
 
@@ -49,13 +49,13 @@ def check_run(config: Config) -> Checked:
         UserError: what cannot work; as the run would say it.
     """
     refuse(config)
-    model = look(config.model)
+    model = outline(config.model)
     if model.positions is not None and config.data.max_length > model.positions:
         raise UserError(
             f"data.max_length = {config.data.max_length} is more than the {model.positions} tokens "
             f"that the model '{config.model.name}' has positions for; lower it"
         )
-    data, notes = None, [model.note] if model.note else []
+    data, notes = None, [*model.notes]
     if isinstance(config.data.source, Hub):
         notes.append("the rows are not looked at: the network would be asked for them")
     else:
@@ -70,8 +70,8 @@ def check_run(config: Config) -> Checked:
             )
         check_units(config, data.clients)
         notes += privacy_notes(config, data.clients, config.partition.kind != "sites")
-        model, said = check_model(config.model, data.label_names or None, config.data.task.head)
-        notes += [note for note in said if note not in notes]
+        model = outline(config.model, data.label_names or None, config.data.task.head)
+        notes += [note for note in model.notes if note not in notes]
     return Checked(config, model, data, (*taken(config), *notes, *_rates(config), *_few(config)))
 
 

@@ -1,4 +1,4 @@
-"""Where something is to be written: looked at before the work that leads to it."""
+"""Where something is written: looked at before the work that leads to it; the user's cache."""
 
 from __future__ import annotations
 
@@ -27,3 +27,16 @@ def new_place(path: Path, option: str, folder: bool = False) -> Path:
     if not os.access(there, os.W_OK):
         raise UserError(f"{option} {path}: '{there}' cannot be written; choose another place")
     return path
+
+
+def user_cache() -> Path:
+    """Where is kept what any run of this user may read again: the folder ``FOREFED_CACHE``, else
+    ``forefed`` below the user's cache.
+
+    Raises:
+        RuntimeError: this user has no home.
+    """
+    own = os.environ.get("FOREFED_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forefed"

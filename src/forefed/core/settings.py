@@ -24,6 +24,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -31,6 +32,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 
+from forefed.core.docstrings import attribute_docstrings
 from forefed.core.errors import UserError, nearest
 from forefed.core.plugins import Entries
 
@@ -57,7 +59,6 @@ class Settings(BaseModel):
         extra="forbid",
         frozen=True,
         validate_default=True,
-        use_attribute_docstrings=True,
         allow_inf_nan=False,
     )
 
@@ -75,6 +76,17 @@ class Settings(BaseModel):
             if isinstance(value, str) and Path in kinds:
                 raise ValueError("a path belongs here, not an empty text")
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """With what every setting means (``core/docstrings.py``)."""
+        found = handler.resolve_ref_schema(handler(schema))
+        for name, text in attribute_docstrings(cls).items():
+            if name in found["properties"]:
+                found["properties"][name].setdefault("description", text)
+        return found
 
 
 def _kinds(annotation: Any) -> set[Any]:

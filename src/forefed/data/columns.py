@@ -147,7 +147,8 @@ def _strings(rows: Rows, column: str) -> pyarrow.ChunkedArray:
 
     array = rows.array(column)
     if rows.is_text(column):
-        return pc.fill_null(array.cast(pyarrow.large_string()), "")
+        strings = array.cast(pyarrow.large_string())
+        return pc.fill_null(strings, "") if strings.null_count else strings  # (imports pandas)
     blocks: list[pyarrow.Array] = []
     done = 0
     while done < len(array) or not blocks:

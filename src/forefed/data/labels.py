@@ -196,10 +196,17 @@ def coded(rows: Rows, column: str, where: str) -> tuple[NDArray[np.int64], list[
         null_encoding="encode",
         memory_pool=pyarrow.system_memory_pool(),  # the default one keeps what is given back
     ).chunks
-    parts = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in found]
-    codes = np.concatenate([np.zeros(0, np.int64), *parts])
+    codes = np.concatenate([np.zeros(0, np.int64), *(_indices(chunk) for chunk in found)])
     # pyarrow gives every chunk the values of all
     return codes, found[-1].dictionary.to_pylist() if found else []
+
+
+def _indices(chunk: Any) -> NDArray[np.int32]:
+    """The indices of a dictionary array that has no nulls, in its own memory."""
+    indices = chunk.indices
+    if not len(indices):
+        return np.zeros(0, np.int32)
+    return np.frombuffer(indices.buffers()[1], np.int32)[indices.offset :][: len(indices)]
 
 
 def name_of(value: Any) -> str | None:

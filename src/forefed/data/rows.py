@@ -126,11 +126,9 @@ class Rows:
 
     def select(self, rows: Indices | Sequence[int]) -> Rows:
         """These rows, in this order."""
-        import pyarrow
-
         index = np.asarray(rows, dtype=np.int64)
         taken = {
-            name: x if isinstance(x, Unreadable) else x.take(pyarrow.array(index))
+            name: x if isinstance(x, Unreadable) else x.take(integers(index))
             for name, x in self.columns.items()
         }
         places = index if self.places is None else self.places[index]
@@ -152,9 +150,13 @@ def array_of(values: Sequence[Any]) -> pyarrow.Array | Exception:
     """The values as an array, or what pyarrow says of them."""
     import pyarrow
 
+    pool = pyarrow.system_memory_pool()  # the default one keeps 8 MB and more of what is given back
     try:
-        # (The default pool keeps 8 MB and more of what is given back.)
-        found = pyarrow.array(values, from_pandas=False, memory_pool=pyarrow.system_memory_pool())
+        if {str} <= set(map(type, values)) <= {str, type(None)}:
+            texts = pyarrow.lib.StringBuilder(pool)
+            texts.append_values(values)
+            return texts.finish()
+        found = pyarrow.array(values, from_pandas=False, memory_pool=pool)  # (imports pandas)
     except OverflowError as error:
         if all(v is None or (isinstance(v, int) and not isinstance(v, bool)) for v in values):
             return pyarrow.array([None if v is None else str(v) for v in values])
@@ -162,6 +164,15 @@ def array_of(values: Sequence[Any]) -> pyarrow.Array | Exception:
     except (pyarrow.ArrowException, UnicodeEncodeError, ValueError, TypeError) as error:
         return error
     return found
+
+
+def integers(values: Indices) -> pyarrow.Array:
+    """An array of the same memory. ``pyarrow.array`` would import pandas where that is installed,
+    which takes .3 s and 30 MB."""
+    import pyarrow
+
+    there = pyarrow.py_buffer(np.ascontiguousarray(values, dtype=np.int64))
+    return pyarrow.Array.from_buffers(pyarrow.int64(), len(values), [None, there])
 
 
 def merged(chunks: Sequence[Any], place: str, name: str) -> pyarrow.ChunkedArray | Unreadable:
@@ -266,7 +277,7 @@ class Strings(Sequence[str]):
         first, last = int(rows.min()), int(rows.max())  # what is taken from is copied whole
         near = self.array.slice(first, last - first + 1)
         pool = pyarrow.system_memory_pool()  # as in array_of
-        return pc.take(near, pyarrow.array(rows - first), memory_pool=pool).to_pylist()
+        return pc.take(near, integers(rows - first), memory_pool=pool).to_pylist()
 
     def __iter__(self) -> Iterator[str]:
         for start in range(0, len(self), CHUNK):

@@ -27,13 +27,13 @@ class Text:
     def add(self, block: pyarrow.StringArray) -> None:
         if not len(block):
             return
-        _, offsets, data = block.buffers()
+        valid, offsets, data = block.buffers()
         bounds = np.frombuffer(offsets, np.int32)[block.offset :][: len(block) + 1]
         ends = bounds[1:].astype(np.int64) + (len(self.data) - int(bounds[0]))
         self.ends += ends.data
         if data is not None:
             self.data += memoryview(data)[bounds[0] : bounds[-1]]
-        self.given += block.is_valid().to_numpy(zero_copy_only=False).data
+        self.given += _bits(valid, block.offset, len(block))
 
     def array(self) -> pyarrow.LargeStringArray:
         import pyarrow
@@ -42,6 +42,15 @@ class Text:
         valid = None if given.all() else pyarrow.py_buffer(np.packbits(given, bitorder="little"))
         ends, data = pyarrow.py_buffer(self.ends), pyarrow.py_buffer(self.data)
         return pyarrow.LargeStringArray.from_buffers(len(given), ends, data, valid)
+
+
+def _bits(bitmap: pyarrow.Buffer | None, offset: int, n: int) -> bytes:
+    """A bitmap of pyarrow's as bytes of 0 and 1; without one all are 1. (``to_numpy`` would import
+    pandas.)"""
+    if bitmap is None:
+        return b"\1" * n
+    bits = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")
+    return bits[offset : offset + n].tobytes()
 
 
 class Builder:

@@ -161,8 +161,8 @@ def server_run(
     accept_changes: AcceptChanges = False,
 ) -> None:
     """Run a federation with the sites, and follow it. Ctrl-C leaves it running."""
-    from forefed.audit import reveals
     from forefed.config.config import configure
+    from forefed.config.reveals import reveals
     from forefed.core.boundary import UNTRAINED
     from forefed.deploy.runs import follow, start_run
     from forefed.deploy.server_folder import read_server

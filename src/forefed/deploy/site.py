@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from forefed.audit.reveals import reveals
 from forefed.channel.channel import TooFew
 from forefed.config.config import Config
+from forefed.config.reveals import reveals
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import kept_secret

