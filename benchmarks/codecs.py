@@ -26,7 +26,8 @@ from benchmarks.robust import RATE, SEEDS, accuracy, loss, world
 from benchmarks.table import markdown
 from forefed.core.types import Params
 
-SHARED = {"kind": "fresh", "shared": True}
+OWN = {"kind": "fresh", "k": 32}
+SHARED = {**OWN, "shared": True}
 SLOPES: dict[str, dict[str, Any]] = {
     "float32": {"codec": "scalars"},
     "one byte": {"codec": "one_byte"},
@@ -76,14 +77,14 @@ def run(method: str, seed: int, rate: float, plain: float | None = None) -> dict
     clients, held, test = world(seed)
     start: Params = {"head.weight": torch.zeros(384, 6), "head.bias": torch.zeros(6)}
     if method in SLOPES:
-        engine: dict[str, Any] = {"kind": "forward", "directions": 32, "rehearse": True}
+        engine: dict[str, Any] = {"kind": "forward", "rehearse": True}
         settings: dict[str, Any] = {
             "engine": {**engine, "micro_batch": "all"},
             "client": {
                 **{"max_steps": 1, "batch_size": 64},
                 "optimiser": {"kind": "sgd", "lr": rate},
             },
-            **{"rounds": 60, "cohort": 10, **SLOPES[method]},
+            **{"rounds": 60, "cohort": 10, "directions": OWN, **SLOPES[method]},
         }
     else:
         settings = {

@@ -17,6 +17,7 @@ from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Order
 from forefed.data.examples import Examples
+from forefed.directions import Fresh
 from forefed.gradients import GradientEngine
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.finite_difference import FiniteDifference
@@ -38,7 +39,7 @@ ENGINES: list[tuple[str, GradientEngine]] = [
     ("forward, K=1", Forward()),
     ("forward, K=1, 1 row at a time", Forward(micro_batch=1)),
     ("forward, K=1, torch.func.jvp", Forward(micro_batch=None, ad="torch")),
-    ("forward, K=4", Forward(directions=4)),
+    ("forward, K=4", Forward(tangents=4)),
     ("finite difference, K=1", FiniteDifference()),
 ]
 
@@ -90,7 +91,8 @@ def measure(task: Task, batch: Batch, part: str) -> list[tuple[object, ...]]:
     ]
     for title, engine in ENGINES:
         loss = AssignedLoss(task.loss_recomputed if engine.recomputes else task.loss, task.params)
-        directions = engine.directions_for(Order(1, 1, 1, names, task.params))
+        k = 4 if "K=4" in title else 1
+        directions = Fresh(k=k).of(Order(1, 1, 1, names, task.params))
 
         def step(engine=engine, loss=loss, directions=directions) -> object:
             return engine(loss, params, batch, directions, task.head)

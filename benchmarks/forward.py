@@ -22,6 +22,7 @@ from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Order, Params
 from forefed.data.examples import Examples
+from forefed.directions import Basis, Directions, Fresh
 from forefed.gradients import GradientEngine
 from forefed.gradients.backprop import Checkpointed
 from forefed.gradients.forward import Forward
@@ -42,7 +43,12 @@ class Scene:
     batch: Batch
     depth: int | None = None
 
-    def work(self, engine: GradientEngine, batch: Batch | None = None) -> Callable[[], Any]:
+    def work(
+        self,
+        engine: GradientEngine,
+        batch: Batch | None = None,
+        kind: Directions = Fresh(),  # noqa: B008 (frozen)
+    ) -> Callable[[], Any]:
         """One step of an engine; ``depth`` None: inference is meant, see ``inference``."""
         task = self.task
         units = [u for u in task.units if u.is_head or u.depth == self.depth]
@@ -50,7 +56,7 @@ class Scene:
         params: Params = trees.pick(task.params, names)
         base = task.loss_recomputed if engine.recomputes else task.loss
         loss = AssignedLoss(base, task.params)
-        directions = engine.directions_for(Order(1, 1, 1, names, task.params))
+        directions = kind.of(Order(1, 1, 1, names, task.params))
         return lambda: engine(loss, params, batch or self.batch, directions, task.head)
 
     def inference(self) -> Callable[[], Any]:
@@ -107,9 +113,9 @@ def memory_rows() -> Iterator[Row]:
 def basis_memory_rows() -> Iterator[Row]:
     task = roberta(2, TinyLora(r=2, u=4, targets="attention-qv"))
     scene = Scene(task, batch_of(128, 2000), 0)
-    basis = Forward(directions="all", tangents=8, micro_batch=1)
+    basis = Forward(tangents=8, micro_batch=1)
     rival = Checkpointed(micro_batch=1)
-    ours, other = peak(scene.work(basis)), peak(scene.work(rival))
+    ours, other = peak(scene.work(basis, kind=Basis())), peak(scene.work(rival))
     yield row(
         "memory of basis mode, 8 dimensions at once, against checkpointed one-row backprop, early",
         f"{ours:.1f} MB",
@@ -117,8 +123,8 @@ def basis_memory_rows() -> Iterator[Row]:
         ours / other,
         1 / 2,
     )
-    few = Forward(directions="all", tangents=1, micro_batch=1)
-    ours = peak(scene.work(few))
+    few = Forward(tangents=1, micro_batch=1)
+    ours = peak(scene.work(few, kind=Basis()))
     yield row(
         "the same, one dimension after the other",
         f"{ours:.1f} MB",
@@ -126,7 +132,7 @@ def basis_memory_rows() -> Iterator[Row]:
         ours / other,
         1 / 2,
     )
-    t_basis, t_rival = seconds(scene.work(basis)), seconds(scene.work(rival))
+    t_basis, t_rival = seconds(scene.work(basis, kind=Basis())), seconds(scene.work(rival))
     yield (
         "its time (2 layers)",
         f"{t_basis:.2f} s",
@@ -219,7 +225,7 @@ def _cached_row(task: Task, batch: Batch, depth: int, base: float) -> Iterator[R
     prefix = FrozenPrefix(task, PrefixCache(2**33, None))
     loss = AssignedLoss(prefix.loss(task.loss, names, recurring=True), task.params)
     engine = Forward()
-    directions = engine.directions_for(Order(1, 1, 1, names, task.params))
+    directions = Fresh().of(Order(1, 1, 1, names, task.params))
     params = trees.pick(task.params, names)
     found = seconds(lambda: engine(loss, params, batch, directions, task.head))
     yield row(
@@ -232,7 +238,7 @@ def _cached_row(task: Task, batch: Batch, depth: int, base: float) -> Iterator[R
 
 
 def _many_rows(task: Task, batch: Batch, layers: int, public: float) -> Iterator[Row]:
-    four = seconds(Scene(task, batch, 0).work(Forward(directions=4, tangents=4)))
+    four = seconds(Scene(task, batch, 0).work(Forward(tangents=4), kind=Fresh(k=4)))
     yield row(
         "time of K = 4 against four slopes of the public kind, 128 tokens, early",
         f"{four:.2f} s",
@@ -243,7 +249,7 @@ def _many_rows(task: Task, batch: Batch, layers: int, public: float) -> Iterator
     tiny = roberta(layers, TinyLora(r=2, u=8, targets="attention-qv"))
     middle = Scene(tiny, batch, layers // 2)
     public_middle = seconds(middle.work(PUBLIC))
-    basis = seconds(middle.work(Forward(directions="all", tangents=16)))
+    basis = seconds(middle.work(Forward(tangents=16), kind=Basis()))
     yield row(
         "time of basis mode, 16 dimensions of a middle layer, against 16 slopes of the public kind",
         f"{basis:.2f} s",

@@ -91,8 +91,8 @@ def star_of(sent: Sent, count: int) -> tuple[Star, Params, Messages]:
         seed=1,
         cohort=count,
         assign=Everything(),
-        engine=Forward(directions=4),
-        directions=Fresh(shared=sent.shared),
+        engine=Forward(),
+        directions=Fresh(k=4, shared=sent.shared),
         client=LocalTraining(optimiser=Sgd(lr=0.1)),
         codec=codec,
         server=Sgd(),
@@ -100,7 +100,7 @@ def star_of(sent: Sent, count: int) -> tuple[Star, Params, Messages]:
     model = OwnModel(params, tuple(units), frozenset())
     nothing = OwnLoss(lambda p, rows: torch.zeros(()))
     view = TaskView(nothing, nothing, model.head, None, model.units, params)
-    trainer = make_trainer(config, view, config.engine)
+    trainer = make_trainer(config, view)
     messages = Messages(codec, update, count)
     star, _ = assemble(
         *(config, model, lambda _: trainer, count, _nobody, Secret.rehearsed(1), messages)

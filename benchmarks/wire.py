@@ -11,6 +11,7 @@ from benchmarks.table import markdown
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order
 from forefed.data.examples import ClientData, Examples
+from forefed.directions import Basis, Directions, Fresh
 from forefed.gradients import GradientEngine
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
@@ -36,13 +37,12 @@ def client_data() -> ClientData:
 
 
 def bytes_of(
-    task: Task, names: tuple[str, ...], engine: GradientEngine, codec: Codec
+    task: Task, names: tuple[str, ...], engine: GradientEngine, kind: Directions, codec: Codec
 ) -> tuple[int, int]:
     view = TaskView(task.loss, task.loss_recomputed, task.head)
     order = Order(1, 1, 1, names, task.params)
-    update, _ = Trainer(LocalTraining(max_steps=STEPS), engine, codec, view)(
-        order, client_data(), {}
-    )
+    train = Trainer(LocalTraining(max_steps=STEPS), engine, codec, view, directions=kind)
+    update, _ = train(order, client_data(), {})
     return len(codec.encode(update, ClientContext(order=order))), len(
         encode_broadcast(order)
     ) + len(encode_order(order))
@@ -60,28 +60,37 @@ def tables() -> Iterator[tuple[str, str]]:
 
     everything = tuple(lora.params)
     cases = [
-        ("fedavg, LoRA r=8, dense", lora, everything, Backprop(), Dense()),
-        ("spry, LoRA r=8, one layer, dense", lora, split(lora), Forward(), Dense()),
-        ("spry, LoRA r=8, one layer, K=1, scalars", lora, split(lora), Forward(), Scalars()),
-        ("spry, TinyLoRA, one layer, dense", tiny, split(tiny), Forward(), Dense()),
+        ("fedavg, LoRA r=8, dense", lora, everything, Backprop(), Fresh(), Dense()),
+        ("spry, LoRA r=8, one layer, dense", lora, split(lora), Forward(), Fresh(), Dense()),
+        (
+            "spry, LoRA r=8, one layer, K=1, scalars",
+            lora,
+            split(lora),
+            Forward(),
+            Fresh(),
+            Scalars(),
+        ),
+        ("spry, TinyLoRA, one layer, dense", tiny, split(tiny), Forward(), Fresh(), Dense()),
         (
             "spry, TinyLoRA, one layer, K=4, scalars",
             tiny,
             split(tiny),
-            Forward(directions=4),
+            Forward(),
+            Fresh(k=4),
             Scalars(),
         ),
         (
             "spry, TinyLoRA, one layer, basis mode, scalars",
             tiny,
             split(tiny),
-            Forward(directions="all"),
+            Forward(),
+            Basis(),
             Scalars(),
         ),
     ]
     rows = []
-    for title, task, names, engine, codec in cases:
-        up, down = bytes_of(task, names, engine, codec)
+    for title, task, names, engine, kind, codec in cases:
+        up, down = bytes_of(task, names, engine, kind, codec)
         rows.append(
             (
                 title,

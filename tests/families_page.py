@@ -18,6 +18,7 @@ import torch
 
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Order, Params
+from forefed.directions import Fresh
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.dual import Dual, Pass, ReadAgain, recording
 from forefed.gradients.forward import Forward
@@ -107,7 +108,7 @@ def _names(operators: set[str]) -> str:
 
 ENGINES = {
     "forward": Forward(micro_batch=None),
-    "forward, K = 8": Forward(directions=8, micro_batch=None),
+    "forward, K = 8": Forward(micro_batch=None, tangents=8),
     "torch.func.jvp": Forward(ad="torch", micro_batch=None),
     "checkpointed": Checkpointed(micro_batch=None),
     "backprop": Backprop(micro_batch=None),
@@ -125,9 +126,9 @@ def peaks(family: str) -> tuple[float, ...]:
 
     plain = _peak(inference)
     ratios = []
-    for engine in ENGINES.values():
+    for name, engine in ENGINES.items():
         order = Order(1, 1, 1, tuple(params), params)
-        directions = engine.directions_for(order)
+        directions = Fresh(k=8 if "8" in name else 1).of(order)
         loss = task.loss_recomputed if engine.recomputes else task.loss
 
         def step(engine=engine, loss=loss, directions=directions) -> object:

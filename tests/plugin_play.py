@@ -17,7 +17,7 @@ LION = "client.optimiser={kind='lion', lr=0.01}"
 
 
 def main(world: World, out: Path) -> dict[str, object]:
-    sets = ["strategy=fedlion", "codec=scalars", "codec.head_directions=8", "server=lion"]
+    sets = ["strategy=fedlion", "codec=scalars", "directions.head_k=8", "server=lion"]
     whole = world.run(out, *sets, "name=whole")
     config = world.config(out, *sets, "name=stopped")
     try:

@@ -12,8 +12,8 @@ import torch
 from forefed.assign import Everything
 from forefed.collect import EveryRound
 from forefed.core.types import Params, Unit
+from forefed.directions import Fresh
 from forefed.federation.star import RunState, Star
-from forefed.gradients.draw import FRESH
 from forefed.local import LocalTraining
 from forefed.optimisers import Sgd
 from forefed.run import Config
@@ -56,7 +56,7 @@ def star(
     by_records=True,
     faults=None,
     by_sums=False,
-    directions=FRESH,
+    directions=None,
     **settings,
 ) -> Star:
     loss = Deaf(ToyLoss(dtype))
@@ -64,10 +64,10 @@ def star(
         seed=4,
         cohort=cohort,
         engine=engine,
-        directions=directions,
+        directions=directions or Fresh(k=3, head_k=4),
         assign=assign or Everything(),
         client=LocalTraining(**{"batch_size": 4, "optimiser": Sgd(lr=0.05), **settings}),
-        codec=codec or Scalars(head_directions=4),
+        codec=codec or Scalars(),
         server=server or Sgd(),
         modifiers=modifiers,
         collect=collect or EveryRound(),

@@ -5,6 +5,7 @@ import torch
 
 from forefed.core import trees
 from forefed.core.types import Order
+from forefed.directions import Fresh
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.forward import Forward
 from forefed.gradients.memory import measure_peak
@@ -31,7 +32,7 @@ def task_on(device, family, causal):
 @pytest.mark.parametrize(("family", "causal"), [("bert", False), ("llama", True), ("gpt2", True)])
 @pytest.mark.parametrize(
     "engine",
-    [Backprop(), Checkpointed(micro_batch=2), Forward(directions=3, tangents=2)],
+    [Backprop(), Checkpointed(micro_batch=2), Forward(tangents=2)],
     ids=lambda e: e.kind,
 )
 def test_the_device_changes_rounding_only(device, family, causal, engine):
@@ -41,7 +42,7 @@ def test_the_device_changes_rounding_only(device, family, causal, engine):
         params = moved(task.params)
         batch = tiny_examples(causal=causal, types=family == "bert").batch(range(7))
         loss = task.loss_recomputed if engine.recomputes else task.loss
-        directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+        directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))
         found.append(engine(loss, params, batch, directions, task.head))
     expected, got = found
     assert got.loss == pytest.approx(expected.loss, rel=1e-4)

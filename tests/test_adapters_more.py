@@ -14,6 +14,7 @@ from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order
 from forefed.data.examples import ClientData
+from forefed.directions import Fresh
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer, replay
@@ -47,8 +48,8 @@ def test_slopes_and_gradients_of_every_family(family: str, causal: bool, adapter
     exact = Backprop()(task.loss, params, batch)
     again = Checkpointed(micro_batch=3)(task.loss_recomputed, params, batch)
     assert trees.norm(trees.subtract(again.grad, exact.grad)) < 1e-12 * trees.norm(exact.grad)
-    engine = Forward(directions=3, tangents=2)
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+    engine = Forward(tangents=2)
+    directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))
     found = engine(task.loss, params, batch, directions, task.head)
     body = {n: g for n, g in exact.grad.items() if n not in task.head}
     expected = directions.project(body)
@@ -164,8 +165,8 @@ def test_on_a_quantised_base(adapter: Adapter, scheme: str) -> None:
     expected = Backprop()(plain.loss, params, batch)
     found = Backprop()(task.loss, params, batch)
     assert trees.norm(trees.subtract(found.grad, expected.grad)) < 1e-5 * trees.norm(expected.grad)
-    engine = Forward(directions=3)
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+    engine = Forward()
+    directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))
     slopes = engine(task.loss, params, batch, directions, task.head).slopes_K
     body = {n: g for n, g in expected.grad.items() if n not in task.head}
     torch.testing.assert_close(slopes, directions.project(body).double(), rtol=1e-4, atol=1e-5)
@@ -174,9 +175,11 @@ def test_on_a_quantised_base(adapter: Adapter, scheme: str) -> None:
 @BOTH
 def test_replay_of_slopes_bit_for_bit(adapter: Adapter) -> None:
     task = tiny_task("bert", adapter, dtype=torch.float32)
-    codec = Scalars(head_directions=8)
+    codec = Scalars()
     view = TaskView(task.loss, task.loss_recomputed, task.head)
-    train = Trainer(LocalTraining(batch_size=3), Forward(directions=2), codec, view)
+    train = Trainer(
+        LocalTraining(batch_size=3), Forward(), codec, view, directions=Fresh(k=2, head_k=8)
+    )
     order = Order(3, 1, 2, tuple(task.params), moved(task.params))
     data = ClientData(tiny_examples(), np.arange(7), np.arange(0))
     sent, own = trained(train, order, data)

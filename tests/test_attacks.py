@@ -243,8 +243,8 @@ def test_the_measured_case_and_what_a_rule_makes_of_it() -> None:
 @pytest.mark.parametrize("kind", [k for k in ATTACKS.kinds() if k not in ("label_flip", "mpaf")])
 def test_attacks_on_slopes_along_shared_directions(kind: str) -> None:
     engine = {
-        "engine": {"kind": "forward", "directions": 4},
-        "directions": {"kind": "fresh", "shared": True},
+        "engine": {"kind": "forward"},
+        "directions": {"kind": "fresh", "k": 4, "shared": True},
     }
     sets = {"strategy": "decomfl", **engine, "aggregator": "median", "rounds": 2}
     plain = simulated(**sets, client={"optimiser": {"kind": "sgd", "lr": 0.05}, "max_steps": 2})

@@ -308,7 +308,7 @@ def test_audit_measures_a_run_and_keeps_it(
 
 
 def test_audit_reads_slopes_and_the_sums_of_the_start(world: World, tmp_path: Path) -> None:
-    more = ("strategy=spry", "codec=scalars", "engine.directions=4", "rounds=0")
+    more = ("strategy=spry", "codec=scalars", "directions.k=4", "rounds=0")
     config = world.config(tmp_path, *more, "start=closed_form", "model.pooling=mean")
     found = audit(config, trials=1)
     assert not list(tmp_path.iterdir())  # nothing is written

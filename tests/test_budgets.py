@@ -17,13 +17,14 @@ from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Contribution, Order, Params, ServerContext
+from forefed.directions import Basis, Directions, Fresh
+from forefed.directions.sets import RandomDirections
 from forefed.gradients import GradientEngine
 from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop, Checkpointed
-from forefed.gradients.directions import RandomDirections
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer, variance_of
-from forefed.plan import Plan, Scene, plan
+from forefed.plan import Plan, Scene, Way, plan
 from forefed.plan.scene import Job, Measured, Step
 from forefed.run import configure, run
 from forefed.run.budgets import Engines, kept_engines
@@ -44,7 +45,10 @@ AUTO = (
 
 def small_and_large(job: Job) -> Measured:
     """In 100 MB fits forward mode alone; backprop is quicker."""
-    engines: tuple[GradientEngine, ...] = (Backprop(), Forward(directions=4, tangents=4))
+    ways: tuple[Way, ...] = (
+        Way(engine=Backprop()),
+        Way(engine=Forward(tangents=4), directions=Fresh(k=4)),
+    )
     return Measured(
         blocks=2,
         weights=50 * MB,
@@ -54,7 +58,7 @@ def small_and_large(job: Job) -> Measured:
         head_elements=51,
         base_rss=MB,
         inference=Step(peak=MB, rss=MB, seconds=1.0),
-        engines=engines,
+        ways=ways,
         steps=(Step(peak=200 * MB, rss=MB, seconds=2.0), Step(peak=20 * MB, rss=MB, seconds=2.0)),
     )
 
@@ -73,7 +77,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
 
 
 def test_every_client_has_one_group_by_its_number_and_the_seed() -> None:
-    shares = ((0.2, Forward()), (0.3, Checkpointed()), (0.5, Backprop()))
+    kinds = (Forward(), Checkpointed(), Backprop())
+    shares = tuple(zip((0.2, 0.3, 0.5), (Way(engine=e) for e in kinds), strict=True))
     engines = Engines(Key(1), shares)
     groups = [engines.group(c) for c in range(2000)]
     counts = Counter(groups)
@@ -101,7 +106,7 @@ def test_settings_of_memory() -> None:
         (["engine=auto", "memory=much"], "'much' is no size"),
         (["engine=auto", "engine.micro_batch=4"], "micro_batch"),
         (["engine=auto", "strategy=fedfgd"], "would not be fedfgd"),
-        (["engine.independent=4", "engine.directions=all"], "engine.independent"),
+        (["engine.independent=4", "directions.kind=basis"], "engine.independent"),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else "",
 )
@@ -127,7 +132,7 @@ def test_clients_of_two_kinds_in_one_run(world: World, tmp_path: Path, asked: li
     kept = json.loads((result.folder / "plan.json").read_text())
     assert [g["engine"]["kind"] for g in kept["groups"]] == ["forward", "backprop"]
     assert [g["spare"] for g in kept["groups"]] == [30 * MB, 750 * MB]
-    engines = Engines(Key(0), ((0.5, Forward()), (0.5, Backprop())))
+    engines = Engines(Key(0), ((0.5, Way(engine=Forward())), (0.5, Way(engine=Backprop()))))
     passes = (5, 2)  # of a row: a primal and four tangents; forward and backward
     seen: set[str] = set()
     for line in lines(result.folder, "rounds.jsonl"):
@@ -174,8 +179,8 @@ def test_a_budget_that_is_too_small(world: World, tmp_path: Path, asked: list[Sc
 def test_a_chosen_engine_must_fit_the_other_settings(
     world: World, tmp_path: Path, asked: list[Scene]
 ) -> None:
-    config = world.config(tmp_path, *AUTO, "codec=scalars", "codec.directions=4")
-    with pytest.raises(UserError, match=r"codec.directions is for exact engines"):
+    config = world.config(tmp_path, *AUTO, "directions.shared=true")
+    with pytest.raises(UserError, match=r"an exact engine has no directions to share"):
         run(config)
 
 
@@ -198,23 +203,26 @@ ORDER = Order(1, 1, 1, ("a", "b", "head"), LIKE)
 
 
 @pytest.mark.parametrize(
-    ("engine", "codec", "body", "head"),
+    ("engine", "directions", "codec", "body", "head"),
     [
-        (Backprop(), Dense(), 1.0, 1.0),
-        (Forward(directions="all"), Dense(), 1.0, 1.0),
-        (Forward(directions=4), Dense(), 1 + 63 / 4, 1.0),
-        (Forward(directions=4, law="gauss16"), Dense(), 1 + 65 / 4, 1.0),
-        (Forward(directions=4, head="perturbed"), Dense(), 1 + 66 / 4, 1 + 66 / 4),
-        (Forward(directions=4), Scalars(head_directions=2), 1 + 63 / 4, 1 + 2 / 2),
-        (Backprop(), Scalars(directions=16, head_directions="all"), 1 + 63 / 16, 1.0),
+        (Backprop(), Fresh(), Dense(), 1.0, 1.0),
+        (Forward(), Basis(), Dense(), 1.0, 1.0),
+        (Forward(), Fresh(k=4), Dense(), 1 + 63 / 4, 1.0),
+        (Forward(), Fresh(k=4, distribution="gauss16"), Dense(), 1 + 65 / 4, 1.0),
+        (Forward(head="perturbed"), Fresh(k=4), Dense(), 1 + 66 / 4, 1 + 66 / 4),
+        (Forward(), Fresh(k=4, head_k=2), Scalars(), 1 + 63 / 4, 1 + 2 / 2),
+        (Backprop(), Fresh(head_k="all"), Scalars(), 1 + 63 / 16, 1.0),
     ],
     ids=str,
 )
-def test_variance_by_hand(engine: GradientEngine, codec: Codec, body: float, head: float) -> None:
+def test_variance_by_hand(
+    engine: GradientEngine, directions: Directions, codec: Codec, body: float, head: float
+) -> None:
     """64 elements in the body, 3 in the head."""
     nothing = OwnLoss(lambda p, rows: torch.zeros(()))
     view = TaskView(nothing, nothing, frozenset({"head"}))
-    assert variance_of(Trainer(LocalTraining(), engine, codec, view), ORDER) == {
+    trainer = Trainer(LocalTraining(), engine, codec, view, directions=directions)
+    assert variance_of(trainer, ORDER) == {
         "a": body,
         "b": body,
         "head": head,
@@ -284,14 +292,14 @@ def test_weights_halve_the_error_and_keep_the_mean() -> None:
     ("sets", "rehearsed"),
     [
         ([], True),
-        (["engine.directions=4"], False),
+        (["directions.k=4"], False),
         (["engine.rehearse=false"], False),
-        (["engine.directions=4", "engine.rehearse=true"], True),
+        (["directions.k=4", "engine.rehearse=true"], True),
         (["partition.kind=sites", "partition.names=['a', 'b']"], False),
     ],
     ids=str,
 )
 def test_exact_slopes_of_simulated_clients_are_rehearsed(sets: list[str], rehearsed: bool) -> None:
-    engine = kept_engines(configure(sets=["strategy=spry", *sets])).of(0)
+    engine = kept_engines(configure(sets=["strategy=spry", *sets])).of(0).engine
     assert engine.rehearses is rehearsed
     assert (engine.stands_for is not engine) is rehearsed

@@ -118,7 +118,7 @@ def test_faulty_files(what: str, forefed_command: Command, world: World, tmp_pat
     assert file.read_bytes() == content and not list(tmp_path.rglob("config.json"))
 
 
-ESTIMATED = ["engine.directions=4"]
+ESTIMATED = ["directions.k=4"]
 CONTRADICTIONS: dict[str, list[str]] = {
     "client.keep_optimiser": ["codec=scalars", "client.keep_optimiser=true"],
     "modifiers: 'clip' works on delta": ["codec=scalars", 'transforms=["clip"]'],
@@ -150,14 +150,12 @@ CONTRADICTIONS: dict[str, list[str]] = {
     ],
     "sharing.kind = 'personal_head': with": ["sharing=personal_head", "adapter=head"],
     "sharing.kind = 'personal_head': a language": ["sharing=personal_head", "data.task=causal_lm"],
-    "codec.directions": ["codec=scalars", "codec.directions=4"],
+    "directions.head_k": ["strategy=spry", "directions.head_k=4"],
     "engine.kind = 'exact_head'": ["engine=exact_head"],
-    "engine.directions = 'all'": [
-        *("adapter=head", "engine.head=perturbed", "engine.directions=all")
-    ],
+    "directions.kind = 'basis' over": ["adapter=head", "engine.head=perturbed", "directions=basis"],
     "memory: budgets": ["strategy=spry", "memory=2GB"],
     "memory: the shares": ["engine=auto", 'memory=[{budget="1GB", share=0.4}]'],
-    "engine.independent": ["engine.independent=2", "engine.directions=all"],
+    "engine.independent": ["engine.independent=2", "directions=basis"],
     "modifiers: 'proximal' pulls": ["client.proximal=0.1", "client.max_steps=1"],
     "cohort_min": ["cohort_min=50"],
     "data.test_on": ["data.test_on=validation", 'partition={kind="sites", names=["a"]}'],
@@ -170,9 +168,8 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "directions.kind = 'candidates': the bias": [
         *(*ESTIMATED, "directions={kind='candidates', count=4}", "memo=last_update")
     ],
-    "directions.kind = 'pool': engine": ["directions=pool", "engine.directions=all"],
     "modifiers: 'last_update' is broadcast": ["memo=last_update"],
-    "modifiers: 'curvature' shapes": ["memo=curvature", "codec=scalars", "engine.directions=all"],
+    "modifiers: 'curvature' shapes": ["memo=curvature", "codec=scalars", "directions=basis"],
     "modifiers: 'curvature' changes": [
         *(*ESTIMATED, "memo=curvature", "codec=scalars", "engine.pool=8")
     ],

@@ -35,7 +35,7 @@ def nasty(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(world.bert, root / NASTY[0])
     sets = [
         *world.sets(root, "name=nasty", f"data.source.path='{file}'", "codec=scalars"),
-        *(f"data.task.text='{NASTY[1]}'", f"data.task.label='{NASTY[0]}'", "engine.directions=2"),
+        *(f"data.task.text='{NASTY[1]}'", f"data.task.label='{NASTY[0]}'", "directions.k=2"),
         f"model.name='{root / NASTY[0]}'",
     ]
     (root / "sets.json").write_text(json.dumps(sets))

@@ -25,10 +25,10 @@ from forefed.strategies import STRATEGIES
 EXTRA: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "lora": {"r": st.integers(1, 64), "alpha": st.floats(0.1, 64)},
     "tinylora": {"u": st.integers(1, 64), "layers": st.sampled_from(["all", "last:2", [0, 1]])},
-    "forward": {"directions": st.one_of(st.integers(1, 9), st.just("all"))},
+    "fresh": {"k": st.none() | st.integers(1, 9), "clamp": st.floats(0, 20)},
+    "basis": {"head_k": st.one_of(st.integers(1, 99), st.just("all"))},
     "dirichlet": {"alpha": st.floats(1e-3, 100), "clients": st.integers(10, 1000)},
     "bootstrap": {"alpha": st.none() | st.floats(0.1, 10)},
-    "codec.scalars": {"head_directions": st.one_of(st.integers(1, 99), st.just("all"))},
     "contiguous": {"copies": st.integers(1, 4), "rotate": st.booleans()},
 }
 """Settings to draw beside the kind (with its slot, where another slot has one of that name)."""
@@ -148,7 +148,8 @@ SPRY = "strategy=spry"
             "auto",
             "90.0 MB",
         ),
-        (["engine.directions=4"], "spry", "forward", "engine.kind = 'forward'"),
+        (["engine.head=exact"], "spry", "forward", "engine.kind = 'forward'"),
+        (["directions.k=4"], "spry", "forward", "directions are set"),
         (["adapter.u=7"], "spry", "forward", "adapter.kind = 'tinylora'"),
         (["codec=scalars"], "spry", "forward", "codec.kind = 'scalars'"),
         (["engine=auto"], "fedavg", "auto", "no memory is named"),
@@ -230,8 +231,8 @@ def test_the_last_setting_wins_over_the_file(tmp_path: Path) -> None:
         ("model.name=C=D", "model.name", "C=D"),
         ('adapter.targets=["query", "value"]', "adapter.targets", ["query", "value"]),
         ("adapter.layers=[0, 1]", "adapter.layers", [0, 1]),
-        ("engine.directions=all", "engine.directions", "all"),
-        ("engine.directions=3", "engine.directions", 3),
+        ("directions.head_k=all", "directions.head_k", "all"),
+        ("directions.k=3", "directions.k", 3),
         ("out=some/folder", "out", "some/folder"),
     ],
 )
@@ -310,7 +311,17 @@ def test_a_configuration_cannot_be_changed() -> None:
             {"kind": "pool", "size": 1024, "shared": True},
         ),
         (["strategy=decomfl", "engine.shared=false"], {"kind": "fresh", "shared": False}),
-        (["strategy=fwdllm", "engine.candidates=1"], {"kind": "fresh", "shared": False}),
+        (["strategy=fwdllm", "engine.candidates=1"], {"kind": "fresh", "shared": False, "k": 20}),
+        (
+            ["strategy=spry", "engine.directions=4", "engine.law=gauss16", "engine.clamp=3"],
+            {"kind": "fresh", "k": 4, "distribution": "gauss16", "clamp": 3.0},
+        ),
+        (["strategy=decomfl", "engine.directions=all"], {"kind": "basis", "shared": True}),
+        (
+            ["codec=scalars", "strategy=fedavg", "codec.directions=4", "codec.law=gauss16"],
+            {"kind": "fresh", "k": 4, "distribution": "gauss16", "head_distribution": "gauss16"},
+        ),
+        (["codec=scalars", "strategy=spry", "codec.head_directions=all"], {"head_k": "all"}),
         (["directions.shared=true"], {"kind": "fresh", "shared": True}),
         (["directions=pool", "directions.size=3"], {"kind": "pool", "size": 3, "shared": False}),
     ],
@@ -319,8 +330,10 @@ def test_what_engines_said_of_directions_is_read(
     sets: list[str], expected: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configure(sets=sets)
-    assert config.directions.model_dump() == expected
-    former = any(x.startswith("engine.") for x in sets) and sets != ["engine.shared=false"]
+    assert config.directions.model_dump().items() >= expected.items()
+    former = any(x.startswith(("engine.", "codec.")) for x in sets) and sets != [
+        "engine.shared=false"
+    ]
     assert ("settings of directions now" in caplog.text) == former
 
 
@@ -329,3 +342,5 @@ def test_an_engine_of_a_former_record_is_read_and_two_draws_are_refused() -> Non
     assert configure(base={"engine": engine}) == configure(sets=["engine=forward"])
     with pytest.raises(UserError, match="either from candidates or from a pool"):
         configure(sets=["engine.candidates=4", "engine.pool=8"])
+    with pytest.raises(UserError, match="nothing to draw"):
+        configure(sets=["strategy=fedkseed", "engine.directions=all"])

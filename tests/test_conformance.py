@@ -37,24 +37,22 @@ from forefed.wire import CODECS
 
 NEEDS: dict[str, list[str]] = {
     "engine=exact_head": ["adapter=head"],
-    "engine=finite_difference": ["engine.directions=2"],
-    "adapter=lora": ["adapter.r=2", "engine.directions=2"],
+    "engine=finite_difference": ["directions.k=2"],
+    "adapter=lora": ["adapter.r=2", "directions.k=2"],
     "adapter=lora_sb": ["strategy=fedsb"],
-    **{
-        f"codec={kind}": ["codec.head_directions=8"] for kind in ("scalars", "one_byte", "feedsign")
-    },
-    "download=scalars": ["codec=scalars", "codec.head_directions=8"],
+    **{f"codec={kind}": ["directions.head_k=8"] for kind in ("scalars", "one_byte", "feedsign")},
+    "download=scalars": ["codec=scalars", "directions.head_k=8"],
     "download=pool": ["strategy=fedkseed", "client.max_steps=2", "directions.size=64"],
     "strategy=fedkseed": ["directions.size=64"],
     "collect=variance": ["collect.at_most=2"],
     "directions=candidates": [
-        *("engine.directions=2", "engine.law=gauss16", 'modifiers=["last_update"]')
+        *("directions.k=2", "directions.distribution=gauss16", 'modifiers=["last_update"]')
     ],
-    "directions=pool": ["engine.directions=2"],
+    "directions=pool": ["directions.k=2"],
     'modifiers=["last_update"]': [
-        *("engine.directions=2", "engine.law=gauss16", "directions.kind=candidates")
+        *("directions.k=2", "directions.distribution=gauss16", "directions.kind=candidates")
     ],
-    'modifiers=["curvature"]': ["codec=scalars", "codec.head_directions=8", "engine.directions=2"],
+    'modifiers=["curvature"]': ["codec=scalars", "directions.head_k=8", "directions.k=2"],
     'modifiers=["scaffold"]': ["strategy=fedavg", "client.optimiser.kind=sgd"],
     'modifiers=["dp_client"]': [
         *("strategy=fedavg", 'modifiers=[{{kind="dp_client", noise_multiplier=0.5}}]')
@@ -63,9 +61,9 @@ NEEDS: dict[str, list[str]] = {
         'modifiers=[{{kind="dp_example", noise_multiplier=0.5}}]',
         *("client.sampler.kind=poisson", "client.sampler.rate=0.5"),
     ],
-    "strategy=zorba": ["codec.head_directions=8"],
+    "strategy=zorba": ["directions.head_k=8"],
     "strategy=spry": ["client.optimiser.lr=2e-2"],  # the digests' rate
-    "strategy=fwdllm": ["collect.at_most=2", "engine.directions=2"],
+    "strategy=fwdllm": ["collect.at_most=2", "directions.k=2"],
     "assign=everything": ["strategy=fedfgd"],
     **{f"sharing={kind}": [f"strategy={kind}"] for kind in ("ffa_lora", "rolora", "fedsa_lora")},
     "engine=sam": ["strategy=fedspeed"],
@@ -102,7 +100,7 @@ ENTRIES = [
     if kind not in ("auto", "sites", "hub")
 ]
 SLOPES = [kind for kind in CODECS.kinds() if CODECS[kind].payload == "projections"]
-EIGHT = ["codec.head_directions=8"]
+EIGHT = ["directions.head_k=8"]
 METHODS = [(n, c) for n, s in STRATEGIES.items() for c in codecs_of(s)]
 WITH_ALL = ("dense", "scalars")
 """Codecs that are run with every strategy; the others with these, and with all by ``-m full``."""
@@ -184,7 +182,7 @@ def test_bfloat16_weights(method: str, world: World, tmp_path: Path) -> None:
 
 
 def test_published_spry(world: World, tmp_path: Path) -> None:
-    published = ["adapter=lora", "adapter.r=1", "engine.directions=1", "engine.law=gauss16"]
+    published = ["adapter=lora", "adapter.r=1", "directions.k=1", "directions.distribution=gauss16"]
     published += ["engine.head=perturbed", "assign=cyclic", "assign.head=unit"]
     run_twice(world, tmp_path, [*published, "assign.rotate=false", "server=yogi", "server.lr=0.01"])
 
@@ -251,7 +249,7 @@ def check_record(result: Result) -> None:
     held = sum(partition["sizes"]) + partition["dropped"]
     if partition["kind"] != "bootstrap":
         assert held == environment["data"]["counts"]["examples"]
-    exact = config["engine"].get("directions") == "all"  # rehearsed by default
+    exact = config["directions"]["kind"] == "basis" and "rehearse" in config["engine"]
     assert environment["rehearsed"] is (exact and config["engine"]["rehearse"] == "auto")
     units = environment["model"]["units"]
     assert environment["model"]["trainable"] == sum(size for _, _, size in units) > 0

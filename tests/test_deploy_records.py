@@ -16,16 +16,16 @@ from forefed.deploy.ledger import FOLLOWED, Ledger
 from forefed.run import Watcher, run
 from forefed.run.rebuild import replay_log
 
-SCALARS = ["codec=scalars", "codec.head_directions=8", "client.max_steps=1"]
+SCALARS = ["codec=scalars", "directions.head_k=8", "client.max_steps=1"]
 FOLLOWING = {
     "own directions": [
         "strategy=spry",
-        "engine.directions=4",
+        "directions.k=4",
         *SCALARS,
         "download=scalars",
         "server=yogi",
     ],
-    "curvature": ["strategy=hiso", "engine.directions=4", *SCALARS],
+    "curvature": ["strategy=hiso", "directions.k=4", *SCALARS],
     "pool": ["strategy=fedkseed", "adapter=lora", "directions.size=32", "client.max_steps=1"],
 }
 

@@ -26,8 +26,8 @@ from forefed.wire.records import decode_record
 PLAIN = {"kind": "dp_client", "clip": "none", "noise_multiplier": 0}
 SLOPES = {
     "strategy": "fedmezo",
-    "engine": {"kind": "finite_difference", "directions": 3, "clamp": 0},
-    "directions": {"kind": "fresh", "shared": True},
+    "engine": {"kind": "finite_difference"},
+    "directions": {"kind": "fresh", "k": 3, "clamp": 0, "shared": True},
     "client": {"optimiser": {"kind": "sgd", "lr": 0.1}, "max_steps": 2, "batch_size": 4},
     "assign": "everything",
     "codec": "scalars",

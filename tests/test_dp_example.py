@@ -19,6 +19,7 @@ from forefed.core.keys import Key, Secret
 from forefed.core.types import Batch, ClientContext, Order, Params, Update
 from forefed.data.encoding import encode_texts
 from forefed.data.examples import ClientData
+from forefed.directions import Basis, Fresh
 from forefed.gradients import Backprop
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer
@@ -41,27 +42,34 @@ def order() -> Order:
 
 
 def trained(
-    modifiers: tuple[Any, ...], engine: Any, codec: Any, data: ClientData, steps: int = 2
+    modifiers: tuple[Any, ...],
+    engine: Any,
+    directions: Any,
+    codec: Any,
+    data: ClientData,
+    steps: int = 2,
 ) -> Update:
     settings = LocalTraining(optimiser=Sgd(lr=0.1), sampler=Poisson(rate=1.0), max_steps=steps)
-    train = Trainer(settings, engine, codec, toy_task(), modifiers)
+    train = Trainer(settings, engine, codec, toy_task(), modifiers, directions=directions)
     return train(order(), data, {}, SECRET)[0]
 
 
 ENGINES = [
-    (Backprop(), Dense()),
-    (Forward(directions="all"), Dense()),
-    (Forward(directions=3, clamp=0), Dense()),
-    (Forward(directions=3, clamp=0), Scalars(head_directions=4)),
+    (Backprop(), Fresh(), Dense()),
+    (Forward(), Basis(), Dense()),
+    (Forward(), Fresh(k=3, clamp=0), Dense()),
+    (Forward(), Fresh(k=3, clamp=0, head_k=4), Scalars()),
 ]
 
 
-@pytest.mark.parametrize(("engine", "codec"), ENGINES)
-def test_without_noise_and_clip_it_is_the_plain_step(engine: Any, codec: Any) -> None:
+@pytest.mark.parametrize(("engine", "directions", "codec"), ENGINES)
+def test_without_noise_and_clip_it_is_the_plain_step(
+    engine: Any, directions: Any, codec: Any
+) -> None:
     """Per-example slopes sum to the batch times the mean's; and so do gradients."""
     data = toy_clients()[1]
-    plain = trained((), engine, codec, data)
-    each = trained((DpExample(clip="none", noise_multiplier=0),), engine, codec, data)
+    plain = trained((), engine, directions, codec, data)
+    each = trained((DpExample(clip="none", noise_multiplier=0),), engine, directions, codec, data)
     for name in ("grad", "slopes"):
         a, b = getattr(plain, name), getattr(each, name)
         assert (a is None) == (b is None)
@@ -70,8 +78,10 @@ def test_without_noise_and_clip_it_is_the_plain_step(engine: Any, codec: Any) ->
     assert each.metrics == {"steps": 2.0} and each.n_examples == len(data.train)
 
 
-@pytest.mark.parametrize(("engine", "codec"), ENGINES)
-def test_one_example_moves_a_step_by_the_clip_bound_at_most(engine: Any, codec: Any) -> None:
+@pytest.mark.parametrize(("engine", "directions", "codec"), ENGINES)
+def test_one_example_moves_a_step_by_the_clip_bound_at_most(
+    engine: Any, directions: Any, codec: Any
+) -> None:
     data, clip = toy_clients()[1], 1e-2
     private = (DpExample(clip=clip, noise_multiplier=0),)
     seen: list[Params] = []
@@ -82,14 +92,16 @@ def test_one_example_moves_a_step_by_the_clip_bound_at_most(engine: Any, codec: 
             return super().on_sum(total, expected, ctx, step)
 
     spies = (Seen(clip=clip, noise_multiplier=0),)
-    trained(spies, engine, codec, data, steps=1)
+    trained(spies, engine, directions, codec, data, steps=1)
     fewer = ClientData(data.examples, data.train[1:], data.test)
-    trained(spies, engine, codec, fewer, steps=1)
+    trained(spies, engine, directions, codec, fewer, steps=1)
     moved = trees.norm(trees.subtract(seen[0], seen[1]))
     assert 0.99 * clip < moved <= clip * (1 + 1e-12)
     # and the noise is the clip's multiple, whatever was drawn
-    noisy = trained((DpExample(clip=clip, noise_multiplier=3),), engine, codec, data, steps=1)
-    quiet = trained(private, engine, codec, data, steps=1)
+    noisy = trained(
+        (DpExample(clip=clip, noise_multiplier=3),), engine, directions, codec, data, steps=1
+    )
+    quiet = trained(private, engine, directions, codec, data, steps=1)
     assert noisy.n_examples == quiet.n_examples == len(data.train)
     a, b = (x.grad or x.slopes for x in (noisy, quiet))
     assert trees.norm(trees.subtract(a, b)) > 0
@@ -116,13 +128,13 @@ class EachToy(ToyLoss):
 @pytest.mark.parametrize("codec", [Dense(), Scalars()])
 def test_slopes_of_all_examples_from_one_pass_are_those_of_one_by_one(codec: Any) -> None:
     data, quiet = toy_clients()[1], (DpExample(clip=0.05, noise_multiplier=0),)
-    engine = Forward(directions=3, head="perturbed", clamp=0, micro_batch="all")
+    engine = Forward(head="perturbed", micro_batch="all")
     settings = LocalTraining(optimiser=Sgd(lr=0.1), sampler=Poisson(rate=1.0), max_steps=2)
     loss = EachToy()
     found = [
-        Trainer(settings, engine, codec, TaskView(one, one, HEAD), quiet)(
-            order(), data, {}, SECRET
-        )[0]
+        Trainer(
+            settings, engine, codec, TaskView(one, one, HEAD), quiet, directions=Fresh(k=3, clamp=0)
+        )(order(), data, {}, SECRET)[0]
         for one in (loss, ToyLoss())
     ]
     assert loss.passes == 2  # one for each step, of 13 rows
@@ -232,9 +244,9 @@ def test_it_learns_at_a_stated_cost() -> None:
 
 def test_slopes_that_the_server_replays_are_the_noisy_ones() -> None:
     noisy = {"kind": "dp_example", "clip": 1.0, "noise_multiplier": 1.0}
-    engine = {"kind": "forward", "directions": 2}
-    own = play(noisy, strategy="fedfgd", engine=engine, codec="scalars")
-    dense = play(noisy, strategy="fedfgd", engine=engine, codec="dense")
+    directions = {"k": 2}
+    own = play(noisy, strategy="fedfgd", directions=directions, codec="scalars")
+    dense = play(noisy, strategy="fedfgd", directions=directions, codec="dense")
     assert all(r.releases for r in own.reports)
     assert not torch.equal(own.params["w"], torch.zeros(5))
     assert torch.norm(own.params["w"] - dense.params["w"]) < 1e-4

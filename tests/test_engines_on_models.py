@@ -8,8 +8,9 @@ from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order
 from forefed.data.examples import ClientData
+from forefed.directions import Basis, Fresh
+from forefed.directions.sets import BasisDirections
 from forefed.gradients.backprop import Backprop, Checkpointed
-from forefed.gradients.directions import BasisDirections
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView, Trainer, replay
@@ -40,8 +41,8 @@ def far(a, b):
 @ADAPTERS
 def test_slopes_equal_gradient_times_direction(family, causal, adapter):
     task, params, batch, exact, body = scene(family, causal, adapter)
-    engine = Forward(directions=3, tangents=2)
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+    engine = Forward(tangents=2)
+    directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))
     found = engine(task.loss, params, batch, directions, task.head)
     expected = directions.project(trees.pick(exact.grad, body))
     assert float((found.slopes_K - expected).norm() / expected.norm()) < 1e-9
@@ -60,7 +61,7 @@ def test_basis_mode_is_the_gradient(family, causal, adapter):
     loss = AssignedLoss(task.loss, params)
     some = trees.pick(params, unit.params)
     for tangents in (1, 5):
-        engine = Forward(directions="all", tangents=tangents)
+        engine = Forward(tangents=tangents)
         slopes = engine(loss, some, batch, BasisDirections(), task.head).slopes_K
         grad = BasisDirections().combine(some, slopes)
         assert far(grad, trees.pick(exact.grad, some)) < 1e-9
@@ -73,9 +74,10 @@ def test_a_rehearsal_has_the_slopes_and_the_costs(family, k, independent):
     task, params, batch, _, _ = scene(family, False, TinyLora(r=2, u=3))
     if k == "all" and independent == 2:
         pytest.skip("unit vectors are the same for every part of a batch")
-    real = Forward(directions=k, tangents=2, micro_batch=3, independent=independent, rehearse=False)
+    real = Forward(tangents=2, micro_batch=3, independent=independent, rehearse=False)
     rehearsal = real.model_copy(update={"rehearse": True})
-    directions = real.directions_for(Order(1, 1, 1, tuple(params), params))
+    kind = Basis() if k == "all" else Fresh(k=k)
+    directions = kind.of(Order(1, 1, 1, tuple(params), params), parts=independent)
     expected = real(task.loss, params, batch, directions, task.head)
     found = rehearsal(task.loss, params, batch, directions, task.head)
     assert float((found.slopes_K - expected.slopes_K).norm() / expected.slopes_K.norm()) < 1e-10
@@ -83,8 +85,8 @@ def test_a_rehearsal_has_the_slopes_and_the_costs(family, k, independent):
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     assert found.forwards == expected.forwards > 3 * batch.size
     assert rehearsal.stands_for == real and real.stands_for is real
-    differences = FiniteDifference(directions=2, head="perturbed", rehearse=True)
-    directions = differences.directions_for(Order(1, 1, 1, tuple(params), params))
+    differences = FiniteDifference(head="perturbed", rehearse=True)
+    directions = Fresh(k=2).of(Order(1, 1, 1, tuple(params), params))
     found = differences(task.loss, params, batch, directions, task.head)
     exact = Backprop()(task.loss, params, batch).grad
     assert torch.allclose(found.slopes_K, directions.project(exact), rtol=1e-10)
@@ -104,8 +106,8 @@ def test_recomputation_gives_the_same_gradient(family, causal, adapter):
 def test_micro_batches_of_ragged_rows_change_nothing(family, causal):
     task, params, batch, exact, _ = scene(family, causal, Lora(r=2))
     assert far(Backprop(micro_batch=2)(task.loss, params, batch).grad, exact.grad) < 1e-12
-    engine = Forward(directions=2)
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+    engine = Forward()
+    directions = Fresh(k=2).of(Order(1, 1, 1, tuple(params), params))
     whole = engine(task.loss, params, batch, directions, task.head)
     parts = engine.model_copy(update={"micro_batch": 3})(
         task.loss, params, batch, directions, task.head
@@ -116,8 +118,8 @@ def test_micro_batches_of_ragged_rows_change_nothing(family, causal):
 @EVERY
 def test_finite_differences_tend_to_the_slopes(family, causal):
     task, params, batch, exact, body = scene(family, causal, Lora(r=2))
-    engine = FiniteDifference(directions=2, eps=1e-5)
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+    engine = FiniteDifference(eps=1e-5)
+    directions = Fresh(k=2).of(Order(1, 1, 1, tuple(params), params))
     found = engine(task.loss, params, batch, directions, task.head)
     expected = directions.project(trees.pick(exact.grad, body))
     assert float((found.slopes_K - expected).norm() / expected.norm()) < 1e-6
@@ -134,8 +136,8 @@ def test_dropout_of_the_adapter_is_one_mask_for_all_engines(family):
     for engine in (Backprop(micro_batch=3), Checkpointed(micro_batch=2)):
         loss = task.loss_recomputed if engine.recomputes else task.loss
         assert far(engine(loss, params, batch).grad, exact.grad) < 1e-12
-    engine = Forward(directions=3, tangents=2, micro_batch=2)
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+    engine = Forward(tangents=2, micro_batch=2)
+    directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))
     found = engine(task.loss, params, batch, directions, task.head)
     body = {n: g for n, g in exact.grad.items() if n not in task.head}
     expected = directions.project(body)
@@ -144,15 +146,22 @@ def test_dropout_of_the_adapter_is_one_mask_for_all_engines(family):
 
 @pytest.mark.parametrize(("family", "causal"), [("bert", False), ("gpt2", True)])
 @pytest.mark.parametrize(
-    "engine",
-    [Forward(directions=2), Forward(directions="all"), Backprop()],
-    ids=lambda e: f"{e.kind}-{getattr(e, 'directions', '')}",
+    "way",
+    [
+        (Forward(), Fresh(k=2, head_k=8)),
+        (Forward(), Basis(head_k=8)),
+        (Backprop(), Fresh(head_k=8)),
+    ],
+    ids=lambda way: f"{way[0].kind}-{way[1].kind}",
 )
-def test_the_server_replays_a_models_training_bit_for_bit(family, causal, engine):
+def test_the_server_replays_a_models_training_bit_for_bit(family, causal, way):
+    engine, directions = way
     task = tiny_task(family, TinyLora(r=2, u=3), causal, dtype=torch.float32)
     view = TaskView(task.loss, task.loss_recomputed, task.head)
-    codec = Scalars(head_directions=8)
-    train = Trainer(LocalTraining(epochs=2, batch_size=3), engine, codec, view)
+    codec = Scalars()
+    train = Trainer(
+        LocalTraining(epochs=2, batch_size=3), engine, codec, view, directions=directions
+    )
     order = Order(3, 1, 2, tuple(task.params), moved(task.params))
     data = ClientData(
         tiny_examples(causal=causal, types=family == "bert"), np.arange(7), np.arange(0)

@@ -10,6 +10,7 @@ import torch
 from families_page import batch_of, compatibility
 from forefed.core import trees
 from forefed.core.types import Order
+from forefed.directions import Fresh
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.forward import Forward
 from forefed.models.adapters import Lora, TinyLora
@@ -18,12 +19,12 @@ from tiny_configs import SLIDING_WINDOW, Size
 
 EVERY = pytest.mark.parametrize(("family", "causal"), ALL_KINDS)
 ADAPTERS = [Lora(r=2), TinyLora(r=2, u=3)]  # "attention-qv" and "qv-and-outputs"
-SLOPES = Forward(directions=3, tangents=3, micro_batch=None)
+SLOPES = Forward(tangents=3, micro_batch=None)
 
 
 def slopes(engine, task, params, batch):
     """The engine's estimate, and the slopes that backprop's gradient has along its directions."""
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+    directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))
     exact = Backprop(micro_batch=None)(task.loss, params, batch)
     found = engine(task.loss, params, batch, directions, task.head)
     body = {n: g for n, g in exact.grad.items() if n not in task.head}
@@ -76,7 +77,7 @@ def test_late_units_alone(family):
 
     loss.weight = task.loss.weight
     given = trees.pick(params, some)
-    directions = SLOPES.directions_for(Order(1, 1, 1, tuple(some), given))
+    directions = Fresh(k=3).of(Order(1, 1, 1, tuple(some), given))
     found = SLOPES(loss, given, batch, directions)
     expected = directions.project(Backprop()(loss, given, batch).grad)
     assert far(found.slopes_K, expected) < 1e-9

@@ -8,10 +8,10 @@ from federation import World
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Order
+from forefed.directions import Pool
+from forefed.directions.sets import RandomDirections
 from forefed.federation.star import RunState
-from forefed.gradients import Pool
 from forefed.gradients.backprop import Backprop
-from forefed.gradients.directions import RandomDirections
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local.groups import groups_of
@@ -23,9 +23,10 @@ from shared import params, play, star
 from toy import HEAD
 
 DOUBLE = torch.float64
-ENGINE, EIGHT = Forward(directions=2, head="perturbed", law="gauss16"), Pool(size=8)
+ENGINE, EIGHT = Forward(head="perturbed"), Pool(k=2, distribution="gauss16", size=8)
 POOLED = {"engine": ENGINE, "directions": EIGHT}
-EXACT_HEAD = {**POOLED, "engine": Forward(directions=2), "codec": Scalars(head_directions=3)}
+PLAIN = Pool(k=2, head_k=3, size=8)
+EXACT_HEAD = {"engine": Forward(), "directions": PLAIN}
 
 
 def order(client, number, like):
@@ -39,9 +40,7 @@ def test_every_step_draws_from_one_pool_uniformly():
     seen = set()
     for number in range(1, 6):
         for client in range(4):
-            directions = ENGINE.model_copy(update={"directions": 20}).directions_for(
-                order(client, number, like), None, EIGHT
-            )
+            directions = EIGHT.model_copy(update={"k": 20}).of(order(client, number, like))
             for step in (0, 1):
                 along = directions.at(step)
                 counts += np.bincount(along.members, minlength=8)
@@ -53,10 +52,10 @@ def test_every_step_draws_from_one_pool_uniformly():
 
 
 def test_a_shared_pool_is_drawn_alike_by_all_clients():
-    pool = Pool(size=8, shared=True)
-    drawn = [ENGINE.directions_for(order(c, 3, params(0)), None, pool).members for c in range(3)]
+    pool = EIGHT.model_copy(update={"shared": True})
+    drawn = [pool.of(order(c, 3, params(0))).members for c in range(3)]
     assert drawn[0] == drawn[1] == drawn[2]
-    assert ENGINE.directions_for(order(1, 3, params(0)), None, EIGHT).members != drawn[1]
+    assert EIGHT.of(order(1, 3, params(0))).members != drawn[1]
 
 
 TWO_RATES = {**POOLED, "optimiser": Sgd(lr=0.02, head_lr=0.3)}
@@ -98,11 +97,11 @@ def test_the_run_stays_in_the_dimensions_of_its_pool():
     [
         POOLED,
         EXACT_HEAD,
-        {**POOLED, "directions": Pool(shared=True)},
-        {**POOLED, "engine": Backprop(), "codec": Scalars(head_directions=3, directions=4)},
+        {**POOLED, "directions": Pool(k=2, distribution="gauss16", head_k=4, shared=True)},
+        {"engine": Backprop(), "directions": Pool(k=4, head_k=3)},
         {
-            **POOLED,
             "engine": FiniteDifference(head="perturbed"),
+            "directions": Pool(size=8),
             "faults": {"offline": 0.5},
         },
         TWO_RATES,

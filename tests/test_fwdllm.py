@@ -10,10 +10,10 @@ from forefed.collect import EveryRound, UntilQuiet, spread
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Contribution, Order
+from forefed.directions import Fresh
+from forefed.directions.candidates import Candidates, SelectedDirections, largest_square
+from forefed.directions.sets import RandomDirections
 from forefed.federation.star import RunState
-from forefed.gradients.chosen import Candidates, SelectedDirections, largest_square
-from forefed.gradients.directions import RandomDirections
-from forefed.gradients.draw import FRESH
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
@@ -24,8 +24,9 @@ from shared import params, play, star
 from toy import toy_clients, toy_params, toy_task, trained
 
 DOUBLE = torch.float64
-ENGINE = FiniteDifference(directions=2, law="gauss16", head="perturbed")
-FOUR = Candidates(count=4)
+ENGINE = FiniteDifference(head="perturbed")
+FRESH = Fresh(k=2, distribution="gauss16")
+FOUR = Candidates(k=2, distribution="gauss16", count=4, head_k=4)
 
 
 def last_update(like, seed=3):
@@ -39,25 +40,23 @@ def order(memo, like=None):
 
 def test_one_candidate_or_no_last_update_is_plain_random_directions():
     like = toy_params(torch.float32)
-    expected = ENGINE.directions_for(order({})).tangents(like, range(2))
+    expected = FRESH.of(order({})).tangents(like, range(2))
     zeros = {n: torch.zeros_like(x) for n, x in last_update(like).items()}
     for draw, memo in ((FRESH, last_update(like)), (FOUR, {}), (FOUR, zeros)):
-        directions = ENGINE.directions_for(order(memo), None, draw)
+        directions = draw.of(order(memo))
         assert type(directions) is RandomDirections
         assert trees.digest(directions.tangents(like, range(2))) == trees.digest(expected)
     anchor = {n.removeprefix("last_update/"): x for n, x in last_update(like).items()}
     one = SelectedDirections(7, 2, 1, 2, "gauss16", candidates=1, anchor=anchor)
     assert trees.digest(one.tangents(like, range(2))) == trees.digest(expected)
     slopes = torch.tensor([1.0, -2.0])
-    combined = ENGINE.directions_for(order({})).combine(like, slopes)
+    combined = FRESH.of(order({})).combine(like, slopes)
     assert trees.digest(one.combine(like, slopes)) == trees.digest(combined)
 
 
 def test_the_chosen_direction_is_the_best_of_its_own_candidates():
     like = toy_params(torch.float32)
-    directions = ENGINE.model_copy(update={"directions": 5}).directions_for(
-        order(last_update(like)), None, FOUR
-    )
+    directions = FOUR.model_copy(update={"k": 5}).of(order(last_update(like)))
     everything = RandomDirections(7, 2, 1, 20, "gauss16").tangents(like, range(20))
     anchor = last_update(like)
     along = [
@@ -110,11 +109,11 @@ def test_the_bias_of_choosing_and_its_removal():
 @pytest.mark.parametrize("optimiser", [Sgd(lr=0.1), AdamW()])
 def test_server_and_client_choose_alike(optimiser):
     """Law 4: the replay equals the client's own walk, bit for bit."""
-    codec = Scalars(head_directions=4)
+    codec = Scalars()
     settings = LocalTraining(batch_size=4, optimiser=optimiser)
     for head in ("perturbed", "exact"):
         engine = ENGINE.model_copy(update={"head": head})
-        train = Trainer(settings, engine, codec, toy_task(torch.float32), draw=FOUR)
+        train = Trainer(settings, engine, codec, toy_task(torch.float32), directions=FOUR)
         for client, data in enumerate(toy_clients()):
             like = toy_params(torch.float32)
             asked = Order(7, 2, client, tuple(like), like, last_update(like))
@@ -130,8 +129,8 @@ def test_server_and_client_choose_alike(optimiser):
 
 def test_the_last_update_is_the_last_aggregate():
     loop = star(
-        Forward(directions=2, law="gauss16"),
-        directions=Candidates(count=3),
+        Forward(),
+        directions=Candidates(k=2, distribution="gauss16", count=3),
         codec=Dense(),
         modifiers=(LastUpdate(),),
         by_records=False,
@@ -182,7 +181,8 @@ def test_the_spread_of_forward_gradients_is_d_plus_1_over_n_k():
 def test_the_server_waits_at_unchanged_parameters_and_then_moves_by_all_answers():
     collect = UntilQuiet(ratio=1e-6, at_most=5)  # never quiet: the third round has six answers
     loop = star(
-        Forward(directions=2, head="perturbed"),
+        Forward(head="perturbed"),
+        directions=Fresh(k=2),
         codec=Dense(),
         collect=collect,
         by_records=False,

@@ -8,9 +8,10 @@ import torch
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Order
+from forefed.directions import Basis, Fresh
+from forefed.directions.sets import BasisDirections, RandomDirections
 from forefed.gradients import ENGINES
 from forefed.gradients.backprop import Backprop, Checkpointed
-from forefed.gradients.directions import BasisDirections, RandomDirections
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
@@ -31,7 +32,7 @@ def close(a, b, rtol):
 
 
 def test_backprop_equals_numerical_differentiation():
-    numerical = FiniteDifference(directions="all", head="perturbed", eps=1e-5)
+    numerical = FiniteDifference(head="perturbed", eps=1e-5)
     estimate = numerical(LOSS, PARAMS, BATCH, BasisDirections(), HEAD)
     close(BasisDirections().combine(PARAMS, estimate.slopes_K), GRAD, 1e-8)
 
@@ -39,8 +40,8 @@ def test_backprop_equals_numerical_differentiation():
 @pytest.mark.parametrize("law", ["rademacher", "gauss16"])
 @pytest.mark.parametrize("k", [1, 3, 11])
 def test_slope_is_gradient_times_direction(law, k):
-    engine = Forward(directions=k, law=law, tangents=4)
-    directions = engine.directions_for(ORDER)
+    engine = Forward(tangents=4)
+    directions = Fresh(k=k, distribution=law).of(ORDER)
     estimate = engine(LOSS, PARAMS, BATCH, directions, HEAD)
     for i in range(k):
         tangent = {n: x[0] for n, x in directions.tangents(BODY, range(i, i + 1)).items()}
@@ -51,15 +52,15 @@ def test_slope_is_gradient_times_direction(law, k):
     )
 
 
-@pytest.mark.parametrize("engine", [Forward(directions=5), FiniteDifference(directions=5)])
+@pytest.mark.parametrize("engine", [Forward(), FiniteDifference()])
 def test_the_head_gets_its_exact_gradient_and_is_never_perturbed(engine):
-    estimate = engine(LOSS, PARAMS, BATCH, engine.directions_for(ORDER), HEAD)
+    estimate = engine(LOSS, PARAMS, BATCH, Fresh(k=5).of(ORDER), HEAD)
     close(estimate.grad, trees.pick(GRAD, HEAD), 1e-10)
 
 
 def test_the_head_is_perturbed_on_request():
-    engine = Forward(directions=2, head="perturbed")
-    directions = engine.directions_for(ORDER)
+    engine = Forward(head="perturbed")
+    directions = Fresh(k=2).of(ORDER)
     estimate = engine(LOSS, PARAMS, BATCH, directions, HEAD)
     assert estimate.grad == {}
     torch.testing.assert_close(estimate.slopes_K, directions.project(GRAD), rtol=1e-9, atol=1e-12)
@@ -67,7 +68,7 @@ def test_the_head_is_perturbed_on_request():
 
 @pytest.mark.parametrize("tangents", [1, 7, 1000])
 def test_basis_mode_is_the_exact_gradient_for_any_chunk(tangents):
-    engine = Forward(directions="all", tangents=tangents)
+    engine = Forward(tangents=tangents)
     estimate = engine(LOSS, PARAMS, BATCH, BasisDirections(), HEAD)
     close(BasisDirections().combine(BODY, estimate.slopes_K), trees.pick(GRAD, BODY), 1e-12)
 
@@ -78,8 +79,8 @@ def test_basis_mode_is_the_exact_gradient_for_any_chunk(tangents):
     [
         Backprop(),
         Checkpointed(),
-        Forward(directions=3),
-        FiniteDifference(directions=2),
+        Forward(),
+        FiniteDifference(),
         ExactHead(),
     ],
     ids=lambda e: e.kind,
@@ -87,7 +88,7 @@ def test_basis_mode_is_the_exact_gradient_for_any_chunk(tangents):
 def test_micro_batches_change_nothing(engine, rows):
     params = trees.pick(PARAMS, sorted(HEAD)) if engine.kind == "exact_head" else PARAMS
     loss = LOSS if engine.kind != "exact_head" else HeadLoss()
-    directions = engine.directions_for(ORDER)
+    directions = Fresh(k=3).of(ORDER)
     whole = engine(loss, params, BATCH, directions, HEAD)
     parts = engine.model_copy(update={"micro_batch": rows})(loss, params, BATCH, directions, HEAD)
     assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
@@ -112,7 +113,7 @@ def test_finite_difference_tends_to_the_slope():
     exact = directions.project(trees.pick(GRAD, BODY))
 
     def error(eps):
-        engine = FiniteDifference(directions=4, eps=eps)
+        engine = FiniteDifference(eps=eps)
         found = engine(LOSS, PARAMS, BATCH, directions, HEAD).slopes_K
         return float((found - exact).norm())
 
@@ -165,8 +166,8 @@ def test_non_finite_slopes_are_left_out():
 
 
 def test_results_do_not_depend_on_an_outer_no_grad():
-    engine = Forward(directions=2)
-    directions = engine.directions_for(ORDER)
+    engine = Forward()
+    directions = Fresh(k=2).of(ORDER)
     with torch.no_grad():
         inside = engine(LOSS, PARAMS, BATCH, directions, HEAD)
         exact = Backprop()(LOSS, PARAMS, BATCH)
@@ -179,14 +180,14 @@ def test_results_do_not_depend_on_an_outer_no_grad():
 def test_forward_equivalents_by_hand():
     n = BATCH.size
     counts = {
-        Backprop(): 2,
-        Checkpointed(): 3,
-        Forward(directions=1): 2,  # one primal, one tangent
-        Forward(directions=4, tangents=2): 6,  # two primals, four tangents
-        FiniteDifference(directions=3): 7,  # six passes, one more for the head
+        (Backprop(), 1): 2,
+        (Checkpointed(), 1): 3,
+        (Forward(), 1): 2,  # one primal, one tangent
+        (Forward(tangents=2), 4): 6,  # two primals, four tangents
+        (FiniteDifference(), 3): 7,  # six passes, one more for the head
     }
-    for engine, passes in counts.items():
-        estimate = engine(LOSS, PARAMS, BATCH, engine.directions_for(ORDER), HEAD)
+    for (engine, k), passes in counts.items():
+        estimate = engine(LOSS, PARAMS, BATCH, Fresh(k=k).of(ORDER), HEAD)
         assert estimate.forwards == passes * n, engine
 
 
@@ -203,16 +204,17 @@ def test_peak_memory_is_counted_exactly():
 
 
 @pytest.mark.parametrize(
-    ("engine", "rows", "walked"),
+    ("engine", "kind", "rows", "walked"),
     [
-        (Backprop(micro_batch=3), 6, None),
-        (Forward(micro_batch=3, directions="all", tangents=2), 6, 2),
-        (Forward(micro_batch=3, directions=5, tangents=2, independent=3), 6, 6),
-        (FiniteDifference(micro_batch=None, directions=4), 13, 1),
+        (Backprop(micro_batch=3), None, 6, None),
+        (Forward(micro_batch=3, tangents=2), Basis(), 6, 2),
+        (Forward(micro_batch=3, tangents=2, independent=3), Fresh(k=5), 6, 6),
+        (FiniteDifference(micro_batch=None), Fresh(k=4), 13, 1),
     ],
 )
-def test_memory_is_measured_on_a_part_of_a_long_call(engine, rows, walked):
-    directions = engine.directions_for(ORDER)
+def test_memory_is_measured_on_a_part_of_a_long_call(engine, kind, rows, walked):
+    parts = getattr(engine, "independent", 1)
+    directions = kind.of(ORDER, parts=parts) if kind else None
     few, along = engine.sample(LOSS, BATCH, directions, BODY)
     assert few.size == rows
     assert (along.count(BODY) if along else None) == walked
@@ -230,8 +232,8 @@ def test_every_engine_explains_itself():
 @pytest.mark.parametrize("rows", ["auto", 2])
 def test_every_part_of_the_batch_has_directions_of_its_own(parts, rows):
     """The estimate is the share-weighted mean of the parts' own estimates; here by hand."""
-    engine = Forward(directions=2, independent=parts, micro_batch=rows)
-    directions = engine.directions_for(ORDER)
+    engine = Forward(independent=parts, micro_batch=rows)
+    directions = Fresh(k=2).of(ORDER, parts=parts)
     estimate = engine(LOSS, PARAMS, BATCH, directions, HEAD)
     found = directions.combine(BODY, estimate.slopes_K)
     expected = {n: torch.zeros_like(x) for n, x in BODY.items()}

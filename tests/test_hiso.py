@@ -6,10 +6,10 @@ import torch
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order, ServerContext
+from forefed.directions import Fresh
+from forefed.directions.sets import RandomDirections
 from forefed.federation.star import RunState
-from forefed.gradients import Fresh
 from forefed.gradients.backprop import Backprop
-from forefed.gradients.directions import RandomDirections
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
@@ -95,16 +95,15 @@ def test_curvature_by_hand_with_its_floor():
 
 @pytest.mark.parametrize(
     "engine",
-    [Forward(directions=2), FiniteDifference(directions=2, head="perturbed"), Backprop()],
+    [Forward(), FiniteDifference(head="perturbed"), Backprop()],
     ids=repr,
 )
 @pytest.mark.parametrize("law", ["rademacher", "gauss16"])
 def test_server_and_client_shape_alike(engine, law):
-    codec = Scalars(head_directions=4, law=law)
-    if engine.estimates:
-        engine = engine.model_copy(update={"law": law})
+    codec = Scalars()
+    directions = Fresh(k=2, distribution=law, head_k=4, head_distribution=law)
     settings = LocalTraining(epochs=2, batch_size=4, optimiser=Sgd(lr=0.1, momentum=0.5))
-    train = Trainer(settings, engine, codec, toy_task(torch.float32))
+    train = Trainer(settings, engine, codec, toy_task(torch.float32), directions=directions)
     like = toy_params(torch.float32)
     for client, data in enumerate(toy_clients()):
         asked = Order(7, 2, client, tuple(like), like, curvature(like))
@@ -118,15 +117,13 @@ def test_server_and_client_shape_alike(engine, law):
 def test_slopes_are_along_the_shaped_directions():
     like, loss = params(0, DOUBLE), Deaf(ToyLoss())
     asked = Order(7, 2, 1, tuple(like), like, curvature(like))
-    engine = Forward(directions=2, head="perturbed")
+    engine = Forward(head="perturbed")
     batch = toy_clients()[0].examples.batch(range(6))
-    along = engine.directions_for(asked)
+    along = Fresh(k=2).of(asked)
     exact = Backprop()(loss, like, batch).grad
     expected = along.project(exact)
     assert torch.allclose(engine(loss, like, batch, along).slopes_K, expected, rtol=1e-9)
-    plain = Forward(directions=2, head="perturbed").directions_for(
-        Order(7, 2, 1, tuple(like), like)
-    )
+    plain = Fresh(k=2).of(Order(7, 2, 1, tuple(like), like))
     u, z = (x.tangents(like, range(2)) for x in (plain, along))
     for name in like:
         h = asked.broadcast[f"curvature/{name}"]
@@ -135,8 +132,9 @@ def test_slopes_are_along_the_shaped_directions():
 
 def test_the_curvature_is_made_of_the_last_local_step():
     """By hand from the slopes that were sent: H = (1 - nu) + nu (mean_k s_k z_k)^2."""
-    engine = Forward(directions=3)
-    loop = star(engine, directions=Fresh(shared=True), cohort=1, modifiers=(Curvature(rate=0.25),))
+    engine = Forward()
+    directions = Fresh(k=3, head_k=4, shared=True)
+    loop = star(engine, directions=directions, cohort=1, modifiers=(Curvature(rate=0.25),))
     state = RunState(0, params())
     while True:
         (asked,) = loop.plan(state).values()
@@ -144,7 +142,7 @@ def test_the_curvature_is_made_of_the_last_local_step():
         (update,) = report.updates
         if len(update.slopes["body"]) > 1:
             break
-    groups = groups_of(engine, Scalars(head_directions=4), asked, HEAD, Fresh(shared=True))
+    groups = groups_of(engine, Scalars(), asked, HEAD, directions)
     number = len(update.slopes["body"]) - 1
     slopes = {g: x[number] for g, x in update.slopes.items()}
     estimate = rebuild(slopes, groups, asked.params, number)

@@ -289,7 +289,7 @@ def test_a_refused_prefix_leaves_the_loss_as_it_is() -> None:
     assert prefix.loss(task.loss, task.head, recurring=True) is task.loss  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("engine", [Forward(directions=2), Backprop()])
+@pytest.mark.parametrize("engine", [Forward(), Backprop()])
 def test_a_client_trains_the_same_with_it(engine: Any) -> None:
     task = task_of("llama")
     examples = tiny_examples(7, types=False)

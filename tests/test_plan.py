@@ -12,30 +12,30 @@ import torch
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Order
-from forefed.gradients import ENGINES, GradientEngine
+from forefed.directions import Basis, Fresh
+from forefed.gradients import ENGINES
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
-from forefed.gradients.noise import noise_of
 from forefed.models.adapters import Lora, TinyLora
 from forefed.models.settings import ModelSettings
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.measure import measure, run_probe
 from forefed.plan.plan import choose
-from forefed.plan.scene import Job, Measured, Step, candidates
+from forefed.plan.scene import Job, Measured, Step, Way, candidates
 from forefed.plan.show import advice, plan_page, settings_of
 from tiny import tiny_model
 from tiny_configs import Size
 
 MB = 1_000_000
-ENGINES_OF_TABLE: tuple[tuple[GradientEngine, int, float], ...] = (
-    (Backprop(micro_batch=None), 400 * MB, 2.0),
-    (Backprop(micro_batch=1), 150 * MB, 2.5),
-    (Checkpointed(micro_batch=1), 60 * MB, 4.0),
-    (Forward(micro_batch=1), 20 * MB, 2.0),
-    (Forward(micro_batch=1, directions="all", tangents=8), 40 * MB, 5.0),
-    (FiniteDifference(micro_batch=1), 15 * MB, 3.0),
+WAYS_OF_TABLE: tuple[tuple[Way, int, float], ...] = (
+    (Way(engine=Backprop(micro_batch=None)), 400 * MB, 2.0),
+    (Way(engine=Backprop(micro_batch=1)), 150 * MB, 2.5),
+    (Way(engine=Checkpointed(micro_batch=1)), 60 * MB, 4.0),
+    (Way(engine=Forward(micro_batch=1), directions=Fresh(k=1)), 20 * MB, 2.0),
+    (Way(engine=Forward(micro_batch=1, tangents=8), directions=Basis()), 40 * MB, 5.0),
+    (Way(engine=FiniteDifference(micro_batch=1), directions=Fresh(k=1)), 15 * MB, 3.0),
 )
 """Peak above the weights, and seconds of a step (of one pass in basis mode); inference takes 1 s,
 weights 100 MB and the client trains 64 elements."""
@@ -43,9 +43,9 @@ weights 100 MB and the client trains 64 elements."""
 
 def table_prober(job: Job) -> Measured:
     """Every model is the table above; int8 weights are a quarter."""
-    engines = job.engines or tuple(engine for engine, _, _ in ENGINES_OF_TABLE)
-    by_engine = {e.model_dump_json(): (p, s) for e, p, s in ENGINES_OF_TABLE}
-    found = [by_engine[e.model_dump_json()] for e in engines]
+    ways = job.ways or tuple(way for way, _, _ in WAYS_OF_TABLE)
+    by_way = {w.model_dump_json(): (p, s) for w, p, s in WAYS_OF_TABLE}
+    found = [by_way[w.model_dump_json()] for w in ways]
     weights = 25 * MB if job.scene.model.quantise == "int8" else 100 * MB
     return Measured(
         blocks=6,
@@ -56,7 +56,7 @@ def table_prober(job: Job) -> Measured:
         head_elements=770,
         base_rss=200 * MB,
         inference=Step(peak=10 * MB, rss=400 * MB, seconds=1.0),
-        engines=engines,
+        ways=ways,
         steps=tuple(Step(peak=p, rss=400 * MB + p, seconds=s) for p, s in found),
     )
 
@@ -113,35 +113,36 @@ def test_low_precision_where_nothing_else_fits(model: ModelSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "noise"),
+    ("way", "noise"),
     [
-        (Backprop(), 0.0),
-        (Checkpointed(), 0.0),
-        (ExactHead(), 0.0),
-        (Forward(directions="all"), 0.0),
-        (Forward(directions=1), 63.0),
-        (Forward(directions=4), 15.75),
-        (FiniteDifference(directions=4), 15.75),
+        (Way(engine=Backprop()), 0.0),
+        (Way(engine=Checkpointed()), 0.0),
+        (Way(engine=ExactHead()), 0.0),
+        (Way(engine=Forward(), directions=Basis()), 0.0),
+        (Way(engine=Forward()), 63.0),
+        (Way(engine=Forward(), directions=Fresh(k=4)), 15.75),
+        (Way(engine=Forward(independent=3), directions=Fresh(k=4)), 15.75),
+        (Way(engine=FiniteDifference(), directions=Fresh(k=4)), 15.75),
     ],
     ids=str,
 )
-def test_noise_by_hand(engine: GradientEngine, noise: float) -> None:
-    assert noise_of(engine, 64) == noise
+def test_noise_by_hand(way: Way, noise: float) -> None:
+    assert way.noise(64) == noise
 
 
 def test_noise_is_that_of_the_directions() -> None:
     """E|estimate - g|^2 / |g|^2 over many draws, for the directions that an engine really takes."""
     like = {"w": torch.zeros(4, 4, dtype=torch.float64)}
     g = Key(3).normal((4, 4)).double()
-    engine = Forward(directions=3)
+    way = Way(engine=Forward(), directions=Fresh(k=3))
     total, draws = 0.0, 1500
     for i in range(draws):
-        directions = engine.directions_for(Order(i, 1, 1, ("w",), like))
+        directions = way.directions.of(Order(i, 1, 1, ("w",), like))
         slopes = directions.project({"w": g})
         estimate = directions.combine(like, slopes)
         assert estimate is not None
         total += float((estimate["w"] - g).square().sum() / g.square().sum())
-    assert total / draws == pytest.approx(noise_of(engine, 16), rel=0.1)
+    assert total / draws == pytest.approx(way.noise(16), rel=0.1)
 
 
 def test_progress_counts_the_steps_that_noise_costs(model: ModelSettings) -> None:
@@ -159,17 +160,19 @@ def test_one_sentence_one_command_and_json(model: ModelSettings) -> None:
     assert "160 MB" in advice(found)
     data = json.loads(json.dumps(found.to_json()))
     assert ENGINES.parse(data["recommended"]["engine"]) == found.recommended.engine
-    assert len(data["rows"]) == len(ENGINES_OF_TABLE)
+    assert len(data["rows"]) == len(WAYS_OF_TABLE)
     plan_page(found)
 
 
-@pytest.mark.parametrize("engine", [e for e, _, _ in ENGINES_OF_TABLE], ids=str)
-def test_the_command_gives_this_engine(engine: GradientEngine, model: ModelSettings) -> None:
+@pytest.mark.parametrize("way", [w for w, _, _ in WAYS_OF_TABLE], ids=str)
+def test_the_command_gives_this_way(way: Way, model: ModelSettings) -> None:
     from forefed.run import configure
 
-    rows = {r.engine.model_dump_json(): r for r in of_table(model).rows}
-    config = configure(sets=settings_of(rows[engine.model_dump_json()]))
-    got, want = config.engine.model_dump(), engine.model_dump()
+    rows = {r.way.model_dump_json(): r for r in of_table(model).rows}
+    config = configure(sets=settings_of(rows[way.model_dump_json()]))
+    got, want = config.engine.model_dump(), way.engine.model_dump()
+    if way.engine.estimates:
+        assert config.directions == way.directions
     if want["micro_batch"] is None:  # a batch is never so large
         assert got.pop("micro_batch") is None and want.pop("micro_batch") is None
     assert got == want
@@ -188,7 +191,7 @@ def quadratic(job: Job) -> Measured:
         head_elements=6,
         base_rss=200 * MB,
         inference=Step(peak=MB, rss=MB, seconds=0.1 * layers),
-        engines=(Backprop(), Forward()),
+        ways=(Way(engine=Backprop()), Way(engine=Forward())),
         steps=(
             Step(peak=(5 + 10 * layers) * MB, rss=MB, seconds=0.2 * layers),
             Step(peak=layers**2 * MB, rss=MB, seconds=0.3 * layers),
@@ -219,7 +222,7 @@ def test_no_such_model() -> None:
 
 
 def test_nothing_but_a_head_to_train() -> None:
-    kinds = {e.kind for e in candidates(Scene(), elements=0, thorough=True)}
+    kinds = {w.engine.kind for w in candidates(Scene(), elements=0, thorough=True)}
     assert kinds == {"exact_head"}
 
 
@@ -228,7 +231,7 @@ def test_a_real_process_measures_real_engines(tmp_path: Path) -> None:
     model = tiny_folder(tmp_path, size=size)
     scene = Scene(model=model, adapter=TinyLora(r=2, u=2), batch=4, seq=32, units=1)
     engines = (Backprop(micro_batch=None), Forward(micro_batch=None), Forward(micro_batch=1))
-    found = run_probe(Job(scene=scene, engines=engines))
+    found = run_probe(Job(scene=scene, ways=tuple(Way(engine=e) for e in engines)))
     backprop, forward, by_rows = (s.peak for s in found.steps)
     assert backprop > 2 * forward > 2 * by_rows > 0
     assert (found.blocks, found.units, found.elements) == (3, 1, 2)
@@ -257,8 +260,8 @@ def test_shorter_texts_take_no_more_memory_than_planned() -> None:
     """ "auto" micro-batches hold about 512 tokens: of shorter texts than planned for, more rows and
     sometimes more tokens. So a plan names rows."""
     for seq in (20, 100, 128, 200, 300, 512):
-        for engine in candidates(Scene(seq=seq), elements=64, thorough=True):
-            assert engine.micro_batch != "auto"
+        for way in candidates(Scene(seq=seq), elements=64, thorough=True):
+            assert way.engine.micro_batch != "auto"
 
 
 def test_a_configuration_says_what_is_planned(

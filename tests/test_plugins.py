@@ -22,8 +22,8 @@ from forefed.config.config import SLOTS
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.plugins import Entries
 from forefed.core.types import ClientContext, Order, Update
-from forefed.gradients import Draw
-from forefed.gradients.directions import RandomDirections
+from forefed.directions import Fresh
+from forefed.directions.sets import RandomDirections
 from forefed.optimisers import OPTIMISERS, Optimiser, Rate
 from forefed.run import Config, configure
 from forefed.run.rebuild import replay_log
@@ -95,7 +95,7 @@ def test_what_cannot_be_registered(registries: None, entry: Any, words: str) -> 
         forefed.register(entry)
 
 
-class Stale(Draw):
+class Stale(Fresh):
     """The directions of the first round, in every round."""
 
     kind: Literal["stale"] = "stale"
@@ -111,9 +111,9 @@ def test_own_directions_are_walked_and_replayed(
     registries: None, world: World, tmp_path: Path
 ) -> None:
     forefed.register(Stale)
-    sets = ["engine.directions=2", "codec=one_byte", "codec.head_directions=4"]
+    sets = ["directions.k=2", "codec=one_byte", "directions.head_k=4"]
     plain = world.run(tmp_path, *sets, "name=plain")
-    own = world.run(tmp_path, *sets, "directions=stale", "name=own")
+    own = world.run(tmp_path, *sets, "directions.kind=stale", "name=own")
     assert own.summary["digest"] != plain.summary["digest"]
     assert replay_log(own.folder).digest == own.summary["digest"]
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 import forefed
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.gradients.directions import BasisDirections
+from forefed.directions.sets import BasisDirections
 from forefed.gradients.forward import Forward
 from forefed.models.adapters import Adapter, BitFit, HeadOnly, Ia3, Lora, TinyLora
 from forefed.models.export import save_adapter
@@ -156,7 +156,7 @@ def test_a_kept_prefix_does_not_change_what_early_layers_say(tmp_path: Path) -> 
 def test_forward_mode_knows_every_operator_of_a_pooling(tmp_path: Path) -> None:
     task = task_of(tmp_path, "bert", "last", layers="spread")
     params, batch = moved(task.params), tiny_examples(4).batch(range(4))
-    engine = Forward(directions="all")
+    engine = Forward()
     estimate = engine(task.loss, params, batch, BasisDirections(), task.head)
     assert estimate.fallbacks == {}
     expected = cross_entropy(task.logits(params, batch), batch.labels)

@@ -23,8 +23,9 @@ from forefed.data.prepare import prepare
 from forefed.data.settings import DataSettings
 from forefed.data.spans import Questions, _row, best_spans, exact_match, f1, predict
 from forefed.data.tasks import Encoded, QuestionAnswering
+from forefed.directions import Fresh
+from forefed.directions.sets import BasisDirections
 from forefed.gradients.backprop import Backprop, Checkpointed
-from forefed.gradients.directions import BasisDirections
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
@@ -235,8 +236,8 @@ def test_slopes_equal_gradient_times_direction(family: str) -> None:
     task, params, batch = scene(family, Lora(r=2))
     exact = Backprop()(task.loss, params, batch)
     assert task.head and all(n in exact.grad for n in task.head)
-    engine = Forward(directions=3, tangents=2, micro_batch=2)
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params))
+    engine = Forward(tangents=2, micro_batch=2)
+    directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))
     found = engine(task.loss, params, batch, directions, task.head)
     expected = directions.project({n: g for n, g in exact.grad.items() if n not in task.head})
     assert float((found.slopes_K - expected).norm() / expected.norm()) < 1e-9
@@ -252,12 +253,12 @@ def test_engines_agree() -> None:
         Checkpointed(micro_batch=2)(task.loss_recomputed, params, batch).grad, exact.grad
     ) < (1e-12)
     body = [n for n in params if n not in task.head]
-    every = Forward(directions="all", tangents=5)
+    every = Forward(tangents=5)
     slopes = every(task.loss, params, batch, BasisDirections(), task.head)
     grad = BasisDirections().combine(trees.pick(params, body), slopes.slopes_K)
     assert far({**grad, **slopes.grad}, exact.grad) < 1e-9
-    engine = FiniteDifference(directions=2, eps=1e-5)
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), params), body)
+    engine = FiniteDifference(eps=1e-5)
+    directions = Fresh(k=2).of(Order(1, 1, 1, tuple(params), params), body)
     found = engine(task.loss, params, batch, directions, task.head)
     expected = directions.project(trees.pick(exact.grad, body))
     assert float((found.slopes_K - expected).norm() / expected.norm()) < 1e-6

@@ -292,8 +292,8 @@ def test_a_rule_over_the_slopes_of_a_run() -> None:
         client = {"batch_size": "all", "optimiser": Sgd(lr=0.05), "max_steps": 1}
         start = {"w": torch.zeros(3)}
         engine = {
-            "engine": {"kind": "forward", "directions": 4},
-            "directions": {"kind": "fresh", "shared": True},
+            "engine": {"kind": "forward"},
+            "directions": {"kind": "fresh", "k": 4, "shared": True},
         }
         sets = {"strategy": "decomfl", **engine, "client": client, "rounds": 40, **rule}
         return forefed.simulate(loss, start, clients, **sets)

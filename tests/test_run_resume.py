@@ -24,15 +24,15 @@ from forefed.run import Result, Watcher, run
 from forefed.run.checkpoint import FILE
 from forefed.run.record import locked
 
-HISO = ["strategy=hiso", "engine.directions=4", "codec.head_directions=8"]
+HISO = ["strategy=hiso", "directions.k=4", "directions.head_k=8"]
 STATEFUL = {
     "moments at the clients": ["strategy=fedavg", "client.keep_optimiser=true"],
     "moments at the server": ["strategy=spry", "server=yogi", "server.lr=0.01"],
-    "slopes": ["strategy=spry", "codec=scalars", "codec.head_directions=8"],
+    "slopes": ["strategy=spry", "codec=scalars", "directions.head_k=8"],
     "records and curvature": [*HISO, "adapter=lora", "adapter.r=8", "server=adam"],
     "sums over a pool": ["strategy=fedkseed", "adapter=lora", "directions.size=64"],
     "nodes and their momentum": ["strategy=monna", "topology.graph=ring", "adapter.r=2"],
-    "updates that wait": ["strategy=fwdllm", "collect.at_most=7", "engine.directions=2"],
+    "updates that wait": ["strategy=fwdllm", "collect.at_most=7", "directions.k=2"],
 }
 
 

@@ -24,22 +24,22 @@ from forefed.wire.message import pack
 from forefed.wire.records import decode_record, encode_record
 from test_run_resume import same
 
-PER_STEP = ["codec=scalars", "codec.head_directions=8", "client.max_steps=1"]
+PER_STEP = ["codec=scalars", "directions.head_k=8", "client.max_steps=1"]
 RUNS = {
     "own directions": [
         "strategy=spry",
-        "engine.directions=4",
+        "directions.k=4",
         *PER_STEP,
         "download=scalars",
         "server=yogi",
     ],
     "several steps": [
         "strategy=spry",
-        "engine.directions=4",
+        "directions.k=4",
         "codec=scalars",
         "client.max_steps=2",
     ],
-    "shared, curvature": ["strategy=hiso", "engine.directions=4", "codec.head_directions=8"],
+    "shared, curvature": ["strategy=hiso", "directions.k=4", "directions.head_k=8"],
     "pool": ["strategy=fedkseed", "adapter=lora", "directions.size=64"],
     "updates that wait": ["strategy=decomfl", "collect=variance", "collect.at_most=7"],
     "losses": ["strategy=decomfl", "faults.crash=0.4", "faults.error=0.2"],

@@ -75,7 +75,7 @@ def test_rates_of_clients_and_server_by_hand():
 def test_a_log_of_slopes_is_replayed_with_the_clients_schedule(
     world: World, tmp_path: Path
 ) -> None:
-    fewer = "codec.head_directions=8"
+    fewer = "directions.head_k=8"
     ends = []
     for name, sets in (("with", [PIECES]), ("without", [])):
         result = world.run(tmp_path, f"name={name}", "codec=scalars", fewer, "adapter.u=6", *sets)

@@ -15,11 +15,11 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import Order, Reply, ServerContext, Update
+from forefed.directions import Candidates, Fresh
 from forefed.federation.replica import Replica
 from forefed.federation.server import average_slopes
 from forefed.federation.star import RunState
 from forefed.federation.state import RunState as State
-from forefed.gradients import Candidates, Fresh
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
@@ -33,7 +33,7 @@ from shared import FLOAT, Deaf, params, play, star
 from toy import HEAD, SIZES, ToyLoss, toy_clients
 
 DOUBLE = torch.float64
-ENGINE, SHARED = Forward(directions=3), Fresh(shared=True)
+ENGINE, SHARED = Forward(), Fresh(k=3, head_k=4, shared=True)
 
 
 def order(client, number=1, like=None, memo=None):
@@ -46,10 +46,12 @@ def order(client, number=1, like=None, memo=None):
 
 @pytest.mark.parametrize("engine", [ENGINE, Backprop()], ids=lambda e: e.kind)
 def test_clients_of_a_round_share_every_direction_and_no_other_round_has_them(engine):
-    codec, like = Scalars(head_directions=2, directions=2), params(0)
+    codec, like = Scalars(), params(0)
 
     def directions(client, number, step, shared=True):
-        groups = groups_of(engine, codec, order(client, number), HEAD, Fresh(shared=shared))
+        groups = groups_of(
+            engine, codec, order(client, number), HEAD, Fresh(k=2, head_k=2, shared=shared)
+        )
         assert groups.keys() == {"body", "head"}
         return trees.digest(
             {
@@ -71,9 +73,9 @@ def test_clients_of_a_round_share_every_direction_and_no_other_round_has_them(en
 def test_averaged_slopes_are_the_slopes_of_the_pooled_loss():
     """scalar_channel 11.5: their mean, rebuilt, is the forward gradient of the mean loss."""
     like, loss = params(0, DOUBLE), Deaf(ToyLoss())
-    engine = Forward(directions=3, head="perturbed")
+    engine = Forward(head="perturbed")
     clients = toy_clients()
-    directions = engine.directions_for(order(0, like=like), None, SHARED)
+    directions = SHARED.of(order(0, like=like))
     batches = [c.examples.batch(c.train) for c in clients if len(c.train)]
     slopes = [engine(loss, like, batch, directions).slopes_K for batch in batches]
     mean = sum(b.size * s for b, s in zip(batches, slopes, strict=True)) / sum(SIZES)
@@ -143,7 +145,7 @@ def test_a_slope_beyond_all_gradients_loses_the_answer():
 
 # Clients that follow
 
-OWN = {"engine": Forward(directions=2), "directions": Fresh()}
+OWN = {"directions": Fresh(k=2, head_k=4)}
 FOLLOWING = {
     "shared": {},
     "shared, one step": {"max_steps": 1},
@@ -154,8 +156,8 @@ FOLLOWING = {
     "shared, projected": {"engine": Backprop()},
     "own": {**OWN, "server": Adam(), "modifiers": (Curvature(),)},
     "own, selected": {
-        "engine": FiniteDifference(directions=2, law="gauss16"),
-        "directions": Candidates(count=3),
+        "engine": FiniteDifference(),
+        "directions": Candidates(k=2, distribution="gauss16", count=3, head_k=4),
         "modifiers": (LastUpdate(),),
     },
     "own, collected": {**OWN, "collect": UntilQuiet(at_most=5)},
@@ -309,7 +311,7 @@ def test_more_clients_do_not_quieten_shared_directions():
     """Own directions: the error falls as 1/n. Shared: it stays (scalar_channel 6)."""
     errors = {}
     for shared in (True, False):
-        engine = Forward(directions=1, head="perturbed")
+        engine = Forward(head="perturbed")
         total = 0.0
         for number in range(30):
             found = []

@@ -12,6 +12,7 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order, Update
+from forefed.directions import Fresh
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
 from forefed.optimisers import Sgd
@@ -125,8 +126,8 @@ def test_other_forms_are_refused(meta: dict[str, object], body: bytes, reason: s
 def test_the_server_replays_the_bits_that_the_client_has(kind: str) -> None:
     order = Order(4, 2, 1, tuple(toy_params()), toy_params())
     settings = LocalTraining(batch_size=4, epochs=2, optimiser=Sgd(lr=0.05, momentum=0.9))
-    codec = CODECS.parse({"kind": kind, "head_directions": 4})
-    train = Trainer(settings, Forward(directions=3), codec, toy_task())
+    codec = CODECS.parse(kind)
+    train = Trainer(settings, Forward(), codec, toy_task(), directions=Fresh(k=3, head_k=4))
     sent, change = trained(train, order, toy_clients()[1])
     came = codec.decode(codec.encode(sent, ClientContext(order=order)), order)
     rebuilt = replay(train, order, came).grad
@@ -146,7 +147,8 @@ def four_clients() -> list[dict[str, torch.Tensor]]:
 
 def final(strategy: str, **more: object) -> float:
     client = {"batch_size": "all", "optimiser": {"kind": "sgd", "lr": 0.08}}
-    settings = {"client": client, "engine": {"kind": "forward", "directions": 4}, "server": "sgd"}
+    settings = {"client": client, "engine": "forward", "server": "sgd"}
+    settings["directions"] = {"k": 4}
     settings |= more
     result = forefed.simulate(
         loss, {"w": torch.zeros(5)}, four_clients(), strategy=strategy, rounds=60, **settings
@@ -170,7 +172,8 @@ def test_saturated_slopes_are_counted_by_the_server() -> None:
         strategy="fedfgd",
         rounds=1,
         codec="one_byte",
-        engine={"kind": "forward", "directions": 1},
+        engine="forward",
+        directions={"k": 1},
         client={"batch_size": "all", "optimiser": {"kind": "sgd", "lr": 1e-9}},
     )
     assert [u.metrics["saturated"] for u in result.reports[0].updates] == [1.0] * 4

@@ -11,6 +11,7 @@ from forefed.assign import Contiguous, Everything
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Contribution, Lost, Reply, Update
+from forefed.directions import Basis, Fresh
 from forefed.federation.inprocess import ClientStore
 from forefed.federation.server import Server, described
 from forefed.federation.star import RunState, losses_by_reason
@@ -25,10 +26,20 @@ from forefed.wire import Dense, Scalars
 from toy import HEAD, SIZES, ToyLoss, toy_clients, toy_params, toy_units
 
 DOUBLE = torch.float64
+TWO = Fresh(k=2, head_k=4)
 
 
 def star(
-    engine, assign, *, codec=None, dtype=DOUBLE, server=None, cohort=6, modifiers=(), **settings
+    engine,
+    assign,
+    *,
+    directions=None,
+    codec=None,
+    dtype=DOUBLE,
+    server=None,
+    cohort=6,
+    modifiers=(),
+    **settings,
 ):
     """The loop over the toy world."""
     config = Config(
@@ -36,6 +47,7 @@ def star(
         cohort=cohort,
         assign=assign,
         engine=engine,
+        directions=directions or Fresh(),
         client=LocalTraining(**{"batch_size": 4, "optimiser": Sgd(lr=0.2), **settings}),
         codec=codec or Dense(),
         server=server or Sgd(),
@@ -74,16 +86,17 @@ def test_one_client_is_local_training():
     assert trees.digest(after.params) == trees.digest(expected)
 
 
-@pytest.mark.parametrize("codec", [Dense(), Scalars(head_directions=8)], ids=lambda c: c.kind)
+@pytest.mark.parametrize("codec", [Dense(), Scalars()], ids=lambda c: c.kind)
 def test_spry_with_one_client_is_fedfgd_bit_for_bit(codec):
-    engine = Forward(directions=2)
-    spry = star(engine, Contiguous(), codec=codec, cohort=1)
-    fedfgd = star(engine, Everything(), codec=codec, cohort=1)
+    engine = Forward()
+    settings = {"directions": TWO, "codec": codec, "cohort": 1}
+    spry = star(engine, Contiguous(), **settings)
+    fedfgd = star(engine, Everything(), **settings)
     assert trees.digest(play(spry, 3)[0].params) == trees.digest(play(fedfgd, 3)[0].params)
 
 
 def test_split_basis_mode_with_one_step_is_split_fedsgd():
-    basis = star(Forward(directions="all"), Contiguous(), batch_size="all")
+    basis = star(Forward(), Contiguous(), directions=Basis(), batch_size="all")
     exact = star(Backprop(), Contiguous(), batch_size="all")
     a, b = play(basis, 2)[0].params, play(exact, 2)[0].params
     assert trees.norm(trees.subtract(a, b)) < 1e-13
@@ -91,7 +104,7 @@ def test_split_basis_mode_with_one_step_is_split_fedsgd():
 
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_two_runs_are_equal_and_a_split_run_goes_on(rounds):
-    loop = star(Forward(directions=2), Contiguous(), optimiser=AdamW(), server=Yogi())
+    loop = star(Forward(), Contiguous(), directions=TWO, optimiser=AdamW(), server=Yogi())
     whole, _ = play(loop, 2 * rounds)
     first, _ = play(loop, rounds)
     second = first
@@ -102,13 +115,13 @@ def test_two_runs_are_equal_and_a_split_run_goes_on(rounds):
 
 
 def test_other_seeds_give_other_runs():
-    loop = star(Forward(directions=2), Contiguous())
+    loop = star(Forward(), Contiguous(), directions=TWO)
     other = replace(loop, key=Key(5))
     assert trees.digest(play(loop, 1)[0].params) != trees.digest(play(other, 1)[0].params)
 
 
 def test_what_nobody_trained_keeps_its_bits():
-    loop = star(Forward(directions=2), Contiguous(), cohort=6, server=Yogi())
+    loop = star(Forward(), Contiguous(), directions=TWO, cohort=6, server=Yogi())
     lossy = replace(loop, transport=replace(loop.transport, faults={"crash": 0.7}))
     state = RunState(0, toy_params(DOUBLE))
     untouched = 0
@@ -174,7 +187,7 @@ def test_a_damaged_reply_is_a_recorded_loss():
 
 
 def test_counted_bytes_are_the_bytes_of_the_messages():
-    loop = star(Forward(directions=2), Contiguous(), codec=Scalars(head_directions=4))
+    loop = star(Forward(), Contiguous(), directions=TWO, codec=Scalars())
     outcomes: list[Reply | Lost] = []
     state, report = loop.round(RunState(0, toy_params(DOUBLE)), outcomes.append)
     replies = [o for o in outcomes if isinstance(o, Reply)]

@@ -44,7 +44,7 @@ def config(name: str, *sets: str) -> Config:
 
 def trainer(c: Config, task: TaskView | None = None) -> Trainer:
     task = task or toy_task(DOUBLE)
-    return Trainer(c.client, c.engine, c.codec, task, c.modifiers, draw=c.directions)
+    return Trainer(c.client, c.engine, c.codec, task, c.modifiers, directions=c.directions)
 
 
 def federation(c: Config, cohort: int = 6, units: tuple[Unit, ...] | None = None) -> Star:
@@ -147,7 +147,7 @@ def test_fedprox_without_a_pull_is_fedavg() -> None:
 
 @pytest.mark.parametrize("engine", ["backprop", "forward", "finite_difference"])
 def test_the_server_replays_the_pull_bit_for_bit(engine: str) -> None:
-    sets = [f"engine={engine}", "codec=scalars", "codec.head_directions=8", "client.batch_size=4"]
+    sets = [f"engine={engine}", "codec=scalars", "directions.head_k=8", "client.batch_size=4"]
     task, own_changes = toy_task(torch.float32), set()
     for mu in (0.0, 1.0):
         train = trainer(config("fedprox", *sets, f"client.proximal={mu}"), task)
@@ -281,8 +281,8 @@ def test_recomputing_changes_the_engine_alone() -> None:
 def mezo(train: Trainer, data: ClientData, steps: int = 1) -> Params:
     """The client's change, by hand: central differences along its own directions."""
     order = Order(99, 1, 1, tuple(toy_params()), toy_params(DOUBLE))
-    params, engine = dict(order.params), train.engine
-    directions = engine.directions_for(order)
+    params = dict(order.params)
+    directions = train.directions.of(order)
     for step, rows in enumerate(train.batches(order, data)[:steps]):
         batch = data.examples.batch(rows)
         v = directions.at(step).tangents(params, range(1))
@@ -297,7 +297,7 @@ def test_fedmezo_by_hand_and_its_limits() -> None:
     order = Order(99, 1, 1, tuple(toy_params()), toy_params(DOUBLE))
 
     def change(*sets: str, **replaced: Any) -> Params:
-        settings = [*sgd(0.03), "engine.clamp=0", "client.batch_size=4", *sets]
+        settings = [*sgd(0.03), "directions.clamp=0", "client.batch_size=4", *sets]
         train = replace(trainer(config("fedmezo", *settings)), **replaced)
         update, _ = train(order, data, {})
         assert update.grad is not None
@@ -306,7 +306,7 @@ def test_fedmezo_by_hand_and_its_limits() -> None:
     plain = trainer(config("fedmezo", "client.batch_size=4"))
     assert far(change(), mezo(plain, data, 4)) < 1e-10
     assert trees.norm(change("client.optimiser.lr=0")) == 0
-    exact = Forward(directions=1, law="gauss16", head="perturbed", clamp=0)
+    exact = Forward(head="perturbed")
     slopes = change(engine=exact)
     errors = [far(change(f"engine.eps={eps}"), slopes) for eps in (1e-2, 1e-3, 1e-4)]
     assert errors[2] < 1e-6
@@ -334,10 +334,10 @@ def test_fedmezo_can_leave_the_head_its_own_gradient() -> None:
 @pytest.mark.parametrize("codec", ["scalars", "dense"])
 def test_baffle_by_hand(codec: str) -> None:
     """Averaged numbers along common directions are those of the pooled loss."""
-    c = config("baffle", "server=sgd", "server.lr=0.5", f"codec={codec}", "engine.clamp=0")
+    c = config("baffle", "server=sgd", "server.lr=0.5", f"codec={codec}", "directions.clamp=0")
     start = toy_params(DOUBLE)
     asked = Order(Key(4).value, 1, 1, tuple(start), start)
-    directions = c.engine.directions_for(asked, None, c.directions)
+    directions = c.directions.of(asked)
     v = directions.tangents(start, range(10))
     pooled = toy_clients()[0].examples.batch(range(sum(SIZES)))
     expected = {n: torch.zeros_like(x) for n, x in start.items()}
@@ -352,7 +352,7 @@ def test_baffle_by_hand(codec: str) -> None:
     moved = trees.subtract(start, play(loop).params)
     assert far(moved, {n: 0.5 * x for n, x in expected.items()}) < 1e-6  # slopes travel in float32
     orders = loop.plan(RunState(0, start)).values()
-    alike = [c.engine.directions_for(o, None, c.directions) for o in orders]
+    alike = [c.directions.of(o) for o in orders]
     assert len({trees.digest(d.tangents(start, range(10))) for d in alike}) == 1
 
 

@@ -37,8 +37,8 @@ SCALE = Regression(("1.0", "5.0"))
 
 NEEDS = {
     "fedkseed": ["directions.size=64"],
-    "fwdllm": ["collect.at_most=2", "engine.directions=2"],
-    "baffle": ["engine.directions=2"],
+    "fwdllm": ["collect.at_most=2", "directions.k=2"],
+    "baffle": ["directions.k=2"],
 }
 
 
@@ -122,7 +122,7 @@ PAIRS += [(method, task) for task in TASKS for method in ("spry", "fedmezo")]
 @pytest.mark.parametrize(("method", "task"), sorted(set(PAIRS)))
 def test_every_strategy_learns_them(method: str, task: str, world: World, tmp_path: Path) -> None:
     codec = STRATEGIES[method].sections.get("codec", {}).get("kind", "dense")
-    fewer = ["codec.head_directions=8"] if CODECS[codec].payload == "projections" else []
+    fewer = ["directions.head_k=8"] if CODECS[codec].payload == "projections" else []
     own = ["adapter.u=6"] if method == "spry" else []
     sets = [f"strategy={method}", "rounds=1", *fewer, *own]
     result = world.run(tmp_path, *sets, *task_sets(world, task), *NEEDS.get(method, []))

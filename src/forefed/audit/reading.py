@@ -21,7 +21,7 @@ from forefed.audit.scalars import recovered
 from forefed.audit.subject import Subject
 from forefed.core import trees
 from forefed.core.types import Order, Params, Update
-from forefed.gradients.directions import BasisDirections
+from forefed.directions.sets import BasisDirections
 from forefed.local.groups import Group, groups_of
 from forefed.optimisers import AdamW
 
@@ -46,7 +46,7 @@ class Reading:
         groups: dict[str, Group] = {}
         if trainer.codec.sends_slopes:
             groups = groups_of(
-                trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw
+                trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions
             )
         return Reading(subject, order, steps, groups)
 

@@ -304,7 +304,11 @@ def subject_of(
     client = config.client.model_copy(update={"prefix_cache": "off"})
     # the attacks are on whoever takes part, however they are drawn
     config = config.model_copy(
-        update={"engine": engine.among(True), "client": client, "select": Uniform()}
+        update={
+            "engine": engine.among(True, config.directions),
+            "client": client,
+            "select": Uniform(),
+        }
     )
     say("loading the model")
     tokenizer = load_tokenizer(config.model)
@@ -317,7 +321,7 @@ def subject_of(
         rows = synthetic.rows(
             config.data.task, classes, count, key.fold("rows"), tokenizer, longest, there
         )
-    trainer = make_trainer(config, task_view(config, task, None), config.engine)
+    trainer = make_trainer(config, task_view(config, task, None))
     nobody = Nobody(max(config.cohort, 2), ClientStore())
     # whoever is asked, of a secret run: an audit draws each message's own
     star, _ = assemble(

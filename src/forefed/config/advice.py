@@ -50,6 +50,8 @@ def advised(raw: dict[str, Any]) -> Advice:
         if kind is not None and _of_few(place, kind):
             because = f"{place}.kind = '{kind}' is set, which wants few numbers a client"
             return Advice("spry", because)
+    if _walks(raw.get("directions")):
+        return Advice("spry", "directions are set, along which clients walk")
     return Advice(
         "fedavg",
         "no memory is named in which a backward pass would not fit, and after the solved head no "
@@ -88,6 +90,13 @@ def _of_few(place: str, kind: str) -> bool:
     if place == "codec":
         return kind in CODECS.kinds() and CODECS[kind].payload == "projections"
     return kind in {"assign": ("contiguous", "cyclic"), "adapter": ("tinylora",)}[place]
+
+
+def _walks(section: Any) -> bool:
+    """Do these settings of directions say more than whose they are?"""
+    if isinstance(section, str):
+        return True
+    return isinstance(section, dict) and bool(section.keys() - {"shared"})
 
 
 def _kind(place: str, section: Any) -> str | None:

@@ -29,8 +29,9 @@ from forefed.core.settings import SERVER_ONLY, Choice, Settings, Slot, canonical
 from forefed.core.sizes import parse_bytes
 from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
+from forefed.directions import DIRECTIONS, Basis, Directions, Fresh
 from forefed.federation.topology import TOPOLOGIES, Central, Topology
-from forefed.gradients import DRAWS, ENGINES, Draw, Fresh, GradientEngine
+from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.forward import Forward
 from forefed.guard import GUARDS, Guard
 from forefed.guard import Auto as AutoGuard
@@ -134,7 +135,7 @@ class Config(Settings):
         SerializeAsAny[GradientEngine], Slot(ENGINES, "how does a client get a gradient?")
     ] = Forward()
     directions: Annotated[
-        SerializeAsAny[Draw], Slot(DRAWS, "along which directions are slopes taken?")
+        SerializeAsAny[Directions], Slot(DIRECTIONS, "along which directions are slopes taken?")
     ] = Fresh()
     client: Annotated[
         SerializeAsAny[LocalTraining], Slot(CLIENTS, "what does a client do with it?")
@@ -268,7 +269,7 @@ def configure(
         named = StrategySettings(name=advice.name, because=advice.because)
         raw = {**advice.sections, **raw, "strategy": named.model_dump()}
     method = strategy(named.name)
-    config = parse(Config, merge(_with_kinds(method.sections), raw))
+    config = parse(Config, merge(_with_kinds(_walked(method.sections, raw)), raw))
     for section, kinds in method.fixed.items():
         if SLOTS[section].many:
             missing = {*kinds} - {choice.kind for choice in chosen(config, section)}
@@ -321,6 +322,16 @@ def _with_kinds(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
             (default,) = chosen(defaults, place)
             kinds = merge(kinds, nested(place, {"kind": default.kind}))
     return merge(kinds, dict(sections))
+
+
+def _walked(sections: dict[str, dict[str, Any]], raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A strategy's sections, where a user gives a number of directions to one that takes unit
+    vectors: random ones then, as no other kind has a number."""
+    given, own = raw.get("directions"), sections.get("directions", {})
+    if not isinstance(given, dict) or "kind" in given or own.get("kind") != Basis.kind_name():
+        return sections
+    random = given.keys() & (Fresh.model_fields.keys() - Basis.model_fields.keys())
+    return {**sections, "directions": {**own, "kind": Fresh.kind_name()}} if random else sections
 
 
 MOST_BYTES = 10_000_000

@@ -114,7 +114,7 @@ def prepare(config: Config) -> Prepared:
     task = load_model(config, rows.label_names)
     longest = int(rows.train.lengths().max())
     check_length(task.model.config, longest, "data.max_length")
-    trainer = make_trainer(config, task_view(config, task, None), config.engine)
+    trainer = make_trainer(config, task_view(config, task, None))
     server = make_server(config, task, lambda _: trainer)
     log.info("%s", reveals(config))
     answering = answers(config, task, trainer.task.prefix)

@@ -23,9 +23,9 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.states import keep
 from forefed.core.types import Order, Params, ServerState, Update
+from forefed.directions.pool import PooledDirections
 from forefed.federation.server import Server
 from forefed.federation.state import RunState, below
-from forefed.gradients.chosen import PooledDirections
 from forefed.local import Trainer, check_slopes
 from forefed.local.groups import Group, groups_of
 from forefed.optimisers import Optimiser
@@ -101,7 +101,7 @@ class PooledServer(Server):
 def pooled_groups(trainer: Trainer, run: int, params: Params) -> dict[str, Group]:
     """The groups of a client that trains everything."""
     order = Order(run, 0, 0, tuple(params), params)
-    return groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw)
+    return groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions)
 
 
 def _pooled(group: Group) -> PooledDirections:

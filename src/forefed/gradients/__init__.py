@@ -1,10 +1,8 @@
-"""Ways of getting a gradient, behind one protocol (``forefed.core.types.Engine``)."""
+"""Ways of getting a gradient, behind one protocol (``GradientEngine``)."""
 
 from forefed.core.settings import Registry
 from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop, Checkpointed
-from forefed.gradients.chosen import Candidates, Pool
-from forefed.gradients.draw import Draw, Fresh
 from forefed.gradients.engine import GradientEngine
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
@@ -14,5 +12,4 @@ from forefed.gradients.sam import Sam
 ENGINES: Registry[GradientEngine] = Registry(
     "engine", [Backprop, Checkpointed, Sam, Forward, FiniteDifference, ExactHead, Auto]
 )
-DRAWS: Registry[Draw] = Registry("directions", [Fresh, Pool, Candidates])
-__all__ = ["DRAWS", "ENGINES", "Candidates", "Draw", "Fresh", "GradientEngine", "Pool"]
+__all__ = ["ENGINES", "GradientEngine"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Params
 from forefed.gradients.engine import GradientEngine
@@ -13,7 +13,8 @@ class Auto(GradientEngine):
 
     kind: Literal["auto"] = "auto"
     micro_batch: Literal["auto"] = "auto"
-    """The planner's choice too."""
+    """The planner's choice too, as are ``directions.kind`` "fresh" or "basis", and their number."""
+    undecided: ClassVar[bool] = True
 
     def __call__(
         self,

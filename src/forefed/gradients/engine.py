@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -18,11 +18,9 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from forefed.core import trees
-from forefed.core.keys import Law
 from forefed.core.settings import Choice
-from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Order, Params
-from forefed.gradients.directions import BasisDirections, Directions, Window
-from forefed.gradients.draw import FRESH, Draw
+from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Params
+from forefed.directions import Directions
 
 
 class GradientEngine(Choice):
@@ -35,6 +33,7 @@ class GradientEngine(Choice):
     """Rows per micro-batch; "auto": about 512 tokens, "all" (or None): the whole batch. The result
     is the same to rounding, so peak memory is a setting."""
     estimates: ClassVar[bool] = False  # slopes instead of a gradient
+    undecided: ClassVar[bool] = False  # stands for another one until a run is built
     recomputes: ClassVar[bool] = False  # wants the loss that recomputes blocks in its backward
 
     @abstractmethod
@@ -55,22 +54,13 @@ class GradientEngine(Choice):
         """The names that this engine's slopes run over; the others get an exact gradient."""
         return []
 
-    def directions_for(
-        self, order: Order, names: Sequence[str] | None = None, draw: Draw = FRESH
-    ) -> Directions | None:
-        """The directions of the client's first step, as client and server both build them.
-
-        ``names`` are the parameters that they run over (None: all that are assigned).
-        """
-        return None
-
     @property
     def stands_for(self) -> GradientEngine:
         """The engine whose costs are recorded: itself, unless it only rehearses another one."""
         return self
 
-    def among(self, simulated: bool) -> GradientEngine:
-        """The engine for clients that are simulated, or that are not."""
+    def among(self, simulated: bool, directions: Directions) -> GradientEngine:
+        """The engine for clients that are simulated, or that are not, along these directions."""
         return self
 
     def sample(
@@ -102,37 +92,31 @@ class Slopes:
 class SlopeEngine(GradientEngine):
     """Base of the engines that return slopes along K directions."""
 
-    directions: Annotated[int, Field(ge=1)] | Literal["all"] = 1
-    """K, or "all": the unit vectors of the client's own parameters (basis mode, exact)."""
-    law: Law = "rademacher"
-    """Law of the random directions: signs, or Gaussian values as in the papers."""
     head: Literal["exact", "perturbed"] = "exact"
     """"exact": the head gets its gradient without a backward pass through the body and is never
     perturbed. "perturbed": one direction over head and adapters together, as published."""
-    clamp: Annotated[float, Field(ge=0)] = 10.0
-    """Random slopes are clamped to this multiple of the running median of |slope|; 0: never."""
     independent: Annotated[int, Field(ge=1)] = 1
     """Parts of the batch that get random directions of their own (the batch size: every example).
     Unbiased at the same cost and a little less noisy; that many times more slopes."""
     rehearse: bool | Literal["auto"] = "auto"
     """The same slopes by one backward pass and its products with the directions. Passes and memory
     are recorded as those of the engine itself; seconds are not. "auto": where clients are simulated
-    and directions = "all", which gives the gradient either way. Finite differences are rehearsed in
-    their limit, eps towards 0: without their error."""
+    and directions.kind = "basis", which gives the gradient either way. Finite differences are
+    rehearsed in their limit, eps towards 0: without their error."""
 
     estimates: ClassVar[bool] = True
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
-        unit_vectors = self.directions == "all"
-        if unit_vectors and self.head == "perturbed" and config.adapter.kind == "head":
+        exact = config.directions.exact
+        if exact and self.head == "perturbed" and config.adapter.kind == "head":
             yield (
-                "engine.directions = 'all' over a perturbed head costs a tangent per element of "
+                "directions.kind = 'basis' over a perturbed head costs a tangent per element of "
                 "the head; set engine.head = 'exact', which is the same gradient for one pass"
             )
-        if unit_vectors and self.independent > 1:
+        if exact and self.independent > 1:
             yield (
-                "engine.independent: the unit vectors of engine.directions = 'all' give the exact "
+                "engine.independent: the unit vectors of directions.kind = 'basis' give the exact "
                 "gradient already; leave it at 1"
             )
 
@@ -144,21 +128,13 @@ class SlopeEngine(GradientEngine):
     def rehearses(self) -> bool:
         return self.rehearse is True  # "auto" is decided by ``among``
 
-    def among(self, simulated: bool) -> GradientEngine:
+    def among(self, simulated: bool, directions: Directions) -> GradientEngine:
         if self.rehearse != "auto":
             return self
-        return self.model_copy(update={"rehearse": simulated and self.directions == "all"})
+        return self.model_copy(update={"rehearse": simulated and directions.exact})
 
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         return [n for n in names if self.head == "perturbed" or n not in head]
-
-    def directions_for(
-        self, order: Order, names: Sequence[str] | None = None, draw: Draw = FRESH
-    ) -> Directions:
-        if self.directions == "all":
-            return BasisDirections()
-        names = order.assigned if names is None else names
-        return draw.of(order, names, self.directions * self.independent, self.law)
 
     def __call__(
         self,
@@ -231,6 +207,23 @@ class SlopeEngine(GradientEngine):
     @abstractmethod
     def passes(self, k: int, with_head: bool) -> float:
         """Forward-equivalents of ``k`` slopes of one example."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some of the directions of a set, as an engine walks along them."""
+
+    of: DirectionSet
+    ks: range
+
+    def count(self, like: Params) -> int:
+        return len(self.ks)
+
+    def tangents(self, like: Params, ks: range) -> Params:
+        return self.of.tangents(like, self.ks[ks.start : ks.stop])
+
+    def project(self, grad: Params, ks: range | None = None) -> Tensor:
+        return self.of.project(grad, self.ks if ks is None else self.ks[ks.start : ks.stop])
 
 
 AUTO_TOKENS = 512

@@ -14,15 +14,12 @@ from torch import Tensor
 
 from forefed.core import trees
 from forefed.core.types import Estimate, Order, Params
+from forefed.directions import Directions, StepDirections
 from forefed.gradients import GradientEngine
-from forefed.gradients.directions import BasisDirections, Directions
-from forefed.gradients.draw import Draw
-from forefed.wire import Codec, Projections
+from forefed.wire import Codec
 
 Slopes = dict[str, Tensor]
 """Group -> slopes [K] of one local step."""
-
-PROJECTIONS = 16  # directions for an exact engine's adapters under a codec of slopes
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,9 @@ class Group:
     """Parameters over which one slope runs, and their directions at step 0."""
 
     names: tuple[str, ...]
-    directions: Directions
+    directions: StepDirections
+    parts: int = 1
+    """Of a batch that have directions of their own."""
 
 
 def groups_of(
@@ -38,28 +37,22 @@ def groups_of(
     codec: Codec,
     order: Order,
     head: frozenset[str],
-    draw: Draw,
+    kind: Directions,
 ) -> dict[str, Group]:
     """The groups whose slopes decide this client's step; the rest has an exact gradient."""
     assigned = list(order.assigned)
     body = engine.perturbed(assigned, head)
     exact = [n for n in assigned if n not in body]
     groups: dict[str, Group] = {}
-    directions = engine.directions_for(order, body, draw)
-    if body and directions is not None:
-        groups["body"] = Group(tuple(body), directions)
-    if isinstance(codec, Projections):
-        for name, members, count in (
-            ("body", [n for n in exact if n not in head], codec.directions or PROJECTIONS),
-            ("head", [n for n in exact if n in head], codec.head_directions),
-        ):
-            if members:
-                own: Directions = (
-                    BasisDirections()
-                    if count == "all"
-                    else draw.of(order, members, count, codec.law, projected=True)
-                )
-                groups[name] = Group(tuple(members), own)
+    if body:
+        parts = getattr(engine, "independent", 1)
+        groups["body"] = Group(tuple(body), kind.of(order, body, parts=parts), parts)
+    if codec.sends_slopes:
+        rest, last = [n for n in exact if n not in head], [n for n in exact if n in head]
+        if rest:
+            groups["body"] = Group(tuple(rest), kind.of(order, rest, projected=True))
+        if last:
+            groups["head"] = Group(tuple(last), kind.of_head(order, last))
     return groups
 
 

@@ -34,7 +34,7 @@ def shapes_of(trainer: Trainer, order: Order) -> Shapes:
     """What an answer to this order holds, sorted by name, where answers are summed."""
     if not trainer.codec.sends_slopes:
         return {n: tuple(order.params[n].shape) for n in sorted(order.assigned)}
-    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw)
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions)
     steps = trainer.settings.max_steps
     assert steps is not None, "SecureSum.conflicts wants it"
     return {

@@ -15,8 +15,6 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.states import State
 from forefed.core.types import ClientContext, Order, Params, Update
-from forefed.gradients.directions import RandomDirections
-from forefed.gradients.noise import noise_along, noise_of
 from forefed.local.groups import Group, groups_of, rebuild
 from forefed.local.training import Trainer, advance
 
@@ -56,7 +54,7 @@ def check_slopes(trainer: Trainer, order: Order, update: Update) -> dict[str, Gr
             has.
     """
     slopes = update.slopes or {}
-    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw)
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions)
     if slopes.keys() != groups.keys():
         raise ProtocolError(
             f"client {order.client}: slopes for {sorted(slopes)}, not {sorted(groups)}"
@@ -78,15 +76,9 @@ def variance_of(trainer: Trainer, order: Order) -> Mapping[str, float]:
     gradient on a few directions.
     """
     engine, head = trainer.engine, trainer.task.head
-    perturbed = set(engine.perturbed(list(order.assigned), head))
     found = dict.fromkeys(order.assigned, 1.0)
-    for group in groups_of(engine, trainer.codec, order, head, trainer.draw).values():
+    for group in groups_of(engine, trainer.codec, order, head, trainer.directions).values():
         elements = sum(order.params[n].numel() for n in group.names)
-        if perturbed.issuperset(group.names):
-            noise = noise_of(engine, elements)
-        elif isinstance(group.directions, RandomDirections):
-            noise = noise_along(group.directions.k, elements, group.directions.law)
-        else:
-            noise = 0.0
+        noise = group.directions.noise(elements, group.parts)
         found |= dict.fromkeys(group.names, 1 + noise)
     return found

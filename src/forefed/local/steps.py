@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import torch
 
 from forefed.core import trees
 from forefed.core.types import Estimate, Params
-from forefed.gradients import GradientEngine
-from forefed.gradients.engine import SlopeEngine
 from forefed.local.groups import Slopes
 
 
@@ -55,36 +52,3 @@ class StepLog:
         if not self.slopes:
             return {name: torch.zeros(0, 0) for name in groups}
         return {name: torch.stack([s[name] for s in self.slopes]) for name in groups}
-
-
-class RunningClamp:
-    """Clamps random slopes to a multiple of the running median of |slope| (local to one round).
-
-    Source: ours, after the guard of SPRY's authors' later code. The elements of an exact gradient
-    (basis mode) are left alone: they differ in size for good reason.
-    """
-
-    WARM_UP = 8  # slopes seen before the first one is clamped
-
-    def __init__(self, engine: GradientEngine):
-        exact = not isinstance(engine, SlopeEngine) or engine.directions == "all"
-        self.factor = 0.0 if exact else engine.clamp  # type: ignore[attr-defined]
-        self.seen: list[float] = []
-        self.count = 0
-
-    def __call__(self, estimate: Estimate) -> Estimate:
-        if not self.factor or estimate.slopes_K is None:
-            return estimate
-        clamped = []
-        for slope in estimate.slopes_K.tolist():
-            size = abs(slope)
-            if math.isfinite(size):
-                if len(self.seen) >= self.WARM_UP:
-                    bound = self.factor * sorted(self.seen)[len(self.seen) // 2]
-                    if size > bound > 0:
-                        slope = bound if slope > 0 else -bound
-                        self.count += 1
-                self.seen.append(size)
-            clamped.append(slope)
-        slopes_K = torch.tensor(clamped, dtype=torch.float64)
-        return replace(estimate, slopes_K=slopes_K)

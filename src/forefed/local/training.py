@@ -41,13 +41,13 @@ from forefed.core.types import (
     each_of,
 )
 from forefed.data.examples import ClientData, Indices
+from forefed.directions import Directions, Fresh, RunningClamp
 from forefed.gradients import GradientEngine
-from forefed.gradients.draw import FRESH, Draw
 from forefed.gradients.forward import Forward
 from forefed.gradients.memory import measure_peak
 from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
 from forefed.local.samplers import SAMPLERS, Sampler, Shuffled
-from forefed.local.steps import RunningClamp, StepLog
+from forefed.local.steps import StepLog
 from forefed.models.prefix import FrozenPrefix
 from forefed.models.words import WORDS, Words
 from forefed.modifiers import Modifier
@@ -145,7 +145,7 @@ class Trainer:
     task: TaskView
     modifiers: tuple[Modifier, ...] = ()
     sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
-    draw: Draw = FRESH
+    directions: Directions = Fresh()  # noqa: RUF009 (frozen)
     rounds: int = 0
     """Of the whole run, over which the optimiser's schedule is laid."""
     measure: bool = False
@@ -184,8 +184,8 @@ class Trainer:
         if prefix is not None:
             base = prefix.loss(base, order.assigned, recurring=self.settings.epochs > 1)
         loss = AssignedLoss(base, order.params)
-        groups = groups_of(self.engine, self.codec, order, self.task.head, self.draw)
-        log, clamp = StepLog(), RunningClamp(self.engine)
+        groups = groups_of(self.engine, self.codec, order, self.task.head, self.directions)
+        log, clamp = StepLog(), RunningClamp(self.directions.slope_bound)
         words = Words.told(below(order.broadcast, WORDS))
         each = next((m for m in self.modifiers if m.per_example), None)
         plan = self.batches(order, data, ctx, loss)

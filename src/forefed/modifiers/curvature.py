@@ -39,16 +39,10 @@ class Curvature(Modifier):
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
-        counts = (
-            getattr(config.engine, "directions", 1),
-            getattr(config.codec, "directions", None),
-            getattr(config.codec, "head_directions", None),
-        )
-        if "all" in counts:
+        if config.directions.exact or config.directions.head_k == "all":
             yield (
-                "modifiers: 'curvature' shapes random directions, and 'all' are unit vectors; "
-                "give numbers of directions (engine.directions, codec.directions, "
-                "codec.head_directions)"
+                "modifiers: 'curvature' shapes random directions, which unit vectors are not; set "
+                "directions.kind = 'fresh', and a number as directions.head_k"
             )
         if config.directions.lasting:
             yield (

@@ -2,7 +2,7 @@
 
 from forefed.core.facade import callable_package
 from forefed.plan.plan import Plan, Row, plan
-from forefed.plan.scene import Scene
+from forefed.plan.scene import Scene, Way
 
-__all__ = ["Plan", "Row", "Scene", "plan"]
+__all__ = ["Plan", "Row", "Scene", "Way", "plan"]
 callable_package(__name__, plan)

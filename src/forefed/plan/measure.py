@@ -34,7 +34,7 @@ class Figures:
     precision: str
     measured: Measured
     errors: tuple[float, ...]
-    """By engine: how far the line misses the peak at a depth it was not drawn through, relative;
+    """By way: how far the line misses the peak at a depth it was not drawn through, relative;
     0 where nothing was extrapolated."""
 
 
@@ -89,12 +89,12 @@ def extrapolate(
     """Full depth from a few blocks with random weights."""
     low, high, between = PROBED
     found: dict[int, Measured] = {}
-    engines = None
+    ways = None
     for layers in PROBED:
         say(f"measuring in {precision}: {layers} of {depth} blocks")
-        job = Job(scene=scene, layers=layers, thorough=thorough, engines=engines)
+        job = Job(scene=scene, layers=layers, thorough=thorough, ways=ways)
         found[layers] = probe(job)
-        engines = found[low].engines
+        ways = found[low].ways
     full = _line(found[low], low, found[high], high, depth)
     some = found[low].units * max(1, depth // 8)
     units = units_of(scene, found[low].all_units * depth // low) or some

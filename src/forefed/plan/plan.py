@@ -15,13 +15,13 @@ from typing import Any
 
 from forefed.core.errors import UserError
 from forefed.core.sizes import format_bytes, parse_bytes
+from forefed.directions import Directions
 from forefed.gradients import GradientEngine
 from forefed.gradients.engine import SlopeEngine
 from forefed.gradients.forward import Forward
-from forefed.gradients.noise import noise_of
 from forefed.models.load import choose_dtype
 from forefed.plan.measure import Figures, Prober, Say, measure, run_probe
-from forefed.plan.scene import Measured, Scene
+from forefed.plan.scene import Measured, Scene, Way
 
 CLEARLY = 0.5
 """A lower precision is taken over a fitting full one only for less than half of the time."""
@@ -29,9 +29,9 @@ CLEARLY = 0.5
 
 @dataclass(frozen=True)
 class Row:
-    """One engine with one micro-batch in one precision. Bytes and seconds are of one local step."""
+    """One way with one micro-batch in one precision. Bytes and seconds are of one local step."""
 
-    engine: GradientEngine
+    way: Way
     precision: str
     peak: int
     """Live bytes above the weights, at most."""
@@ -56,11 +56,17 @@ class Row:
         return self.time * (1 + self.noise)
 
     @property
+    def engine(self) -> GradientEngine:
+        return self.way.engine
+
+    @property
+    def directions(self) -> Directions:
+        return self.way.directions
+
+    @property
     def name(self) -> str:
         """``forward, K = 4``."""
-        if isinstance(self.engine, SlopeEngine):
-            return f"{self.engine.kind}, K = {self.engine.directions}"
-        return self.engine.kind
+        return self.way.name
 
     @property
     def rows(self) -> str:
@@ -94,9 +100,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         def row(r: Row) -> dict[str, Any]:
-            numbers = {k: v for k, v in asdict(r).items() if k != "engine"}
-            settings = r.engine.model_dump(mode="json")
-            return {"engine": settings, **numbers, "progress_time": r.progress_time}
+            numbers = {k: v for k, v in asdict(r).items() if k != "way"}
+            settings = r.way.model_dump(mode="json")
+            return {**settings, **numbers, "progress_time": r.progress_time}
 
         rest = {k: getattr(self, k) for k in self.__dataclass_fields__}
         rest["scene"] = self.scene.model_dump(mode="json")
@@ -157,43 +163,37 @@ def own_precision(scene: Scene) -> str:
 
 def _rows(found: Figures, first: Measured) -> list[Row]:
     measured, rows = found.measured, []
-    for engine, step, error in zip(measured.engines, measured.steps, found.errors, strict=True):
-        passes = passes_of(engine, measured.elements)
+    for way, step, error in zip(measured.ways, measured.steps, found.errors, strict=True):
+        passes = passes_of(way, measured.elements)
         rows.append(
             Row(
-                engine=engine,
+                way=way,
                 precision=found.precision,
                 peak=step.peak,
                 total=measured.weights + step.peak,
                 rss=step.rss,
                 error=error,
                 time=step.seconds * passes / first.inference.seconds,
-                noise=noise_of(engine, measured.elements),
-                forwards=forwards_of(engine, measured.elements),
-                bytes_up=4 * (slopes_of(engine, measured.elements) + measured.head_elements),
+                noise=way.noise(measured.elements),
+                forwards=forwards_of(way, measured.elements),
+                bytes_up=4 * (way.slopes(measured.elements) + measured.head_elements),
             )
         )
     return rows
 
 
-def slopes_of(engine: GradientEngine, elements: int) -> int:
-    """Numbers in an answer beside the head's: K slopes, or every element."""
-    if isinstance(engine, SlopeEngine) and engine.directions != "all":
-        return engine.directions * engine.independent
-    return elements
-
-
-def passes_of(engine: GradientEngine, elements: int) -> int:
+def passes_of(way: Way, elements: int) -> int:
     """Passes of a step over those that were measured (``SlopeEngine.at_once``)."""
-    if isinstance(engine, SlopeEngine):
-        return -(-slopes_of(engine, elements) // (engine.at_once * engine.independent))
+    if isinstance(way.engine, SlopeEngine):
+        return -(-way.slopes(elements) // (way.engine.at_once * way.parts))
     return 1
 
 
-def forwards_of(engine: GradientEngine, elements: int) -> float:
-    if isinstance(engine, SlopeEngine):
-        return engine.passes(slopes_of(engine, elements), True)
-    return getattr(engine, "forward_equivalents", 1.0)
+def forwards_of(way: Way, elements: int) -> float:
+    """Forward-equivalents per example."""
+    if isinstance(way.engine, SlopeEngine):
+        return way.engine.passes(way.slopes(elements), True)
+    return getattr(way.engine, "forward_equivalents", 1.0)
 
 
 def choose(rows: Sequence[Row], budget: int | None) -> tuple[Row, str]:
@@ -238,7 +238,7 @@ def _reason(best: Row, rows: Sequence[Row], budget: int | None) -> str:
 def smaller(rows: Sequence[Row], measured: Measured) -> tuple[str, ...]:
     """What fewer adapter elements would do to forward mode, from the measured tangents."""
     exact = [r for r in rows if r.noise == 0 and not isinstance(r.engine, Forward)]
-    single = [r for r in rows if isinstance(r.engine, Forward) and r.engine.directions == 1]
+    single = [r for r in rows if isinstance(r.engine, Forward) and r.way.slopes(2) == 1]
     if not single or not exact or measured.elements < 2:
         return ()
     one = min(single, key=lambda r: r.time)

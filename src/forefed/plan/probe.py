@@ -24,12 +24,11 @@ from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Order, Params, Unit
 from forefed.data.examples import Examples
-from forefed.gradients import GradientEngine
 from forefed.gradients.memory import measure_peak, resident_bytes
 from forefed.models.load import load_task
 from forefed.models.shell import random_task
 from forefed.models.task import Task
-from forefed.plan.scene import Job, Measured, Scene, Step, candidates, units_of
+from forefed.plan.scene import Job, Measured, Scene, Step, Way, candidates, units_of
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
 
 
 def measure(job: Job) -> Measured:
-    """Runs every engine of the job once for memory and once for time."""
+    """Runs every way of the job once for memory and once for time."""
     scene, base_rss = job.scene, resident_bytes()
     task = build(scene, job.layers)
     names = assigned(task, scene)
@@ -50,9 +49,9 @@ def measure(job: Job) -> Measured:
             return task.loss(task.params, batch)
 
     elements = sum(x.numel() for n, x in params.items() if n not in task.head)
-    engines = job.engines
-    if engines is None:
-        engines = tuple(candidates(scene, elements, job.thorough))
+    ways = job.ways
+    if ways is None:
+        ways = tuple(candidates(scene, elements, job.thorough))
     tensors = [*task.model.parameters(), *task.model.buffers()]
     inference()  # the first pass fills buffers that stay
     before = min((_step(inference, task.device) for _ in range(2)), key=lambda s: s.seconds)
@@ -67,8 +66,8 @@ def measure(job: Job) -> Measured:
         head_elements=sum(x.numel() for n, x in params.items() if n in task.head),
         base_rss=base_rss,
         inference=before,
-        engines=engines,
-        steps=tuple(_engine_step(e, task, params, batch) for e in engines),
+        ways=ways,
+        steps=tuple(_step_of(way, task, params, batch) for way in ways),
     )
 
 
@@ -118,12 +117,14 @@ def batch_of(scene: Scene, task: Task) -> Batch:
     return examples.batch(range(n))
 
 
-def _engine_step(engine: GradientEngine, task: Task, params: Params, batch: Batch) -> Step:
+def _step_of(way: Way, task: Task, params: Params, batch: Batch) -> Step:
     """One step; of many like passes no more than a few (``GradientEngine.sample``)."""
+    engine = way.engine
     base = task.loss_recomputed if engine.recomputes else task.loss
     loss = _Loss(base, {n: x for n, x in task.params.items() if n not in params})
-    directions = engine.directions_for(Order(1, 1, 1, tuple(params), task.params))
+    order = Order(1, 1, 1, tuple(params), task.params)
     body = trees.pick(params, engine.perturbed(list(params), task.head))
+    directions = way.directions.of(order, parts=way.parts) if body else None
     few, along = engine.sample(loss, batch, directions, body)
     step = _step(lambda: engine(loss, params, few, along, task.head), task.device)
     return step.model_copy(update={"seconds": step.seconds * batch.size / few.size})

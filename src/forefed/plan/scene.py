@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, SerializeAsAny
 
 from forefed.core.settings import Settings, Slot
+from forefed.core.types import Order
 from forefed.data.tasks import Head
+from forefed.directions import DIRECTIONS, Basis, Directions, Fresh
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.engine import AUTO_TOKENS, Rows
@@ -52,20 +55,54 @@ class Scene(Settings):
         return "spans" if self.labels == "spans" else None
 
 
-Engines = Annotated[
-    tuple[SerializeAsAny[GradientEngine], ...],
-    Slot(ENGINES, "which ways of getting a gradient?", many=True),
-]
+class Way(Settings):
+    """A way of getting a gradient: an engine, and the directions along which it walks."""
+
+    engine: Annotated[
+        SerializeAsAny[GradientEngine], Slot(ENGINES, "how does a client get a gradient?")
+    ]
+    directions: Annotated[
+        SerializeAsAny[Directions], Slot(DIRECTIONS, "along which directions are slopes taken?")
+    ] = Fresh()
+
+    @property
+    def name(self) -> str:
+        """``forward, K = 4``; "all": unit vectors."""
+        if not self.engine.estimates:
+            return self.engine.kind
+        k = "all" if self.directions.exact else self.slopes(1)
+        return f"{self.engine.kind}, K = {k}"
+
+    def slopes(self, elements: int) -> int:
+        """Numbers of an answer about so many elements: K slopes, or every element."""
+        if not self.engine.estimates:
+            return elements
+        like = {"": torch.empty(elements, device="meta")}
+        return self.directions.of(_ANY, parts=self.parts).count(like)
+
+    @property
+    def parts(self) -> int:
+        """Of a batch that have directions of their own."""
+        return getattr(self.engine, "independent", 1)
+
+    def noise(self, elements: int) -> float:
+        """v = E|estimate - gradient|^2 / |gradient|^2; 0 for an exact engine."""
+        if not self.engine.estimates:
+            return 0.0
+        return self.directions.of(_ANY, parts=self.parts).noise(elements, self.parts)
+
+
+_ANY = Order(0, 0, 0, (), {})
 
 
 class Job(Settings):
-    """One fresh process: a scene at one depth, and the engines to run on it."""
+    """One fresh process: a scene at one depth, and the ways of getting a gradient to run on it."""
 
     scene: Scene
     layers: int | None = None
     """Blocks of the model to build, with random weights (None: the model itself)."""
     thorough: bool = True
-    engines: Engines | None = None
+    ways: tuple[Way, ...] | None = None
     """None: all candidates."""
 
 
@@ -94,9 +131,9 @@ class Measured(Settings):
     base_rss: int
     """Resident memory of Python and its libraries, before the model."""
     inference: Step
-    engines: Engines
+    ways: tuple[Way, ...]
     steps: tuple[Step, ...]
-    """One for each engine."""
+    """One for each way."""
 
 
 def units_of(scene: Scene, total: int) -> int | None:
@@ -106,8 +143,8 @@ def units_of(scene: Scene, total: int) -> int | None:
     return scene.units
 
 
-def candidates(scene: Scene, elements: int, thorough: bool) -> list[GradientEngine]:
-    """The engines that a plan compares. ``thorough``: with more directions and by differences too,
+def candidates(scene: Scene, elements: int, thorough: bool) -> list[Way]:
+    """What a plan compares. ``thorough``: with more directions and by differences too,
     and with the whole batch at once."""
     sizes: list[Rows] = [1]
     # A number of rows, not "auto": that would be more rows, and more tokens, for shorter texts.
@@ -118,22 +155,23 @@ def candidates(scene: Scene, elements: int, thorough: bool) -> list[GradientEngi
         sizes.append(None)
     if not thorough:
         sizes = sizes[:2]
-    engines: list[GradientEngine] = []
+    found: list[tuple[GradientEngine, Directions]] = []
     for rows in sizes:
         if elements == 0:
-            engines.append(ExactHead(micro_batch=rows))
+            found.append((ExactHead(micro_batch=rows), Fresh()))
             continue
-        engines += [Backprop(micro_batch=rows), Checkpointed(micro_batch=rows)]
-        engines.append(Forward(micro_batch=rows))
+        found.append((Backprop(micro_batch=rows), Fresh()))
+        found.append((Checkpointed(micro_batch=rows), Fresh()))
+        found.append((Forward(micro_batch=rows), Fresh(k=1)))
     if thorough and elements:
         rows = sizes[1] if len(sizes) > 2 else sizes[0]
-        engines.append(Forward(micro_batch=rows, directions=4, tangents=4))
+        found.append((Forward(micro_batch=rows, tangents=4), Fresh(k=4)))
         if elements <= BASIS_LIMIT:
             tangents = min(8, elements)
-            engines.append(Forward(micro_batch=rows, directions="all", tangents=tangents))
-            engines.append(Forward(micro_batch=1, directions="all", tangents=1))
-        engines.append(FiniteDifference(micro_batch=rows))
-    return engines
+            found.append((Forward(micro_batch=rows, tangents=tangents), Basis()))
+            found.append((Forward(micro_batch=1, tangents=1), Basis()))
+        found.append((FiniteDifference(micro_batch=rows), Fresh(k=1)))
+    return [Way(engine=engine, directions=directions) for engine, directions in found]
 
 
 BASIS_LIMIT = 256

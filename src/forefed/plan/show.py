@@ -8,7 +8,6 @@ from rich.text import Text
 
 from forefed.config.advice import advised
 from forefed.core.sizes import format_bytes, format_duration
-from forefed.gradients.engine import SlopeEngine
 from forefed.plan.plan import Plan, Row
 
 WIDE = 120
@@ -30,12 +29,13 @@ def advice(plan: Plan) -> str:
 def settings_of(row: Row) -> list[str]:
     """The ``--set`` settings of a row, with those in which a strategy has defaults of its own."""
     changed = row.engine.model_dump(mode="json", exclude_defaults=True)
-    if isinstance(row.engine, SlopeEngine):
-        changed["directions"] = row.engine.directions
     if row.engine.micro_batch is None:
         changed["micro_batch"] = "all"
     sets = [f"engine={row.engine.kind}"]
     sets += [f"engine.{name}={value}" for name, value in changed.items() if name != "kind"]
+    if row.engine.estimates:
+        k = getattr(row.directions, "k", None)
+        sets += [f"directions={row.directions.kind}"] if k is None else [f"directions.k={k}"]
     if row.precision.startswith("int"):
         sets.append(f"model.quantise={row.precision}")
     return sets

@@ -13,16 +13,18 @@ from typing import Any
 
 from forefed.config.compat import check
 from forefed.config.config import Budget, Config
-from forefed.config.former import present_engine
+from forefed.config.former import present
+from forefed.core.errors import UserError
 from forefed.core.files import write_json
 from forefed.core.keys import Key
 from forefed.core.sizes import format_bytes
 from forefed.core.types import Unit
 from forefed.data.prepare import Prepared
-from forefed.gradients import ENGINES, GradientEngine
+from forefed.directions import DIRECTIONS, Directions, Fresh, taking
+from forefed.gradients import ENGINES
 from forefed.gradients.auto import Auto
 from forefed.models.objectives import objective_of
-from forefed.plan import Plan, Scene, plan
+from forefed.plan import Plan, Scene, Way, plan
 from forefed.plan.plan import choose, own_precision
 from forefed.run.record import read_json
 
@@ -40,12 +42,12 @@ class Engines:
     """The engine of every client: a function of the run's key and the client's number."""
 
     key: Key
-    groups: tuple[tuple[float, GradientEngine], ...]
-    """Shares of the clients, and their engines."""
+    groups: tuple[tuple[float, Way], ...]
+    """Shares of the clients, and their engines with the directions along which these walk."""
     spare: int | None = None
     """Bytes that the tightest budget leaves beside weights and step (None: there is no budget)."""
 
-    def of(self, client: int) -> GradientEngine:
+    def of(self, client: int) -> Way:
         return self.groups[self.group(client)][1]
 
     def group(self, client: int) -> int:
@@ -91,8 +93,9 @@ def resolve(
     for group in kept["groups"]:
         say(f"{group['memory']}: {group['engine']['kind']}; {group['reason']}")
     engines = kept_engines(config)
-    for _, engine in engines.groups:
-        check(config.model_copy(update={"engine": engine, "memory": ()}))
+    for _, way in engines.groups:
+        chosen = {"engine": way.engine, "directions": way.directions}
+        check(config.model_copy(update={**chosen, "memory": ()}))
     return engines
 
 
@@ -105,11 +108,32 @@ def kept_engines(config: Config) -> Engines:
     key = Key(config.seed)
     if not isinstance(config.engine, Auto):
         simulated = config.partition.kind != "sites"
-        return Engines(key, ((1.0, config.engine.among(simulated)),))
+        engine = config.engine.among(simulated, config.directions)
+        return Engines(key, ((1.0, Way(engine=engine, directions=config.directions)),))
     groups = read_json(config.folder / PLAN)["groups"]
-    engines = tuple((g["share"], ENGINES.parse(present_engine(g["engine"]))) for g in groups)
     spare = [g["spare"] for g in groups if g["spare"] is not None]
-    return Engines(key, engines, min(spare, default=None))
+    ways = tuple((g["share"], kept_way(g, config.directions)) for g in groups)
+    return Engines(key, ways, min(spare, default=None))
+
+
+def kept_way(group: dict[str, Any], directions: Directions) -> Way:
+    """What plan.json says of a group of clients: the engine, and how many directions of the
+    configured kind it takes.
+
+    Raises:
+        UserError: unit vectors, where the configuration draws from a pool or candidates.
+    """
+    found = present({n: group[n] for n in ("engine", "directions") if n in group})
+    engine = ENGINES.parse(found["engine"])
+    planned = DIRECTIONS.parse(found.get("directions", "fresh"))
+    chosen = engine.estimates and planned.exact
+    if chosen and not (directions.exact or isinstance(directions, Fresh)):
+        raise UserError(
+            f"directions.kind = '{directions.kind}': the planner has chosen unit vectors, so there "
+            "is nothing to draw; set engine.kind, or directions.kind = 'fresh'"
+        )
+    k = getattr(planned, "k", None) if engine.estimates else getattr(directions, "k", None)
+    return Way(engine=engine, directions=taking(directions, k, chosen))
 
 
 def _group(found: Plan, budget: Budget | None) -> dict[str, Any]:
@@ -117,7 +141,7 @@ def _group(found: Plan, budget: Budget | None) -> dict[str, Any]:
     return {
         "memory": format_bytes(budget.budget) if budget else "no limit",
         "share": budget.share if budget else 1.0,
-        "engine": row.engine.model_dump(mode="json"),
+        **row.way.model_dump(mode="json"),
         "total": row.total,
         "spare": budget.budget - row.total if budget else None,
         "reason": reason,

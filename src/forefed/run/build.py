@@ -46,6 +46,7 @@ from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
+from forefed.plan import Way
 from forefed.run.budgets import Engines, Planner, measure_now, resolve
 from forefed.start import ClosedForm, one_text, start_of, words_of
 from forefed.start.answer import Answers
@@ -158,10 +159,7 @@ def build(
     check_length(task.model.config, longest, "data.max_length")
     engines = resolve(config, task.units, data, planner, say)
     trainer = make_trainer(config, task_view(config, task, engines.spare), engines.of(0))
-
-    def trainer_of(client: int) -> Trainer:
-        return replace(trainer, engine=engines.of(client))
-
+    trainer_of = trainers(trainer, engines)
     transport = connect(config, task) if connect is not None else None
     secret = Secret.rehearsed(config.seed) if connect is None else kept_secret(config.folder)
     prefix = _prefix(config, task, None)
@@ -277,7 +275,7 @@ def layout_of(config: Config, trainer: Trainer, units: Sequence[Unit], state: Ru
         return Layout(names, {n: torch.zeros_like(state.params[n]) for n in names})
     steps = config.client.max_steps or 0
     order = Order(config.seed, number, 0, names, state.params)
-    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.draw)
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions)
     blank = {
         g: torch.zeros(steps, group.directions.count(trees.pick(state.params, group.names)))
         for g, group in groups.items()
@@ -362,18 +360,29 @@ def task_view(config: Config, task: Task, spare: int | None) -> TaskView:
     )
 
 
-def make_trainer(config: Config, view: TaskView, engine: GradientEngine) -> Trainer:
-    """A client's half of the run."""
+def make_trainer(config: Config, view: TaskView, way: Way | None = None) -> Trainer:
+    """A client's half of the run. ``way``: how it gets a gradient (None: as is configured)."""
+    way = way or Way(engine=config.engine, directions=config.directions)
     return Trainer(
         config.client,
-        engine,
+        way.engine,
         config.topology.trained_by(config.codec),
         view,
         tuple(m.solved(config, None) for m in config.modifiers),
         config.sharing,
-        config.directions,
+        way.directions,
         rounds=config.rounds,
     )
+
+
+def trainers(trainer: Trainer, engines: Engines) -> Callable[[int], Trainer]:
+    """What each client computes with."""
+
+    def of(client: int) -> Trainer:
+        way = engines.of(client)
+        return replace(trainer, engine=way.engine, directions=way.directions)
+
+    return of
 
 
 def make_server(config: Config, model: Model, trainer_of: Callable[[int], Trainer]) -> Server:

@@ -25,7 +25,7 @@ from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.begun import load_begun
 from forefed.run.budgets import kept_engines
-from forefed.run.build import load_model, make_server, make_trainer, task_view
+from forefed.run.build import load_model, make_server, make_trainer, task_view, trainers
 from forefed.run.checkpoint import config_digest, load_checkpoint
 from forefed.run.log import LOG, LoggedRound, ScalarLog, open_log
 from forefed.wire.records import decode_record
@@ -122,7 +122,7 @@ def replay_log(place: Path) -> Rebuilt:
         )
     engines = kept_engines(config)
     trainer = make_trainer(config, task_view(config, task, engines.spare), engines.of(0))
-    server = make_server(config, task, lambda c: replace(trainer, engine=engines.of(c)))
+    server = make_server(config, task, trainers(trainer, engines))
     state, stop, digests = RunState(0, task.params), log.start, []
     for logged, after in replayed(log, state, server):
         state, stop = after, logged.stop

@@ -34,6 +34,7 @@ from forefed.federation.inprocess import InProcess
 from forefed.federation.report import RoundReport
 from forefed.federation.star import RunState, Star
 from forefed.local import TaskView
+from forefed.plan import Way
 from forefed.run.build import assemble, make_trainer
 
 Rows = Mapping[str, Tensor]
@@ -211,7 +212,7 @@ def star_over(
     trainer = make_trainer(
         config,
         TaskView(whole, whole, model.head, None, model.units, params),
-        config.engine.among(True),
+        Way(engine=config.engine.among(True, config.directions), directions=config.directions),
     )
     shares = [_share(i, rows) for i, rows in enumerate(clients)]
     secret = Secret.rehearsed(config.seed)

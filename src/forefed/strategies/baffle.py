@@ -22,13 +22,8 @@ BAFFLE = Strategy(
     sections={
         "adapter": {"kind": "lora", "r": 1},
         "assign": {"kind": "everything"},
-        "engine": {
-            "kind": "finite_difference",
-            "directions": 10,
-            "law": "gauss16",
-            "head": "perturbed",
-        },
-        "directions": {"kind": "fresh", "shared": True},
+        "engine": {"kind": "finite_difference", "head": "perturbed"},
+        "directions": {"kind": "fresh", "k": 10, "distribution": "gauss16", "shared": True},
         "client": {
             "max_steps": 1,
             "batch_size": "all",

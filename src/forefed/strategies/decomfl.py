@@ -10,8 +10,8 @@ are the slopes of the mean loss, so no more clients make them less noisy: K does
 
 Departures, each a setting:
 - slopes by forward-mode AD, K = 10 (published: one forward difference of 1e-3);
-  ``engine.kind = "finite_difference"``, ``engine.directions = 1``;
-- random signs (published: Gaussian values); ``engine.law = "gauss16"``;
+  ``engine.kind = "finite_difference"``, ``directions.k = 1``;
+- random signs (published: Gaussian values); ``directions.distribution = "gauss16"``;
 - the head's exact gradient is projected on shared directions of its own (published: perturbed with
   everything else); ``engine.head = "perturbed"``;
 - a client that was away for longer than the parameters are large receives those (published: the
@@ -27,8 +27,8 @@ DECOMFL = Strategy(
     sections={
         "adapter": {"kind": "tinylora", "r": 4, "u": 16},
         "assign": {"kind": "everything"},
-        "engine": {"kind": "forward", "directions": 10},
-        "directions": {"kind": "fresh", "shared": True},
+        "engine": {"kind": "forward"},
+        "directions": {"kind": "fresh", "k": 10, "shared": True},
         "client": {"max_steps": 1, "optimiser": {"kind": "sgd", "lr": 0.1, "head_lr": 1.0}},
         "codec": {"kind": "scalars"},
         "download": {"kind": "scalars"},

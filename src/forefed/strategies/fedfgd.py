@@ -15,7 +15,8 @@ FEDFGD = Strategy(
     sections={
         "adapter": {"kind": "tinylora", "r": 4, "u": 16},
         "assign": {"kind": "everything"},
-        "engine": {"kind": "forward", "directions": 4},
+        "engine": {"kind": "forward"},
+        "directions": {"kind": "fresh", "k": 4},
         "client": {"optimiser": {"kind": "sgd", "lr": 1.0, "head_lr": 3.0}},
         "codec": {"kind": "dense"},
         "aggregator": {"kind": "mean"},

@@ -22,13 +22,8 @@ FEDKSEED = Strategy(
     sections={
         "adapter": {"kind": "tinylora", "r": 4, "u": 16},
         "assign": {"kind": "everything"},
-        "engine": {
-            "kind": "finite_difference",
-            "directions": 1,
-            "law": "gauss16",
-            "head": "perturbed",
-        },
-        "directions": {"kind": "pool", "size": 1024},
+        "engine": {"kind": "finite_difference", "head": "perturbed"},
+        "directions": {"kind": "pool", "size": 1024, "k": 1, "distribution": "gauss16"},
         "client": {"max_steps": 50, "epochs": 5, "optimiser": {"kind": "sgd", "lr": 1e-3}},
         "codec": {"kind": "scalars"},
         "download": {"kind": "pool"},

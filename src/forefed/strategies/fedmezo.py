@@ -23,12 +23,8 @@ FEDMEZO = Strategy(
     sections={
         "adapter": {"kind": "lora", "r": 1},
         "assign": {"kind": "everything"},
-        "engine": {
-            "kind": "finite_difference",
-            "directions": 1,
-            "law": "gauss16",
-            "head": "perturbed",
-        },
+        "engine": {"kind": "finite_difference", "head": "perturbed"},
+        "directions": {"kind": "fresh", "k": 1, "distribution": "gauss16"},
         "client": {"optimiser": {"kind": "sgd", "lr": 1e-2}},
         "codec": {"kind": "dense"},
         "aggregator": {"kind": "mean"},

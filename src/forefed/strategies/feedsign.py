@@ -9,8 +9,8 @@ One client has one vote a direction, whatever it sends: a few liars cannot move 
 
 Departures, each a setting:
 - slopes by forward-mode AD, K = 10 directions a step (published: one central difference);
-  ``engine.kind = "finite_difference"``, ``engine.directions = 1``;
-- random signs as directions (published: Gaussian values); ``engine.law = "gauss16"``;
+  ``engine.kind = "finite_difference"``, ``directions.k = 1``;
+- random signs as directions (published: Gaussian values); ``directions.distribution = "gauss16"``;
 - the head's exact gradient is projected on shared directions of its own (published: perturbed with
   everything else); ``engine.head = "perturbed"``;
 - rates that were not tuned on any task: a step's length is the rate's alone, whatever the slopes;

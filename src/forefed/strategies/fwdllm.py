@@ -8,7 +8,7 @@ perturbed inferences" (arXiv 2308.13894).
 
 Departures, each a setting or said there:
 - the share of the estimate along the last update, which the choice makes too large, is taken out
-  again (published: kept), gradients/chosen.py;
+  again (published: kept), directions/candidates.py;
 - every candidate set is compared (the public port compares the last one only), and each of the K
   directions is another one (there: one, K times);
 - the threshold is the variance of the mean over the squared norm of the gradient, at most 4
@@ -27,13 +27,8 @@ FWDLLM = Strategy(
     sections={
         "adapter": {"kind": "lora", "r": 1},
         "assign": {"kind": "everything"},
-        "engine": {
-            "kind": "finite_difference",
-            "directions": 20,
-            "law": "gauss16",
-            "head": "perturbed",
-        },
-        "directions": {"kind": "candidates", "count": 10},
+        "engine": {"kind": "finite_difference", "head": "perturbed"},
+        "directions": {"kind": "candidates", "count": 10, "k": 20, "distribution": "gauss16"},
         "client": {"max_steps": 1, "optimiser": {"kind": "sgd", "lr": 1.0}},
         "codec": {"kind": "scalars"},
         "aggregator": {"kind": "mean"},

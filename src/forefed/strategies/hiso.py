@@ -19,8 +19,12 @@ HISO = Strategy(
     source="arXiv 2506.02370",
     sections={
         **DECOMFL.sections,
-        "engine": {**DECOMFL.sections["engine"], "directions": 32, "law": "gauss16"},
-        "codec": {"kind": "scalars", "law": "gauss16"},
+        "directions": {
+            **DECOMFL.sections["directions"],
+            "k": 32,
+            "distribution": "gauss16",
+            "head_distribution": "gauss16",
+        },
         "modifiers": [{"kind": "curvature"}],
     },
     fixed={**DECOMFL.fixed, "modifiers": ("curvature",)},

@@ -5,7 +5,7 @@ models" (NeurIPS 2024, arXiv 2405.15551), Algorithm 1.
       sample a cohort                                        select       Star.drawn
       split the trainable units among it                     assign       Star.plan, assign.py
     client, each local step
-      draw v for its own units from the seed it was sent     directions   gradients/directions.py
+      draw v for its own units from the seed it was sent     directions   directions/basis.py
       one forward pass: slope = <gradient, v>                engine       gradients/forward.py
       gradient estimate = slope * v                                       local/groups.py rebuild
       step along it                                          client       local/training.py advance
@@ -24,7 +24,7 @@ Departures, each a setting:
   ``assign.kind = "cyclic"``, ``assign.rotate = false``;
 - a few-parameter adapter whose client units are small enough for exact gradients by unit vectors
   (published: LoRA r = 1 and one random direction, whose noise is that of thousands of dimensions);
-  ``adapter.kind = "lora"``, ``engine.directions = 1``, ``engine.law = "gauss16"``;
+  ``adapter.kind = "lora"``, ``directions.k = 1``, ``directions.distribution = "gauss16"``;
 - every unit is trained by four clients or more (published: one, where units are enough);
   ``assign.copies = 1``;
 - the server averages (published: FedYogi); ``server.kind = "yogi"``. With random directions take
@@ -50,7 +50,8 @@ SPRY = Strategy(
             "layers": "last:3",
         },
         "assign": {"kind": "contiguous", "copies": 4},
-        "engine": {"kind": "forward", "directions": "all"},
+        "engine": {"kind": "forward"},
+        "directions": {"kind": "basis"},
         "client": {"optimiser": {"kind": "adamw", "lr": 2e-3, "head_lr": 2e-2}},
         "codec": {"kind": "quantised", "bits": 4},
         "aggregator": {"kind": "mean"},

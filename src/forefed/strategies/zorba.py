@@ -19,7 +19,8 @@ ZORBA = Strategy(
     sections={
         "adapter": {"kind": "lora", "r": 1},
         "assign": {"kind": "contiguous"},
-        "engine": {"kind": "finite_difference", "directions": 10},
+        "engine": {"kind": "finite_difference"},
+        "directions": {"kind": "fresh", "k": 10},
         "client": {"max_steps": 1, "optimiser": {"kind": "sgd", "lr": 1e-2, "head_lr": 1.0}},
         "codec": {"kind": "scalars"},
         "aggregator": {"kind": "mean"},

@@ -50,15 +50,10 @@ class PoolDownload(Download):
 
     def conflicts(self, config: Any) -> Iterator[str]:
         codec = config.codec
-        counts = (
-            getattr(config.engine, "directions", 1),
-            getattr(codec, "directions", None),
-            getattr(codec, "head_directions", None),
-        )
         plain = (
             codec.sends_slopes
             and config.directions.lasting
-            and "all" not in counts
+            and config.directions.head_k != "all"
             and config.assign.kind == "everything"
             and config.client.linear
             and config.server.plain
@@ -69,7 +64,7 @@ class PoolDownload(Download):
         if not plain:
             yield (
                 "download.kind = 'pool': sums of slopes tell the parameters only with codec.kind = "
-                "'scalars', directions.kind = 'pool', no 'all' directions, assign.kind = "
+                "'scalars', directions.kind = 'pool', a number as directions.head_k, assign.kind = "
                 "'everything', plain gradient steps at the clients (client.optimiser.kind = 'sgd', "
                 "no momentum, weight decay), no modifiers, no schedule and plain averaging at the "
                 "server (server.kind = 'sgd', server.lr = 1, collect.kind = 'round'); "

@@ -20,21 +20,18 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from forefed.core.errors import ProtocolError
-from forefed.core.keys import Key, Law
+from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.wire.codec import Codec, read_meta, update_meta
 from forefed.wire.message import pack, unpack
 
-Count = Annotated[int, Field(ge=1)] | Literal["all"]
 MAX_STEPS = 1_000_000
 MAX_SLOPES = 1 << 28
 """Of one message: what a receiver makes room for at most."""
@@ -43,22 +40,7 @@ MAX_SLOPES = 1 << 28
 class Projections(Codec):
     """Base of the codecs of slopes."""
 
-    head_directions: Count = 64
-    """Directions on which the head's exact gradient is projected; "all": its elements, exact."""
-    directions: Count | None = None
-    """For exact engines: directions on which the adapters' gradient is projected (estimating
-    engines bring their own). None: 16."""
-    law: Law = "rademacher"
-    """Law of the directions of projected gradients."""
-
     payload: ClassVar[Literal["delta", "projections"]] = "projections"
-
-    def conflicts(self, config: Any) -> Iterator[str]:
-        if config.engine.estimates and self.directions is not None:
-            yield (
-                "codec.directions is for exact engines; an estimating engine sends the slopes of "
-                "its own engine.directions"
-            )
 
 
 class Coded(Projections):

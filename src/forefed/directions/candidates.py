@@ -1,28 +1,25 @@
-"""Random directions that are not simply the next ones: picked from candidates, or out of a pool.
+"""Of some candidates for every direction the one along the last global update.
 
-Sources: FwdLLM (arXiv 2308.13894) for the candidates, FedKSeed (arXiv 2312.06353) for the pool.
-Client and server choose alike, from keys and from what the server broadcasts, so nothing more
-travels than with plain directions.
+Source: FwdLLM (arXiv 2308.13894). Client and server choose alike, from keys and from what the
+server broadcasts, so nothing more travels than with plain directions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from statistics import NormalDist
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from forefed.core import trees
-from forefed.core.keys import Key
 from forefed.core.types import Order, Params
-from forefed.gradients.directions import RandomDirections
-from forefed.gradients.draw import Draw
+from forefed.directions.fresh import RandomKind
+from forefed.directions.sets import RandomDirections, fields_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class SelectedDirections(RandomDirections):
 
         The index of a candidate would be log2(candidates) bits of a message; it is rebuilt here.
         """
-        every = RandomDirections(**{**_fields(self), "k": self.k * self.candidates})
+        every = RandomDirections(**{**fields_of(self), "k": self.k * self.candidates})
         along_KC = every.project(self.anchor).reshape(self.k, self.candidates)
         return [k * self.candidates + int(c) for k, c in enumerate(along_KC.argmax(1))]
 
@@ -64,47 +61,7 @@ class SelectedDirections(RandomDirections):
         }
 
 
-@dataclass(frozen=True)
-class PooledDirections(RandomDirections):
-    """Directions out of a pool of ``pool`` that serves the whole run (``round`` and ``stream`` 0).
-
-    Which ones a step walks along is drawn uniformly by ``draw``, the key of the client's round. All
-    movement stays in the ``pool`` dimensions that the pool spans: sums of slopes, one for each
-    member, say where the parameters have come to.
-    """
-
-    pool: int = field(kw_only=True)
-    draw: Key = field(kw_only=True)
-
-    @cached_property
-    def members(self) -> list[int]:
-        """Which of the pool this step walks along: [k]."""
-        return [int(j) for j in self.draw.fold(self.step).integers(self.k, self.pool)]
-
-    def places(self, ks: Sequence[int]) -> tuple[int, Sequence[int]]:
-        return 0, [self.members[k] for k in ks]
-
-    def sums(self, slopes_TK: Tensor) -> Tensor:
-        """What T local steps add to each member: [pool] float64, so that the steps' estimates sum
-        to sum_j sums[j] v_j. Slopes that are not finite are left out, as ``combine`` does."""
-        sums = torch.zeros(self.pool, dtype=torch.float64)
-        for step, slopes_K in enumerate(slopes_TK.double()):
-            finite = torch.isfinite(slopes_K)
-            members = torch.tensor(self.at(step).members)[finite]
-            # in the order of k: a member may be drawn twice
-            for j, slope in zip(members.tolist(), slopes_K[finite].tolist(), strict=True):
-                sums[j] += slope / len(members)
-        return sums
-
-    def moved(self, like: Params, sums: Tensor) -> Params:
-        """sum_j sums[j] v_j over ``like``, in the order of j."""
-        whole = RandomDirections(**{**_fields(self), "k": self.pool, "step": 0})
-        mean = whole.combine({n: x.double() for n, x in like.items()}, sums)
-        assert mean is not None, "sums are finite"
-        return {n: self.pool * x for n, x in mean.items()}
-
-
-class Candidates(Draw):
+class Candidates(RandomKind):
     """The best of some candidates in every place: the nearest to the last global update."""
 
     kind: Literal["candidates"] = "candidates"
@@ -124,7 +81,7 @@ class Candidates(Draw):
         if not norm:
             return fresh
         anchor = {n: x / norm for n, x in last.items()}
-        return SelectedDirections(**_fields(fresh), candidates=self.count, anchor=anchor)
+        return SelectedDirections(**fields_of(fresh), candidates=self.count, anchor=anchor)
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
@@ -133,33 +90,11 @@ class Candidates(Draw):
                 "directions.kind = 'candidates' compares them with the last global update; add "
                 "'last_update' to modifiers"
             )
-        if getattr(config.engine, "law", "gauss16") != "gauss16":
+        if self.distribution != "gauss16":
             yield (
                 "directions.kind = 'candidates': the bias of the choice is known for Gaussian "
-                "directions only; set engine.law = 'gauss16'"
+                "directions only; set directions.distribution = 'gauss16'"
             )
-
-
-class Pool(Draw):
-    """Directions out of one pool that serves the whole run, drawn anew in every step."""
-
-    kind: Literal["pool"] = "pool"
-    size: Annotated[int, Field(ge=1, le=2**31)] = 1024
-    """Members of the pool (FedKSeed); all movement stays in so many dimensions."""
-
-    source: ClassVar[str] = "FedKSeed, arXiv 2312.06353"
-    lasting: ClassVar[bool] = True
-
-    def chosen(
-        self, fresh: RandomDirections, order: Order, names: Sequence[str], projected: bool
-    ) -> RandomDirections:
-        draw = Key(fresh.run).fold("pool", fresh.tag, fresh.round, fresh.stream)
-        whole_run = replace(fresh, round=0, stream=0, tag="G")
-        return PooledDirections(**_fields(whole_run), pool=self.size, draw=draw)
-
-
-def _fields(directions: RandomDirections) -> dict[str, Any]:
-    return {f.name: getattr(directions, f.name) for f in fields(RandomDirections)}
 
 
 @cache

@@ -1,9 +1,9 @@
-"""The directions along which slopes are taken, and the estimate that slopes stand for.
+"""Sets of directions of one local step, and the estimate that slopes along them stand for.
 
 Sources: SPRY (arXiv 2405.15551) section 3; BAFFLE (arXiv 2301.12195) for the scalar message.
 A direction v has E[v v^T] = I, so mean_k <g, v_k> v_k is an unbiased estimate of g, with error
 E||estimate - g||^2 = (d - 1)/K ||g||^2 for signs and (d + 1)/K ||g||^2 for Gaussian values over d
-elements. In basis mode the K = d directions are the unit vectors and the estimate is g itself.
+elements. Of unit vectors it is g itself.
 
 Legend: K directions, D elements of all parameters together.
 """
@@ -11,15 +11,15 @@ Legend: K directions, D elements of all parameters together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from forefed.core import trees
 from forefed.core.keys import Key, Law
-from forefed.core.types import DirectionSet, Params
+from forefed.core.types import Params
 
 ELEMENTS_AT_ONCE = 1 << 17  # of one parameter's directions; large ones are drawn one by one
 
@@ -101,13 +101,14 @@ class RandomDirections:
         """Where in the streams directions ``ks`` stand: the step and their numbers in it."""
         return self.step, ks
 
+    def noise(self, elements: int, parts: int = 1) -> float:
+        """v of an estimate of ``elements`` elements (``noise_along``)."""
+        return noise_along(self.k // parts, elements, self.law)
+
 
 @dataclass(frozen=True)
 class BasisDirections:
-    """The unit vectors of the parameters themselves: slopes are the gradient, nothing is random.
-
-    Source: ours (low-dimensional adapters make K = D affordable for a client's own units).
-    """
+    """K = D unit vectors over D elements: nothing is random, and every step has the same."""
 
     def at(self, step: int) -> BasisDirections:
         return self
@@ -139,22 +140,18 @@ class BasisDirections:
         slopes_K = trees.flatten(grad).double().cpu()
         return slopes_K if ks is None else slopes_K[ks.start : ks.stop]
 
-
-@dataclass(frozen=True)
-class Window:
-    """Some of the directions of a set, as an engine walks along them."""
-
-    of: DirectionSet
-    ks: range
-
-    def count(self, like: Params) -> int:
-        return len(self.ks)
-
-    def tangents(self, like: Params, ks: range) -> Params:
-        return self.of.tangents(like, self.ks[ks.start : ks.stop])
-
-    def project(self, grad: Params, ks: range | None = None) -> Tensor:
-        return self.of.project(grad, self.ks if ks is None else self.ks[ks.start : ks.stop])
+    def noise(self, elements: int, parts: int = 1) -> float:
+        return 0.0
 
 
-Directions = RandomDirections | BasisDirections
+def noise_along(k: int, elements: int, law: Law) -> float:
+    """v = E|estimate - gradient|^2 / |gradient|^2: (d - 1) / K for K random signs over d elements,
+    (d + 1) / K for Gaussian values. A test measures it."""
+    if not elements:
+        return 0.0
+    return (elements + (1 if law == "gauss16" else -1)) / k
+
+
+def fields_of(directions: RandomDirections) -> dict[str, Any]:
+    """What a kind of random directions takes over from plain ones."""
+    return {f.name: getattr(directions, f.name) for f in fields(RandomDirections)}
