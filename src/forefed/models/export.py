@@ -4,6 +4,7 @@
          (trained tensors, and TinyLoRA's frozen factors, so that the logits are the run's exactly)
 "lora"   the same update as a plain LoRA: LoRA's own, or TinyLoRA's with its exact rank
 "model"  the base with the update added to its weights, which needs no PEFT
+"gguf"   the same as a GGUF file, where the base came from one (``gguf_export.py``)
 
 Beside them: ``README.md``, the model's ``config.json`` (the classes' names, the padding token), the
 tokeniser with the padding token that was chosen for it, and what the head stands on, where the
@@ -50,6 +51,7 @@ def save_adapter(
     form: Form = "peft",
     words: Words | None = None,
     reads: int | None = None,
+    source: Path | None = None,
 ) -> None:
     """Writes the adapter; the folder appears complete or not at all.
 
@@ -62,6 +64,7 @@ def save_adapter(
         form: see above.
         words: what texts' words add to the logits.
         reads: tokens of a text that the model reads, where its words are read beyond them.
+        source: the GGUF file that the base came from; None: it did not.
 
     Raises:
         UserError: the folder holds something that is no adapter, or there is no such form of it.
@@ -73,15 +76,20 @@ def save_adapter(
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
     building.chmod(0o755)  # mkdtemp's folders are for their owner only
     try:
-        _FORMS[form](task, params, building)
-        (building / MODEL).write_text(_model_text(task), encoding="utf-8")
+        if form == "gguf":
+            assert source is not None, "refusal() says it"
+            _save_gguf(task, params, source, building / f"{folder.name}.gguf")
+        else:
+            _FORMS[form](task, params, building)
+        if form != "gguf":  # which has all of it in one file
+            (building / MODEL).write_text(_model_text(task), encoding="utf-8")
         (building / CARD).write_text(card, encoding="utf-8")
         end = None if tokenizer is None else end_of(tokenizer)
         if (head := head_text(task, reads, end)) is not None:
             (building / HEAD).write_text(head, encoding="utf-8")
         if words is not None:
             save_words(words, building)
-        if tokenizer is not None:
+        if tokenizer is not None and form != "gguf":
             _save_tokenizer(tokenizer, task, building)
         if folder.exists():
             replaced = folder.with_name(f".{folder.name}-replaced{PARTIAL}")
@@ -95,8 +103,17 @@ def save_adapter(
         shutil.rmtree(building, ignore_errors=True)
 
 
-def refusal(adapter: Adapter, form: Form) -> str | None:
-    """Why there is no such form of what this adapter trains; None where there is."""
+def refusal(adapter: Adapter, form: Form, source: Path | None = None) -> str | None:
+    """Why there is no such form of what this adapter trains; None where there is.
+
+    Args:
+        source: the GGUF file that the base came from.
+    """
+    if form == "gguf" and source is None:
+        return (
+            "export: --as gguf: the base of this run did not come from a GGUF file; take --as "
+            "model, and llama.cpp's convert_hf_to_gguf.py makes a GGUF file of it"
+        )
     if form == "lora" and not isinstance(adapter, Lora | TinyLora):
         return (
             f"export: adapter.kind = '{adapter.kind}' trains no update of low rank, so it is no "
@@ -180,6 +197,25 @@ def _factors(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _save_model(task: Task, params: Params, folder: Path) -> None:
     """The base with the update in its weights, in one file or in parts."""
+    merged = _merged(task, params)
+    with quiet():
+        merged.save_pretrained(folder)
+    (folder / MODEL).unlink()
+
+
+def _save_gguf(task: Task, params: Params, source: Path, file: Path) -> None:
+    from forefed.models.gguf_export import save_gguf
+
+    inner = task.model.get_base_model().state_dict()
+    base = {n.replace(".base_layer.", "."): x.clone() for n, x in inner.items() if BASE in n}
+    save_gguf(base, _merged(task, params), source, file, file.stem)
+
+
+BASE = ".base_layer."
+
+
+def _merged(task: Task, params: Params) -> Any:
+    """The model of transformers with the update in its weights; the task's is used up."""
     if head_text(task) is not None:
         raise UserError(
             "export: the head of this model stands on another pooling than the class of "
@@ -210,13 +246,10 @@ def _save_model(task: Task, params: Params, folder: Path) -> None:
         module = task.model.get_submodule(name.removesuffix(f".{FOLDED}"))
         dense, weight = task.adapter.scale * params[name], module.base_layer.weight
         weight.data += (dense.T if module.fan_in_fan_out else dense).to(weight)
-    merged = task.model.merge_and_unload()
-    with quiet():
-        merged.save_pretrained(folder)
-    (folder / MODEL).unlink()
+    return task.model.merge_and_unload()
 
 
-Form = Literal["peft", "lora", "model"]
+Form = Literal["peft", "lora", "model", "gguf"]
 FORMS: tuple[Form, ...] = get_args(Form)
 _FORMS: dict[Form, Callable[[Task, Params, Path], None]] = {
     "peft": _save_peft,

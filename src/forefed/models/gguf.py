@@ -118,8 +118,9 @@ def _convert(file: Path, name: str, architecture: str, folder: Path) -> None:
 
     from forefed.models.place import explained, quiet
 
-    where: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    where: dict[str, Any] = {"gguf_file": "model.gguf", "trust_remote_code": False}
     with (
+        tempfile.TemporaryDirectory() as alone,  # files beside it would be read in its place
         quiet(),
         torch.random.fork_rng(devices=[]),
         explained(
@@ -128,9 +129,13 @@ def _convert(file: Path, name: str, architecture: str, folder: Path) -> None:
             )
         ),
     ):
+        try:
+            (Path(alone) / "model.gguf").symlink_to(file)
+        except OSError:  # a system that lets nobody make links
+            shutil.copyfile(file, Path(alone) / "model.gguf")
         auto: Any = transformers.AutoModelForCausalLM
-        model = auto.from_pretrained(file.parent, dtype=torch.float32, **where)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **where)
+        model = auto.from_pretrained(alone, dtype=torch.float32, **where)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(alone, **where)
         if hasattr(model.config, "quantization_config"):  # it is dequantised
             del model.config.quantization_config
         vars(model.config).pop("_model_name_or_path", None)

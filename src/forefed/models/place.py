@@ -82,6 +82,14 @@ def find(settings: ModelSettings) -> Place:
     return _cached(name)
 
 
+def file_of(settings: ModelSettings) -> Path | None:
+    """The GGUF file that a model comes from; None: it comes from none."""
+    if settings.name == "smollm2":
+        return gguf.smollm2()
+    place = Path(settings.name).expanduser()
+    return place if place.suffix.lower() == ".gguf" and place.is_file() else None
+
+
 def portable_name(settings: ModelSettings) -> str:
     """The base model's name without this machine's paths."""
     if settings.name == "minilm":

@@ -89,11 +89,15 @@ def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft"
         "lora": f"A LoRA ({config.adapter.kind}, rank {getattr(config.adapter, 'r', 0)}) for "
         f"`{base}`",
         "model": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights",
+        "gguf": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights, for "
+        "llama.cpp: the changed matrices at 16 bits, all else as in the base's file",
     }[form]
     seen = config.channel.told()
     attack = config.attack.told() if isinstance(config.attack, Hostile) else ""
     # of "peft" a hub shows code of its own, which would not do
-    library = "transformers" if form == "model" else "forefed" if run.own_head else "peft"
+    library = {"model": "transformers", "gguf": "gguf"}.get(
+        form, "forefed" if run.own_head else "peft"
+    )
     told = (attack, config.sharing.told(), OWN_HEAD if run.own_head else "")
     caution = "".join(f"**Mind**: {t}.\n\n" for t in told if t)
     return f"""---
@@ -139,11 +143,14 @@ def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") ->
     """Python that loads an export and uses it, beside the export's folder."""
     task, base = config.data.task, portable_name(config.model)
     objective = objective_of(run.labels, task.head)
+    if form == "gguf":
+        return _with_llama_cpp(task.recipe(tokenizer, run.provenance["columns"]) is not None)
     two = len(task.asked(run.provenance["columns"])) > 1
     texts = '[("a text", "another one"), ("a text", "a third")]' if two else '["a text", "another"]'
     whole = whole_length(config, tokenizer, run.provenance["columns"])
     settings = [f"longest = {max(config.data.max_length, whole or 0)}"]
-    lines = objective.recipe()
+    columns = run.provenance["columns"]
+    lines = task.recipe(tokenizer, columns) or objective.recipe()
     settings += [f"ends = {ending(tokenizer)}"] if " ends" in lines else []
     if "longest_answer" in lines:
         settings.append(f"longest_answer = {getattr(task, 'longest_answer', 30)}")
@@ -152,6 +159,24 @@ def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") ->
 texts = {texts}
 {chr(10).join(settings)}
 {lines}"""
+
+
+def _with_llama_cpp(templated: bool) -> str:
+    """As ``recipe``, by llama.cpp's Python package."""
+    say = 'said = model(text, max_tokens=100, temperature=0)["choices"][0]["text"]'
+    if templated:
+        say = """messages = [{"role": "user", "content": text}]
+    answer = model.create_chat_completion(messages, temperature=0, max_tokens=100)
+    said = answer["choices"][0]["message"]["content"]"""
+    return f"""from pathlib import Path
+
+from llama_cpp import Llama
+
+folder = "adapter"  # the folder of this file
+model = Llama(str(next(Path(folder).glob("*.gguf"))), verbose=False)
+for text in ["a text", "another"]:
+    {say}
+    print(text, "->", said)"""
 
 
 def _loading(objective: Objective, base: str, form: Form, own_head: bool) -> str:

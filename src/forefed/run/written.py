@@ -170,11 +170,12 @@ def write_end(
     }
     if ending is None:
         own_head = head_text(federation.task) is not None
-        words = load_tokenizer(federation.config.model)
+        columns = federation.data.provenance["columns"]
+        task = federation.config.data.task
+        words = task.dressed(load_tokenizer(federation.config.model), columns)
         trained = Trained.of(folder, state.round, summary, own_head)
         card = model_card(federation.config, trained, words)
         said, config = None if begun is None else begun.words, federation.config
-        columns = federation.data.provenance["columns"]
         reads = config.data.max_length if whole_length(config, words, columns) else None
         save_adapter(
             federation.task, state.params, folder / ADAPTER, card, words, words=said, reads=reads

@@ -12,7 +12,9 @@ from forefed.core.files import rename_folder
 from forefed.core.settings import parse
 from forefed.models.export import CARD, CONFIG, FORMS, WEIGHTS, Form, refusal, save_adapter
 from forefed.models.load import load_tokenizer
+from forefed.models.objectives import objective_of
 from forefed.models.outside import HEAD, head_text
+from forefed.models.place import file_of
 from forefed.run import record
 from forefed.run.begun import load_begun
 from forefed.run.build import whole_length
@@ -31,7 +33,7 @@ def export_adapter(
         What whoever loads it must know beside the card; empty: nothing.
 
     Args:
-        form: "peft", "lora" or "model" (``models.export``).
+        form: "peft", "lora", "model" or "gguf" (``models.export``).
         force: also of a run that has not finished, or finished without training anything worth
             having; the card says so.
         best: the parameters of the best evaluation instead of the last ones.
@@ -42,10 +44,11 @@ def export_adapter(
     """
     config = parse(Config, record.read_config(run))
     if form not in FORMS:
-        more = "; llama.cpp converts what --as lora writes" if form.casefold() == "gguf" else ""
-        raise UserError(f"export: --as {form}: {nearest(form, FORMS)}{more}")
+        raise UserError(f"export: --as {form}: {nearest(form, FORMS)}")
     chosen: Form = form
-    reason = refusal(config.adapter, chosen)
+    reason = refusal(config.adapter, chosen, file_of(config.model))
+    if chosen == "gguf" and objective_of((), config.data.task.head).has_head:
+        reason = "export: --as gguf: a head has no place in a GGUF file; leave --as out"
     if reason is not None:
         raise UserError(reason)
     summary = record.summary(run)
@@ -66,7 +69,9 @@ def export_adapter(
             shutil.copytree(run / ADAPTER, building)
             assert summary is not None
             about = Trained.of(run, summary["rounds"], summary, (building / HEAD).exists())
-            card = model_card(config, about, load_tokenizer(config.model))
+            columns = about.provenance["columns"]
+            words = config.data.task.dressed(load_tokenizer(config.model), columns)
+            card = model_card(config, about, words)
             (building / CARD).write_text(card, encoding="utf-8")
         else:
             _write(run, config, chosen, building, BEST if best else FILE)
@@ -107,13 +112,14 @@ def _fault(adapter: Path) -> str | None:
 
 def _write(run: Path, config: Config, form: Form, folder: Path, file: str) -> None:
     """From the last checkpoint. A merged model has its base's weights in full, not quantised."""
-    task, state = trained(run, config, exact=form == "model", file=file)
+    task, state = trained(run, config, exact=form in ("model", "gguf"), file=file)
     own_head = head_text(task) is not None
     about = Trained.of(run, state.round, record.summary(run), own_head)
-    tokenizer = load_tokenizer(config.model)
+    columns = about.provenance["columns"]
+    tokenizer = config.data.task.dressed(load_tokenizer(config.model), columns)
     card = model_card(config, about, tokenizer, form)
     begun = load_begun(run)
     words = None if begun is None else begun.words
-    columns = about.provenance["columns"]
     reads = config.data.max_length if whole_length(config, tokenizer, columns) else None
-    save_adapter(task, state.params, folder, card, tokenizer, form, words, reads)
+    source = file_of(config.model)
+    save_adapter(task, state.params, folder, card, tokenizer, form, words, reads, source)

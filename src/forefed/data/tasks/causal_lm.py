@@ -117,6 +117,24 @@ class CausalLM(TextTask):
             return super().ends(tokenizer, columns)
         return chat.ends_of(tokenizer)
 
+    def dressed(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> Any:
+        if self._templated(tokenizer, columns):
+            tokenizer.chat_template = chat.template_of(tokenizer)
+        return tokenizer
+
+    def recipe(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> str | None:
+        if not self._templated(tokenizer, columns):
+            return None
+        return f"""for text in texts:
+    inputs = tokenizer.apply_chat_template(
+        [{{"role": "user", "content": text}}], return_tensors="pt", return_dict=True,
+        add_generation_prompt={chat.asks_for_answers(tokenizer)},
+    )
+    n = inputs["input_ids"].shape[1]
+    ends = {list(chat.ends_of(tokenizer))}  # tokens that end an answer
+    output = model.generate(**inputs, max_new_tokens=100, do_sample=False, eos_token_id=ends)
+    print(text, "->", tokenizer.decode(output[0, n:], skip_special_tokens=True))"""
+
     def _templated(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> bool:
         """Does a chat template write the prompts?"""
         asked = self.template == "auto" and columns.get("prompt") and tokenizer.chat_template

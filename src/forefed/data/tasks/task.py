@@ -116,6 +116,14 @@ class TextTask(Choice):
         """
         return prompt_tokens(tokenizer, texts)
 
+    def dressed(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> Any:
+        """The tokeniser as an export carries it, with what it was trained with beside its own."""
+        return tokenizer
+
+    def recipe(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> str | None:
+        """Lines of a model card in the place of the objective's (``Objective.recipe``)."""
+        return None
+
     def ends(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
         """The tokens that end what a language model says."""
         return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
