@@ -13,6 +13,7 @@ from forefed.core.keys import Key
 from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.attach import draw_missing
+from forefed.models.attention import attend_in
 from forefed.models.inspect import Facts, look
 from forefed.models.intact import check_tokens, check_values, judge, untrained_poolers
 from forefed.models.objectives import AnswerSpans, NextToken, Objective, objective_of
@@ -107,11 +108,12 @@ def load_base(
     draw_missing(model, drawn, std, key)
     check_values(model, settings.name)
     _sees(model, objective, settings.name)
+    attend_in(model.to(device), settings.attention)
     # A pooler that was never trained is part of the head, or it would stay random.
     model.untrained_pooler = poolers
     model.config.pad_token_id = seen.tokenizer.pad_token_id
     notes = tuple(text for text in (seen.facts.note, note) if text)
-    return Base(model.eval().to(device), seen.tokenizer, seen.facts, notes)
+    return Base(model.eval(), seen.tokenizer, seen.facts, notes)
 
 
 def check_model(

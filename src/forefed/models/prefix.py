@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from forefed.core import trees
 from forefed.core.lora import factors_of
 from forefed.core.types import Batch, Each, LossFn, Params, Unit, each_of
+from forefed.models.attention import attention_of
 from forefed.models.functional import KeyedDropout, outside_transforms, replaced
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.task import Task
@@ -220,6 +221,8 @@ def weights_before(task: Task, depth: int) -> str | None:
     config = task.model.config
     sha = blake2b(config.to_json_string(use_diff=False).encode(), digest_size=16)
     sha.update(f"{depth} {task.device.type}".encode())
+    if attention_of(task.model) != "weights":
+        sha.update(f" attention in {attention_of(task.model)}".encode())
     for name, module in task.model.named_modules():
         if module not in later and not (heads and name.startswith(heads)):
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]

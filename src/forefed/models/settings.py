@@ -35,6 +35,11 @@ class ModelSettings(Settings):
     such a loss or slope is skipped and counted; most CPUs compute it slowly. ``float64`` is for
     tests of laws; Llama-like models compute their RMSNorm in float32 even then. The trained tensors
     are float32 (float64 with float64)."""
+    attention: Literal["auto", "weights", "float32"] = "auto"
+    """What attention computes in, where ``dtype`` has fewer bits than float32: ``weights``, in it,
+    or ``float32``, in which a CPU's backward pass can be three to nine times as fast. ``auto``: the
+    faster one, measured when a run begins, kept in its record and taken from there when it goes
+    on. The results differ by the rounding of ``dtype``."""
     quantise: Literal["none", "int8", "int4"] = "none"
     """Storage of the blocks' frozen matrices: 8 bits with a scale per row, or 4 bits with one per
     64 columns (a quarter, a seventh of float32). They are computed with in ``dtype``, one matrix at

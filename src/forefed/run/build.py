@@ -48,6 +48,7 @@ from forefed.models.shell import check_length
 from forefed.models.task import Task
 from forefed.plan import Way
 from forefed.run.budgets import Engines, Planner, measure_now, resolve
+from forefed.run.record import ENVIRONMENT, read_json
 from forefed.start import ClosedForm, one_text, start_of, words_of
 from forefed.start.answer import Answers
 
@@ -428,9 +429,13 @@ def _prefix(config: Config, task: Task, spare: int | None) -> FrozenPrefix | Non
 
 
 def load_model(config: Config, label_names: Sequence[str]) -> Task:
-    """The run's model with its adapter, at its first values."""
-    key = Key(config.seed).fold("model")
-    return load_task(config.model, config.adapter, key, label_names, config.data.task.head)[0]
+    """The run's model with its adapter, at its first values; its attention as the run began."""
+    key, settings = Key(config.seed).fold("model"), config.model
+    if settings.attention == "auto" and (config.folder / ENVIRONMENT).exists():
+        # measured when the run began (in records of former versions: not at all)
+        began = read_json(config.folder / ENVIRONMENT).get("model", {})
+        settings = settings.model_copy(update={"attention": began.get("attention", "weights")})
+    return load_task(settings, config.adapter, key, label_names, config.data.task.head)[0]
 
 
 def unmeasured(trainer_of: Callable[[int], Trainer]) -> ClientFn:

@@ -40,6 +40,7 @@ from forefed.core.types import Json
 ROUNDS, EVALUATIONS, SUMMARY = "rounds.jsonl", "evaluations.jsonl", "summary.json"
 DETAILS, START, CLIENTS = "details.json", "start.json", "clients.json"
 AUDIT = "audit.json"
+ENVIRONMENT = "environment.json"
 
 
 AGAIN = "restore it from a copy, or start the run anew under another name"
@@ -95,7 +96,7 @@ def read_lines(folder: Path, name: str) -> list[Json]:
 
 def write_changes(folder: Path, round: int, found: list[Json], origin: Json) -> None:
     """What the user accepted to have changed before the round after this one."""
-    path = folder / "environment.json"
+    path = folder / ENVIRONMENT
     about = read_table(path, AGAIN)
     about["changes"] = [*about.get("changes", []), {"round": round, "changed": found}]
     about["origin"] = origin

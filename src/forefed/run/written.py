@@ -14,6 +14,7 @@ from forefed.core.files import write_json
 from forefed.core.types import Json
 from forefed.federation.adversary import Adversary
 from forefed.federation.state import RunState
+from forefed.models.attention import attention_of
 from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
@@ -65,6 +66,7 @@ def about_model(task: Task) -> Json:
     return {
         "name": task.base_name,
         "dtype": str(dtype).removeprefix("torch."),
+        "attention": attention_of(task.model),
         "device": str(task.device),
         "parameters": parameter_count(task.model),
         "weights_bytes": weights_bytes(task.model),
@@ -98,7 +100,7 @@ def write_head(
             "told": attack.told(),
         }
     write_json(
-        folder / "environment.json",
+        folder / record.ENVIRONMENT,
         {
             **record.environment(),
             **about,
