@@ -19,7 +19,7 @@ from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.models.adapters import HeadOnly, Lora, TinyLora
 from forefed.models.inspect import look
-from forefed.models.load import load_base, load_task, load_tokenizer, portable_name
+from forefed.models.load import check_files, load_base, load_task, load_tokenizer, portable_name
 from forefed.models.place import few_words
 from forefed.models.settings import ModelSettings
 from forefed.run import Watcher, run
@@ -416,3 +416,18 @@ def test_a_damaged_folder_is_refused_before_texts_are_read(world: World, tmp_pat
     with pytest.raises(UserError, match=r"have no .*query\.weight"):
         build(config, said.append)
     assert said == ["looking at the model's files"]
+
+
+def test_a_folder_is_read_once_until_it_changes(world: World, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(world.bert, tmp_path / "model"))
+    settings = ModelSettings(name=str(folder), dtype="float32")
+    words = load_tokenizer(settings)
+    first = look(settings)
+    first.config.num_hidden_layers = 7  # a caller's own
+    assert load_tokenizer(settings) is words and look(settings).layers != 7
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 0}))
+    with pytest.raises(UserError, match="hidden_size = 0"):
+        look(settings)
+    with pytest.raises(UserError, match="hidden_size = 0"):
+        check_files(settings, "classification")

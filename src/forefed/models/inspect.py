@@ -7,7 +7,8 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from forefed.core.errors import UserError
 from forefed.core.types import Json
 from forefed.models.place import explained, find, portable_name, quiet
 from forefed.models.settings import ModelSettings
+from forefed.models.unchanged import while_unchanged
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENISERS = (
@@ -141,6 +143,10 @@ def look(settings: ModelSettings, weights: bool = True) -> Facts:
     Raises:
         UserError: no such model, or files that cannot be one; names the file.
     """
+    return _looked(settings, weights)
+
+
+def _look(settings: ModelSettings, weights: bool) -> Facts:
     place = find(settings)
     folder, name = place.folder, settings.name
     raw = _config_of(folder, name)
@@ -151,6 +157,9 @@ def look(settings: ModelSettings, weights: bool = True) -> Facts:
         tensors = dict(_headers(folder, name, raw))
         _has_tokeniser(folder, name)
     return Facts(portable_name(settings), folder, config, raw, tensors, place.note)
+
+
+_looked = while_unchanged(_look, lambda facts: replace(facts, config=deepcopy(facts.config)))
 
 
 def read_config(folder: Path, name: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from forefed.models.pooling import choose, install
 from forefed.models.relabel import fit_head
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
+from forefed.models.unchanged import while_unchanged
 
 __all__ = [
     "Base",
@@ -130,7 +132,8 @@ def check_model(
     choose_device(settings)
     objective = objective_of(label_names, head)
     seen = _look_closely(settings, objective)
-    _, note = fit_head(seen.shape, objective, seen.facts.classes, seen.drawn, seen.resized)
+    shape = copy.deepcopy(seen.shape)  # which is remembered, and changed where it fits
+    _, note = fit_head(shape, objective, seen.facts.classes, seen.drawn, seen.resized)
     if objective.pooled:
         choose(settings, seen.facts)
     return seen.facts, tuple(text for text in (seen.facts.note, note) if text)
@@ -163,7 +166,7 @@ class _Seen:
     resized: bool
 
 
-def _look_closely(settings: ModelSettings, objective: Objective) -> _Seen:
+def _read_closely(settings: ModelSettings, objective: Objective) -> _Seen:
     tokenizer = load_tokenizer(settings)
     facts = look(settings)
     _fits(facts, objective, settings.name)
@@ -174,12 +177,19 @@ def _look_closely(settings: ModelSettings, objective: Objective) -> _Seen:
     return _Seen(tokenizer, facts, shape, drawn, untrained_poolers(shape, drawn), resized)
 
 
+_look_closely = while_unchanged(_read_closely, lambda seen: replace(seen, drawn={*seen.drawn}))
+
+
 def load_tokenizer(settings: ModelSettings) -> Any:
     """The model's tokeniser, with a padding token (the end-of-text token where it has none).
 
     Raises:
         UserError: it is not there, is damaged, or has neither of the two tokens.
     """
+    return _tokenizer(settings)
+
+
+def _read_tokenizer(settings: ModelSettings) -> Any:
     import transformers
 
     folder = look(settings).folder
@@ -202,6 +212,9 @@ def load_tokenizer(settings: ModelSettings) -> Any:
             "end-of-text token; give one of them in its tokenizer_config.json"
         )
     return tokenizer
+
+
+_tokenizer = while_unchanged(_read_tokenizer, lambda tokenizer: tokenizer)
 
 
 def _from_pretrained(

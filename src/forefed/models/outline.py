@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from forefed.core.files import write_atomic
+from forefed.core.installed import version
 from forefed.core.places import user_cache
 from forefed.core.types import Json
 from forefed.data.tasks import Head
@@ -24,6 +24,7 @@ from forefed.models.inspect import Facts, look
 from forefed.models.load import check_model
 from forefed.models.place import find
 from forefed.models.settings import ModelSettings
+from forefed.models.unchanged import state_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -96,8 +97,7 @@ def _place(
     where = find(settings)
     try:
         folder = user_cache() / "models"
-        files = [*_states(where.folder.iterdir()), *_states(where.folder.glob("1_Pooling/*"))]
-        code = list(_states(Path(__file__).parent.glob("*.py")))
+        files, code = state_of(where.folder), state_of(Path(__file__).parent)
     except (RuntimeError, OSError):  # nobody's home; a file that cannot be seen: whoever looks says
         return None
     follows_from: Json = {
@@ -110,12 +110,6 @@ def _place(
     }
     digest = hashlib.sha256(json.dumps(follows_from).encode()).hexdigest()
     return folder / f"{digest[:32]}.json"
-
-
-def _states(paths: Iterator[Path]) -> Iterator[tuple[str, int, int]]:
-    for path in sorted(paths):
-        state = path.stat()
-        yield path.name, state.st_size, state.st_mtime_ns
 
 
 def _read(place: Path) -> Outline | None:

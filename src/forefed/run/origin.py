@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from forefed.core.errors import UserError
+from forefed.core.installed import version
 from forefed.core.types import Json
 from forefed.data.examples import Examples
 from forefed.models.attach import ADAPTER_NAME

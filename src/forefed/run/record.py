@@ -24,7 +24,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from forefed.config.config import Config
 from forefed.core import files
 from forefed.core.errors import UserError
 from forefed.core.files import read_table, read_table_lines, without_nan, write_atomic, write_json
+from forefed.core.installed import version
 from forefed.core.shortfalls import HEAD, UNTRAINED
 from forefed.core.types import Json
 
