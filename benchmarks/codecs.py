@@ -77,7 +77,7 @@ def run(method: str, seed: int, rate: float, plain: float | None = None) -> dict
     clients, held, test = world(seed)
     start: Params = {"head.weight": torch.zeros(384, 6), "head.bias": torch.zeros(6)}
     if method in SLOPES:
-        engine: dict[str, Any] = {"kind": "forward", "rehearse": True}
+        engine: dict[str, Any] = {"kind": "forward", "emulate": True}
         settings: dict[str, Any] = {
             "engine": {**engine, "micro_batch": "all"},
             "client": {

@@ -163,7 +163,7 @@ def latecomer(peers: int = 5, rounds: int = 200) -> str:
     config = forefed.configure(
         base={
             **{"rounds": rounds, "cohort": peers, "strategy": "fedavg", "codec": "one_byte"},
-            "engine": {"kind": "forward", "rehearse": True, "micro_batch": "all"},
+            "engine": {"kind": "forward", "emulate": True, "micro_batch": "all"},
             "directions": {"k": 16},
             "client": {
                 **{"max_steps": 1, "batch_size": 64},

@@ -36,7 +36,7 @@ from toy import HEAD, toy_clients, toy_params, toy_task, toy_units
 NAMES = ("large", "main", "middle")
 """Sites of the tiny world, in the order of a rehearsal's clients."""
 
-REAL = "engine.rehearse=false"  # as at sites, which never rehearse their slopes
+REAL = "engine.emulate=false"  # as at sites, which never rehearse their slopes
 FEW = "adapter.u=4"
 
 STRATEGIES = {

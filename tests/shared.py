@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 
 from forefed.assign import Everything
-from forefed.collect import EveryRound
 from forefed.core.types import Params, Unit
 from forefed.directions import Fresh
 from forefed.federation.star import RunState, Star
@@ -18,6 +17,7 @@ from forefed.local import LocalTraining
 from forefed.optimisers import Sgd
 from forefed.run import Config
 from forefed.run.simulate import star_over
+from forefed.trigger import EveryRound
 from forefed.wire import Scalars
 from toy import HEAD, ToyLoss, toy_clients, toy_params, toy_units
 
@@ -51,7 +51,7 @@ def star(
     dtype=FLOAT,
     server=None,
     modifiers=(),
-    collect=None,
+    trigger=None,
     assign=None,
     by_records=True,
     faults=None,
@@ -70,7 +70,7 @@ def star(
         codec=codec or Scalars(),
         server=server or Sgd(),
         modifiers=modifiers,
-        collect=collect or EveryRound(),
+        trigger=trigger or EveryRound(),
         download="pool" if by_sums else "scalars" if by_records else "dense",
         faults=faults or {},
     )

@@ -81,7 +81,7 @@ def test_rotation_depends_on_the_round_key_and_can_be_switched_off():
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 5))
 def test_copies_give_every_unit_to_that_many_clients(u, m, copies):
     units = units_of([1] * u)
-    names = Contiguous(copies=copies).names(units, m, Key(3))
+    names = Contiguous(replicas=copies).names(units, m, Key(3))
     assert len(names) == m
     for unit in units:
         held = sum(unit.name in assigned for assigned in names)

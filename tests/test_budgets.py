@@ -17,7 +17,7 @@ from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Contribution, Order, Params, ServerContext
-from forefed.directions import Basis, Directions, Fresh
+from forefed.directions import Basis, Directions, Fresh, Pool
 from forefed.directions.sets import RandomDirections
 from forefed.gradients import GradientEngine
 from forefed.gradients.auto import Auto
@@ -27,7 +27,7 @@ from forefed.local import LocalTraining, TaskView, Trainer, variance_of
 from forefed.plan import Plan, Scene, Way, plan
 from forefed.plan.scene import Job, Measured, Step
 from forefed.run import configure, run
-from forefed.run.budgets import Engines, kept_engines
+from forefed.run.budgets import Engines, kept_engines, kept_way
 from forefed.run.build import build
 from forefed.run.simulate import OwnLoss
 from forefed.wire import Codec, Dense, Scalars
@@ -36,7 +36,7 @@ MB = 1_000_000
 TWO_GROUPS = 'memory=[{budget="100MB", share=0.5}, {budget="1GB", share=0.5}]'
 AUTO = (
     "strategy=spry",
-    "assign.copies=1",
+    "assign.replicas=1",
     "adapter.targets=qv-and-outputs",
     "engine=auto",
     TWO_GROUPS,
@@ -106,7 +106,7 @@ def test_settings_of_memory() -> None:
         (["engine=auto", "memory=much"], "'much' is no size"),
         (["engine=auto", "engine.micro_batch=4"], "micro_batch"),
         (["engine=auto", "strategy=fedfgd"], "would not be fedfgd"),
-        (["engine.independent=4", "directions.kind=basis"], "engine.independent"),
+        (["engine.sub_batches=4", "directions.kind=basis"], "engine.sub_batches"),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else "",
 )
@@ -293,13 +293,24 @@ def test_weights_halve_the_error_and_keep_the_mean() -> None:
     [
         ([], True),
         (["directions.k=4"], False),
-        (["engine.rehearse=false"], False),
-        (["directions.k=4", "engine.rehearse=true"], True),
+        (["engine.emulate=false"], False),
+        (["directions.k=4", "engine.emulate=true"], True),
         (["partition.kind=sites", "partition.names=['a', 'b']"], False),
     ],
     ids=str,
 )
 def test_exact_slopes_of_simulated_clients_are_rehearsed(sets: list[str], rehearsed: bool) -> None:
     engine = kept_engines(configure(sets=["strategy=spry", *sets])).of(0).engine
-    assert engine.rehearses is rehearsed
+    assert engine.emulates is rehearsed
     assert (engine.stands_for is not engine) is rehearsed
+
+
+def test_a_plan_of_a_former_version_is_read() -> None:
+    engine = {"kind": "forward", "directions": 4, "law": "gauss16", "rehearse": False}
+    way = kept_way({"engine": engine}, Basis(head_k=8))
+    assert way.engine == Forward(emulate=False)
+    assert way.directions == Fresh(k=4, head_k=8)  # how they are drawn the configuration says
+    assert kept_way({"engine": {**engine, "directions": "all"}}, Fresh()).directions == Basis()
+    assert kept_way({"engine": {"kind": "backprop"}}, Basis(head_k=8)).directions == Fresh(head_k=8)
+    with pytest.raises(UserError, match="the planner has chosen unit vectors"):
+        kept_way({"engine": {**engine, "directions": "all"}}, Pool())

@@ -236,9 +236,9 @@ REFUSED = {
     "codec.kind = 'quantised'": {"codec": "quantised"},
     "own directions cannot be summed": {"strategy": "spry", "codec": "scalars"},
     "set client.max_steps": {"strategy": "decomfl", "client": {"max_steps": None}},
-    "collect.kind = 'variance' reads single": {"collect": "variance"},
+    "trigger.kind = 'variance' reads single": {"trigger": "variance"},
     "cohort = 4 is below channel.min_group = 5": {"cohort": 4},
-    "over_select": {"over_select": 0.2},
+    "oversampling": {"oversampling": 0.2},
     "has no server": {"topology": "gossip"},
     "does not fit words of 32 bits": {"channel": {"kind": "secure_sum", "fraction": 20}},
     "leaves fewer than 8 binary digits": {

@@ -26,8 +26,8 @@ def test_run_tells_and_keeps(forefed_command: Command, world: World, tmp_path: P
     out = plain(said.out)
     assert "mine: spry" in out and "6 clients, 3 per round" in out
     assert "texts empty: 1" in out and "texts truncated: 1" in out
-    assert "slopes rehearsed by backward passes" in out
-    assert json.loads((tmp_path / "mine" / "environment.json").read_text())["rehearsed"] is True
+    assert "slopes emulated by backward passes" in out
+    assert json.loads((tmp_path / "mine" / "environment.json").read_text())["emulated"] is True
     assert "round 1/2" in out and "round 2/2" in out and "most frequent class" in out
     tested = [x for x in read_lines(tmp_path / "mine", "evaluations.jsonl") if x["split"] == "test"]
     lines = re.findall(r"round (\d+)/2 ", out)

@@ -124,7 +124,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "modifiers: 'clip' works on delta": ["codec=scalars", 'transforms=["clip"]'],
     "modifiers: the same one twice": ['modifiers=["clip", "clip"]'],
     "client.sampler.kind = 'poisson'": ["client.sampler=poisson"],
-    "select.kind = 'poisson'": ["select=poisson", "over_select=0.5"],
+    "select.kind = 'poisson'": ["select=poisson", "oversampling=0.5"],
     "sharing.kind = 'personal_head': private": ["sharing=personal_head", "codec=scalars"],
     "sharing.kind = 'personal_head': start": ["sharing=personal_head", "start=closed_form"],
     "guard.kind = 'held_out': a log": ["guard=held_out", "codec=scalars"],
@@ -155,7 +155,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "directions.kind = 'basis' over": ["adapter=head", "engine.head=perturbed", "directions=basis"],
     "memory: budgets": ["strategy=spry", "memory=2GB"],
     "memory: the shares": ["engine=auto", 'memory=[{budget="1GB", share=0.4}]'],
-    "engine.independent": ["engine.independent=2", "directions=basis"],
+    "engine.sub_batches": ["engine.sub_batches=2", "directions=basis"],
     "modifiers: 'proximal' pulls": ["client.proximal=0.1", "client.max_steps=1"],
     "cohort_min": ["cohort_min=50"],
     "data.test_on": ["data.test_on=validation", 'partition={kind="sites", names=["a"]}'],
@@ -181,7 +181,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "aggregator.kind = 'mud_hog' keeps": [
         "strategy=fedavg",
         "aggregator=mud_hog",
-        "collect=variance",
+        "trigger=variance",
     ],
     "aggregator.kind = 'mud_hog' compares": [
         "codec=scalars",
@@ -278,7 +278,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
         "client.sampler={kind='poisson', rate=0.1}",
         'modifiers=["logit_adjustment", {kind="dp_example", noise_multiplier=0.5}]',
     ],
-    "over_select: under": ["strategy=fedavg", "channel=secure_sum", "over_select=0.5"],
+    "oversampling: under": ["strategy=fedavg", "channel=secure_sum", "oversampling=0.5"],
     "memory: groups with": [
         "strategy=fedavg",
         "channel=secure_sum",
@@ -311,7 +311,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "topology.kind = 'buffered' applies": ["strategy=fedbuff", "codec=scalars"],
     "topology.kind = 'buffered' hears": ["strategy=fedbuff", "channel=secure_sum"],
     "topology.kind = 'buffered' is": ["strategy=fedbuff", 'partition={kind="sites", names=["a"]}'],
-    "topology.kind = 'buffered' decides": ["strategy=fedbuff", "over_select=0.5"],
+    "topology.kind = 'buffered' decides": ["strategy=fedbuff", "oversampling=0.5"],
     "guard.kind = 'held_out': with topology": ["strategy=fedbuff", "guard=held_out"],
     "client.sampler.kind = 'curriculum'": [
         "strategy=fedavg",

@@ -29,7 +29,7 @@ EXTRA: dict[str, dict[str, st.SearchStrategy[Any]]] = {
     "basis": {"head_k": st.one_of(st.integers(1, 99), st.just("all"))},
     "dirichlet": {"alpha": st.floats(1e-3, 100), "clients": st.integers(10, 1000)},
     "bootstrap": {"alpha": st.none() | st.floats(0.1, 10)},
-    "contiguous": {"copies": st.integers(1, 4), "rotate": st.booleans()},
+    "contiguous": {"replicas": st.integers(1, 4), "rotate": st.booleans()},
 }
 """Settings to draw beside the kind (with its slot, where another slot has one of that name)."""
 
@@ -344,3 +344,16 @@ def test_an_engine_of_a_former_record_is_read_and_two_draws_are_refused() -> Non
         configure(sets=["engine.candidates=4", "engine.pool=8"])
     with pytest.raises(UserError, match="nothing to draw"):
         configure(sets=["strategy=fedkseed", "engine.directions=all"])
+
+
+def test_former_names_are_read_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
+    former = ["collect.at_most=7", "over_select=0.3", "assign.copies=2"]
+    former += ["engine.rehearse=true", "engine.independent=3"]
+    now = ["trigger.at_most=7", "oversampling=0.3", "assign.replicas=2"]
+    now += ["engine.emulate=true", "engine.sub_batches=3"]
+    common = ["strategy=zorba", "trigger=variance"]
+    found = configure(sets=[*common, *former])
+    assert len(caplog.records) == len(former)
+    assert "assign.copies is called replicas now" in caplog.text
+    assert found == configure(sets=[*common, *now])
+    assert len(caplog.records) == len(former)

@@ -44,7 +44,7 @@ NEEDS: dict[str, list[str]] = {
     "download=scalars": ["codec=scalars", "directions.head_k=8"],
     "download=pool": ["strategy=fedkseed", "client.max_steps=2", "directions.size=64"],
     "strategy=fedkseed": ["directions.size=64"],
-    "collect=variance": ["collect.at_most=2"],
+    "trigger=variance": ["trigger.at_most=2"],
     "directions=candidates": [
         *("directions.k=2", "directions.distribution=gauss16", 'modifiers=["last_update"]')
     ],
@@ -63,7 +63,7 @@ NEEDS: dict[str, list[str]] = {
     ],
     "strategy=zorba": ["directions.head_k=8"],
     "strategy=spry": ["client.optimiser.lr=2e-2"],  # the digests' rate
-    "strategy=fwdllm": ["collect.at_most=2", "directions.k=2"],
+    "strategy=fwdllm": ["trigger.at_most=2", "directions.k=2"],
     "assign=everything": ["strategy=fedfgd"],
     **{f"sharing={kind}": [f"strategy={kind}"] for kind in ("ffa_lora", "rolora", "fedsa_lora")},
     "engine=sam": ["strategy=fedspeed"],
@@ -249,8 +249,8 @@ def check_record(result: Result) -> None:
     held = sum(partition["sizes"]) + partition["dropped"]
     if partition["kind"] != "bootstrap":
         assert held == environment["data"]["counts"]["examples"]
-    exact = config["directions"]["kind"] == "basis" and "rehearse" in config["engine"]
-    assert environment["rehearsed"] is (exact and config["engine"]["rehearse"] == "auto")
+    exact = config["directions"]["kind"] == "basis" and "emulate" in config["engine"]
+    assert environment["emulated"] is (exact and config["engine"]["emulate"] == "auto")
     units = environment["model"]["units"]
     assert environment["model"]["trainable"] == sum(size for _, _, size in units) > 0
 

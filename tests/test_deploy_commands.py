@@ -23,7 +23,7 @@ CASES = {
     "data.task.labels": ["labels"],
     "data.task.range": ["data.task.kind=regression"],
     "engine.kind = 'auto'": ["engine.kind=auto"],
-    "engine.rehearse": ["strategy=spry", "engine.rehearse=true"],
+    "engine.emulate": ["strategy=spry", "engine.emulate=true"],
     "faults are": ["faults.crash=0.1"],
     "data.limit": ["data.limit=20"],
     "evaluate.clients": ["evaluate.clients=2"],

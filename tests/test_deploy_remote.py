@@ -98,9 +98,9 @@ def test_bytes_are_those_of_the_letters():
     )
 
 
-@fault("answer: after the cohort's last", "over_select > 0", "dropped, counted under 'deadline'")
+@fault("answer: after the cohort's last", "oversampling > 0", "dropped, counted under 'deadline'")
 def test_over_selection_takes_the_first_answers_and_counts_the_late_ones():
-    loop, _ = remote(cohort=2, over_select=0.5)
+    loop, _ = remote(cohort=2, oversampling=0.5)
     _, report = loop.round(orders_for(loop))
     assert len(report.cohort) == 3 and len(report.updates) == 2
     assert [(lost.reason, lost.detail) for lost in report.lost] == [("deadline", SURPLUS)]
@@ -108,7 +108,7 @@ def test_over_selection_takes_the_first_answers_and_counts_the_late_ones():
 
 
 def test_over_selection_makes_up_for_a_loss():
-    loop, _ = remote(cohort=2, over_select=0.5, tamper={"a": failing("crash")})
+    loop, _ = remote(cohort=2, oversampling=0.5, tamper={"a": failing("crash")})
     _, report = loop.round(orders_for(loop))
     assert sorted(u.client for u in report.updates) == [1, 2]
     assert [lost.reason for lost in report.lost] == ["crash"]
@@ -138,8 +138,8 @@ def rehearsed(**slots):
     return replace(loop, transport=transport)
 
 
-def test_a_rehearsal_over_selects_too_and_nobody_is_always_late():
-    loop = rehearsed(cohort=2, over_select=1.0)
+def test_a_rehearsal_oversamplings_too_and_nobody_is_always_late():
+    loop = rehearsed(cohort=2, oversampling=1.0)
     state, late = orders_for(loop), Counter()
     for _ in range(40):
         state, report = loop.round(state)

@@ -269,8 +269,8 @@ SAMPLED = "client={max_steps = 4, sampler = {kind = 'poisson'}}"
         ),
         ([NOISY, SAMPLED, "guard=held_out"], "set guard.kind = 'none'"),
         (
-            [NOISY, SAMPLED, "strategy=fedfgd", "engine.independent=2"],
-            "engine.independent has no parts",
+            [NOISY, SAMPLED, "strategy=fedfgd", "engine.sub_batches=2"],
+            "engine.sub_batches has no parts",
         ),
     ],
 )

@@ -74,8 +74,8 @@ def test_a_rehearsal_has_the_slopes_and_the_costs(family, k, independent):
     task, params, batch, _, _ = scene(family, False, TinyLora(r=2, u=3))
     if k == "all" and independent == 2:
         pytest.skip("unit vectors are the same for every part of a batch")
-    real = Forward(tangents=2, micro_batch=3, independent=independent, rehearse=False)
-    rehearsal = real.model_copy(update={"rehearse": True})
+    real = Forward(tangents=2, micro_batch=3, sub_batches=independent, emulate=False)
+    rehearsal = real.model_copy(update={"emulate": True})
     kind = Basis() if k == "all" else Fresh(k=k)
     directions = kind.of(Order(1, 1, 1, tuple(params), params), parts=independent)
     expected = real(task.loss, params, batch, directions, task.head)
@@ -85,7 +85,7 @@ def test_a_rehearsal_has_the_slopes_and_the_costs(family, k, independent):
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     assert found.forwards == expected.forwards > 3 * batch.size
     assert rehearsal.stands_for == real and real.stands_for is real
-    differences = FiniteDifference(head="perturbed", rehearse=True)
+    differences = FiniteDifference(head="perturbed", emulate=True)
     directions = Fresh(k=2).of(Order(1, 1, 1, tuple(params), params))
     found = differences(task.loss, params, batch, directions, task.head)
     exact = Backprop()(task.loss, params, batch).grad

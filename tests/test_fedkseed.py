@@ -165,7 +165,7 @@ def test_sums_leave_out_what_is_not_finite():
         "server.lr=0.5",
         "server_schedule=linear",
         'client.optimiser.schedule=["cosine"]',
-        "collect=variance",
+        "trigger=variance",
     ],
 )
 def test_what_sums_cannot_tell_is_refused(setting, world: World, tmp_path):

@@ -6,7 +6,6 @@ import statistics
 import pytest
 import torch
 
-from forefed.collect import EveryRound, UntilQuiet, spread
 from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Contribution, Order
@@ -19,6 +18,7 @@ from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
 from forefed.modifiers import LastUpdate
 from forefed.optimisers import AdamW, Sgd
+from forefed.trigger import EveryRound, VarianceTrigger, spread
 from forefed.wire import Dense, Scalars
 from shared import params, play, star
 from toy import toy_clients, toy_params, toy_task, trained
@@ -156,10 +156,10 @@ def test_spread_by_hand():
     ]
     # a: mean (2, 2), squares 1+4, 1+0, 0+4 = 10, over 3*2; b: no spread over 2 clients
     assert spread(cs) == (pytest.approx(10 / 6), pytest.approx(8 + 9))
-    assert UntilQuiet(ratio=0.2).enough(cs) and not UntilQuiet(ratio=0.1).enough(cs)
-    assert UntilQuiet(ratio=0.1, at_most=3).enough(cs)
+    assert VarianceTrigger(ratio=0.2).enough(cs) and not VarianceTrigger(ratio=0.1).enough(cs)
+    assert VarianceTrigger(ratio=0.1, at_most=3).enough(cs)
     alone = [*cs, Contribution(3, 1, {"c": torch.ones(1)})]  # c has one holder: who knows its noise
-    assert not UntilQuiet(ratio=1e9).enough(alone) and not UntilQuiet().enough([])
+    assert not VarianceTrigger(ratio=1e9).enough(alone) and not VarianceTrigger().enough([])
     assert EveryRound().enough([])
 
 
@@ -179,12 +179,12 @@ def test_the_spread_of_forward_gradients_is_d_plus_1_over_n_k():
 
 
 def test_the_server_waits_at_unchanged_parameters_and_then_moves_by_all_answers():
-    collect = UntilQuiet(ratio=1e-6, at_most=5)  # never quiet: the third round has six answers
+    trigger = VarianceTrigger(ratio=1e-6, at_most=5)  # never quiet: the third round has six answers
     loop = star(
         Forward(head="perturbed"),
         directions=Fresh(k=2),
         codec=Dense(),
-        collect=collect,
+        trigger=trigger,
         by_records=False,
         ballast=0,
     )

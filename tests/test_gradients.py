@@ -208,12 +208,12 @@ def test_peak_memory_is_counted_exactly():
     [
         (Backprop(micro_batch=3), None, 6, None),
         (Forward(micro_batch=3, tangents=2), Basis(), 6, 2),
-        (Forward(micro_batch=3, tangents=2, independent=3), Fresh(k=5), 6, 6),
+        (Forward(micro_batch=3, tangents=2, sub_batches=3), Fresh(k=5), 6, 6),
         (FiniteDifference(micro_batch=None), Fresh(k=4), 13, 1),
     ],
 )
 def test_memory_is_measured_on_a_part_of_a_long_call(engine, kind, rows, walked):
-    parts = getattr(engine, "independent", 1)
+    parts = getattr(engine, "sub_batches", 1)
     directions = kind.of(ORDER, parts=parts) if kind else None
     few, along = engine.sample(LOSS, BATCH, directions, BODY)
     assert few.size == rows
@@ -232,7 +232,7 @@ def test_every_engine_explains_itself():
 @pytest.mark.parametrize("rows", ["auto", 2])
 def test_every_part_of_the_batch_has_directions_of_its_own(parts, rows):
     """The estimate is the share-weighted mean of the parts' own estimates; here by hand."""
-    engine = Forward(independent=parts, micro_batch=rows)
+    engine = Forward(sub_batches=parts, micro_batch=rows)
     directions = Fresh(k=2).of(ORDER, parts=parts)
     estimate = engine(LOSS, PARAMS, BATCH, directions, HEAD)
     found = directions.combine(BODY, estimate.slopes_K)

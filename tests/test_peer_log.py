@@ -148,7 +148,7 @@ def bowl(params: Params, batch: dict[str, Tensor]) -> Tensor:
 TRAINING = {
     "strategy": "fedavg",
     "codec": "one_byte",
-    "engine": {"kind": "forward", "rehearse": False},
+    "engine": {"kind": "forward", "emulate": False},
     "directions": {"k": 4},
     "client": {"batch_size": "all", "optimiser": {"kind": "sgd", "lr": 0.05}},
     "server": {"kind": "adam", "lr": 0.1},

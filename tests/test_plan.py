@@ -121,7 +121,7 @@ def test_low_precision_where_nothing_else_fits(model: ModelSettings) -> None:
         (Way(engine=Forward(), directions=Basis()), 0.0),
         (Way(engine=Forward()), 63.0),
         (Way(engine=Forward(), directions=Fresh(k=4)), 15.75),
-        (Way(engine=Forward(independent=3), directions=Fresh(k=4)), 15.75),
+        (Way(engine=Forward(sub_batches=3), directions=Fresh(k=4)), 15.75),
         (Way(engine=FiniteDifference(), directions=Fresh(k=4)), 15.75),
     ],
     ids=str,

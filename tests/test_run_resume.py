@@ -32,7 +32,7 @@ STATEFUL = {
     "records and curvature": [*HISO, "adapter=lora", "adapter.r=8", "server=adam"],
     "sums over a pool": ["strategy=fedkseed", "adapter=lora", "directions.size=64"],
     "nodes and their momentum": ["strategy=monna", "topology.graph=ring", "adapter.r=2"],
-    "updates that wait": ["strategy=fwdllm", "collect.at_most=7", "directions.k=2"],
+    "updates that wait": ["strategy=fwdllm", "trigger.at_most=7", "directions.k=2"],
 }
 
 

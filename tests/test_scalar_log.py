@@ -41,7 +41,7 @@ RUNS = {
     ],
     "shared, curvature": ["strategy=hiso", "directions.k=4", "directions.head_k=8"],
     "pool": ["strategy=fedkseed", "adapter=lora", "directions.size=64"],
-    "updates that wait": ["strategy=decomfl", "collect=variance", "collect.at_most=7"],
+    "updates that wait": ["strategy=decomfl", "trigger=variance", "trigger.at_most=7"],
     "losses": ["strategy=decomfl", "faults.crash=0.4", "faults.error=0.2"],
 }
 

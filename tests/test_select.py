@@ -79,7 +79,7 @@ def test_empty_cohorts_are_rounds_in_which_nothing_moves() -> None:
 
 
 def test_poisson_and_over_selection_exclude_each_other() -> None:
-    with pytest.raises(UserError, match="over_select"):
+    with pytest.raises(UserError, match="oversampling"):
         forefed.simulate(
-            loss, {"w": torch.zeros(2)}, [{"x": torch.eye(2)}], select="poisson", over_select=0.5
+            loss, {"w": torch.zeros(2)}, [{"x": torch.eye(2)}], select="poisson", oversampling=0.5
         )

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 import forefed.federation.star as star_module
 from forefed.aggregate import Mean
 from forefed.assign import Contiguous
-from forefed.collect import UntilQuiet
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
@@ -26,6 +25,7 @@ from forefed.gradients.forward import Forward
 from forefed.local.groups import groups_of, rebuild
 from forefed.modifiers import Curvature, LastUpdate
 from forefed.optimisers import Adam
+from forefed.trigger import VarianceTrigger
 from forefed.wire import Dense, Scalars
 from forefed.wire.orders import encode_broadcast, encode_order
 from forefed.wire.records import Entry, RecordLog, RoundRecord, decode_record, encode_record
@@ -151,7 +151,7 @@ FOLLOWING = {
     "shared, one step": {"max_steps": 1},
     "shared, moments at the server": {"server": Adam()},
     "shared, curvature": {"modifiers": (Curvature(),)},
-    "shared, collected": {"collect": UntilQuiet(ratio=0.5, at_most=3)},
+    "shared, collected": {"trigger": VarianceTrigger(ratio=0.5, at_most=3)},
     "shared, split": {"assign": Contiguous(), "cohort": 4},
     "shared, projected": {"engine": Backprop()},
     "own": {**OWN, "server": Adam(), "modifiers": (Curvature(),)},
@@ -160,7 +160,7 @@ FOLLOWING = {
         "directions": Candidates(k=2, distribution="gauss16", count=3, head_k=4),
         "modifiers": (LastUpdate(),),
     },
-    "own, collected": {**OWN, "collect": UntilQuiet(at_most=5)},
+    "own, collected": {**OWN, "trigger": VarianceTrigger(at_most=5)},
     "lossy": {"faults": {"crash": 0.3, "offline": 0.3}},
 }
 

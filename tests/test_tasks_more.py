@@ -37,7 +37,7 @@ SCALE = Regression(("1.0", "5.0"))
 
 NEEDS = {
     "fedkseed": ["directions.size=64"],
-    "fwdllm": ["collect.at_most=2", "directions.k=2"],
+    "fwdllm": ["trigger.at_most=2", "directions.k=2"],
     "baffle": ["directions.k=2"],
 }
 

@@ -12,7 +12,7 @@ position is drawn anew every round (``rotate``).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -53,8 +53,10 @@ class SplitAssign(Assign):
     "unit": the head is one unit among the others, as published."""
     rotate: bool = True
     """Draw anew every round which client takes which position; False: fixed by cohort order."""
-    copies: Annotated[int, Field(ge=1)] = 1
-    """Clients per unit at least: more copies, more units per client and less noise per unit."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Clients per unit at least: more of them, more units per client and less noise per unit."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"copies": "replicas"}
 
     def names(self, units: Sequence[Unit], clients: int, key: Key) -> list[tuple[str, ...]]:
         shared = [i for i, u in enumerate(units) if u.is_head and self.head == "everyone"]
@@ -62,7 +64,7 @@ class SplitAssign(Assign):
         if not split:
             return [_names(units, shared)] * clients
         sizes = [units[i].size for i in split]
-        places = max(1, clients // self.copies)
+        places = max(1, clients // self.replicas)
         positions = self.positions(sizes, places)
         order = key.fold("rotate").permutation(clients) if self.rotate else range(clients)
         return [

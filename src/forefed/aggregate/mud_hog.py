@@ -79,10 +79,10 @@ class MudHog(Aggregator):
         return total, new, counts
 
     def conflicts(self, config: Any) -> Iterator[str]:
-        if config.collect.kind != "round":
+        if config.trigger.kind != "round":
             yield (
-                "aggregator.kind = 'mud_hog' keeps a history by round, and collect.kind = "
-                f"'{config.collect.kind}' joins several; set collect.kind = 'round'"
+                "aggregator.kind = 'mud_hog' keeps a history by round, and trigger.kind = "
+                f"'{config.trigger.kind}' joins several; set trigger.kind = 'round'"
             )
         if config.codec.sends_slopes and config.directions.shared:
             yield (

@@ -182,7 +182,7 @@ class Subject:
             whole = trainer.settings.model_copy(update={"sampler": Poisson(rate=1.0)})
             trainer = replace(trainer, settings=whole)
         if isinstance(trainer.engine, Forward):
-            quick = trainer.engine.model_copy(update={"rehearse": True})
+            quick = trainer.engine.model_copy(update={"emulate": True})
             trainer = replace(trainer, engine=quick)
         return self.message(order, rows, Silent(0), trainer)
 

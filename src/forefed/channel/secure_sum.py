@@ -108,7 +108,7 @@ class SecureSum(Channel):
                 f"cohort = {config.cohort} is below channel.min_group = {self.min_group}, so every "
                 "round would be abandoned; raise the cohort"
             )
-        for slot in ("aggregator", "collect"):
+        for slot in ("aggregator", "trigger"):
             if getattr(config, slot).individual:
                 yield (
                     f"{slot}.kind = '{getattr(config, slot).kind}' reads single contributions, "
@@ -137,10 +137,10 @@ class SecureSum(Channel):
             )
         if not config.topology.central:
             yield f"topology.kind = '{config.topology.kind}' has no server, and {here} needs one"
-        if config.over_select:
+        if config.oversampling:
             yield (
-                f"over_select: under {here} an answer that is not wanted any more counts as a "
-                "client that dropped out; set over_select = 0"
+                f"oversampling: under {here} an answer that is not wanted any more counts as a "
+                "client that dropped out; set oversampling = 0"
             )
         if len(config.memory) > 1:
             yield (

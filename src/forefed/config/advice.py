@@ -107,7 +107,7 @@ def _kind(place: str, section: Any) -> str | None:
         return getattr(section, "kind", None)
     if "kind" in section:
         return str(section["kind"])
-    own = {"engine": ("directions", "law", "head"), "adapter": ("u",), "assign": ("copies",)}
+    own = {"engine": ("directions", "law", "head"), "adapter": ("u",), "assign": ("replicas",)}
     if not section.keys() & {*own.get(place, ())}:
         return None
     return {"engine": "forward", "adapter": "tinylora", "assign": "contiguous"}[place]

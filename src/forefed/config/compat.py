@@ -77,8 +77,8 @@ DEPLOYED: tuple[Exclusion, ...] = (
         "recommends at the smallest site",
     ),
     Exclusion(
-        lambda c: getattr(c.engine, "rehearses", False),
-        "engine.rehearse = true takes a backward pass's memory; leave it out between machines",
+        lambda c: getattr(c.engine, "emulates", False),
+        "engine.emulate = true takes a backward pass's memory; leave it out between machines",
     ),
     Exclusion(
         lambda c: any(c.faults.model_dump().values()),

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date, time
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -20,7 +20,6 @@ from forefed.aggregate import AGGREGATORS, Aggregator, Mean
 from forefed.assign import ASSIGNS, Assign, Contiguous
 from forefed.attacks import ATTACKS, Attack, NoAttack
 from forefed.channel import CHANNELS, Channel, Plain
-from forefed.collect import COLLECTS, Collect, EveryRound
 from forefed.config.advice import AUTO, advised
 from forefed.config.former import FORMER, present
 from forefed.core.errors import UserError, nearest
@@ -47,6 +46,7 @@ from forefed.sharing import Everything as AllShared
 from forefed.start import STARTS, Start
 from forefed.start import Auto as AutoStart
 from forefed.strategies import STRATEGIES, Strategy, strategy
+from forefed.trigger import TRIGGERS, EveryRound, Trigger
 from forefed.wire import CODECS, DOWNLOADS, Codec, Dense, DenseDownload, Download
 
 E = TypeVar("E")
@@ -100,6 +100,8 @@ class Config(Settings):
     travels but what is marked SERVER_ONLY.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"collect": "trigger", "over_select": "oversampling"}
+
     name: Annotated[Name, SERVER_ONLY] = "run"
     """Folder of the run below ``out``."""
     out: Annotated[Path, SERVER_ONLY] = Path("runs")
@@ -110,7 +112,7 @@ class Config(Settings):
     the answers that a round wants."""
     cohort_min: Annotated[int, Field(ge=1)] = 1
     """A round with fewer answers is abandoned: it changes nothing."""
-    over_select: Annotated[float, Field(ge=0, le=10)] = 0.0
+    oversampling: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Clients sampled beyond the cohort, as a share of it (0.3: 13 for 10), against slow and lost
     ones. The round ends with the cohort's last answer; later ones are dropped and counted."""
     deadline_s: Annotated[float, Field(gt=0)] | None = None
@@ -154,8 +156,8 @@ class Config(Settings):
     download: Annotated[SerializeAsAny[Download], Slot(DOWNLOADS, "what bytes travel down?")] = (
         DenseDownload()
     )
-    collect: Annotated[
-        SerializeAsAny[Collect], Slot(COLLECTS, "when has the server heard enough to move?")
+    trigger: Annotated[
+        SerializeAsAny[Trigger], Slot(TRIGGERS, "when has the server heard enough to move?")
     ] = EveryRound()
     aggregator: Annotated[
         SerializeAsAny[Aggregator], Slot(AGGREGATORS, "how do many updates become one?")

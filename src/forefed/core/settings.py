@@ -346,14 +346,10 @@ def canonical(raw: dict[str, Any], model: type[Settings], where: str = "") -> di
     and former names are read, the latter with a note in the log."""
     found: dict[str, Any] = {}
     for key, value in raw.items():
-        name, place = _present_name(key, (model,)), _join(where, key)
+        name, place = _present_name(key, (model,), where), _join(where, key)
         if name in raw and name != key:
             raise SettingsError(
                 {place: f"is '{name}' in other words, which is given too; drop one"}
-            )
-        if name in model.renamed.values() and name != key:
-            _LOG.warning(
-                "%s is called %s now; the former name goes with the next version", place, name
             )
         found[name] = _canonical_value(value, model.model_fields.get(name), _join(where, name))
     return found
@@ -372,17 +368,21 @@ def _canonical_value(value: Any, field: FieldInfo | None, where: str) -> Any:
     entries = tuple(e for e in slot.registry if e.kind_name() in spellings(str(kind))) or tuple(
         slot.registry
     )
-    named = {_present_name(key, entries): inner for key, inner in value.items()}
+    named = {_present_name(key, entries, where): inner for key, inner in value.items()}
     for name, inner in named.items():
         fields = [e.model_fields[name] for e in entries if name in e.model_fields]
         named[name] = _canonical_value(inner, fields[0] if fields else None, _join(where, name))
     return named
 
 
-def _present_name(key: str, models: tuple[type[Settings], ...]) -> str:
+def _present_name(key: str, models: tuple[type[Settings], ...], where: str) -> str:
+    """What a setting of one of these classes is called now; a former name is noted in the log."""
     for model in models:
         for spelling in spellings(model.renamed.get(key, key)):
             if spelling in model.model_fields:
+                if key in model.renamed:
+                    said = "%s is called %s now; the former name goes with the next version"
+                    _LOG.warning(said, _join(where, key), spelling)
                 return spelling
     return key
 

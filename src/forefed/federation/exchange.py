@@ -139,6 +139,6 @@ def check_groups(channel: Channel, assigned: Sequence[tuple[str, ...]]) -> None:
         raise UserError(
             f"channel.kind = '{channel.kind}': by 'assign' a cohort of {len(assigned)} falls into "
             f"{len(sizes)} groups that train the same, the smallest of {least}, below the "
-            f"{channel.least} of a sum; set assign.kind = 'everything', assign.copies, or a larger "
-            "cohort"
+            f"{channel.least} of a sum; set assign.kind = 'everything', assign.replicas, or a "
+            "larger cohort"
         )

@@ -50,8 +50,8 @@ def conflicts(config: Any) -> Iterator[str]:
         yield "start, guard: they ask all clients by a server; set both to 'none'"
     if any(m.private for m in config.modifiers):
         yield "modifiers: differential privacy here is noise of a server; leave it out"
-    if config.over_select:
-        yield "over_select: everybody who was drawn counts; set it to 0"
+    if config.oversampling:
+        yield "oversampling: everybody who was drawn counts; set it to 0"
     if config.select.kind != "uniform":
         yield "select.kind: who is drawn must follow from the public key; set it to 'uniform'"
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from forefed.aggregate import Aggregator, Mean
 from forefed.aggregate.aggregator import Metrics
 from forefed.aggregate.factored import missed
-from forefed.collect import Collect, EveryRound
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key, Secret
@@ -43,6 +42,7 @@ from forefed.models.words import WORDS
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
 from forefed.privacy import Release
+from forefed.trigger import EveryRound, Trigger
 from forefed.wire.records import Entry, RoundRecord
 
 
@@ -87,7 +87,7 @@ class Server:
     modifiers: Sequence[Modifier] = ()
     rounds: int = 0
     """Of the whole run, over which the optimiser's schedule is laid."""
-    collect: Collect = EveryRound()  # noqa: RUF009 (frozen)
+    trigger: Trigger = EveryRound()  # noqa: RUF009 (frozen)
     trainer_of: Callable[[int], Trainer] | None = None
     """A client's local training, whose steps are repeated from its slopes."""
     averages_slopes: bool = False
@@ -270,7 +270,7 @@ class Server:
         for modifier in modifiers:
             fresh = [receive(modifier, c, states, ctx) for c in fresh]
         collected = (*state.pending, *fresh)
-        if not self.collect.enough(collected):
+        if not self.trigger.enough(collected):
             waiting = replace(state, round=ctx.round, states=states, pending=collected)
             return waiting, fresh, None, {}, ()
         ordered = sorted((c for c in collected if c.weight > 0), key=lambda c: c.client)

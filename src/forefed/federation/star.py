@@ -64,7 +64,7 @@ class Star:
     """Clients keep the parameters and receive what was done since their last visit."""
     cohort_min: int = 1
     """With fewer answers a round changes nothing."""
-    over_select: float = 0.0
+    oversampling: float = 0.0
     """Clients asked beyond the cohort, as a share of it; the first answers count."""
     sharing: Sharing = Everything()  # noqa: RUF009 (frozen)
     topology: Topology = Central()  # noqa: RUF009 (frozen)
@@ -121,10 +121,10 @@ class Star:
         """Who takes part in the next round."""
         key = self.key.fold("round", state.round + 1)
         members = available(self.transport.members(), state, self.cap)
-        asked = math.ceil(self.cohort * (1 + self.over_select))
+        asked = math.ceil(self.cohort * (1 + self.oversampling))
         ctx = replace(self.server.context(state, ()), key=key)
         cohort = self.select.select(members, asked, ctx)
-        if self.over_select:  # in a rehearsal the first ones answer first
+        if self.oversampling:  # in a rehearsal the first ones answer first
             cohort = [cohort[i] for i in key.fold("arrival").permutation(len(cohort))]
         expected = float(max(1, min(self.cohort, len(members))))
         chance = self.select.probability(len(members), self.cohort)
@@ -189,7 +189,7 @@ class Star:
             send,
             number,
             self.deadline_s,
-            wanted=self.cohort if self.over_select else None,
+            wanted=self.cohort if self.oversampling else None,
             on_outcome=on_outcome or (lambda outcome: None),
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -56,7 +56,7 @@ class GradientEngine(Choice):
 
     @property
     def stands_for(self) -> GradientEngine:
-        """The engine whose costs are recorded: itself, unless it only rehearses another one."""
+        """The engine whose costs are recorded: the emulated one, where another is emulated."""
         return self
 
     def among(self, simulated: bool, directions: Directions) -> GradientEngine:
@@ -95,15 +95,16 @@ class SlopeEngine(GradientEngine):
     head: Literal["exact", "perturbed"] = "exact"
     """"exact": the head gets its gradient without a backward pass through the body and is never
     perturbed. "perturbed": one direction over head and adapters together, as published."""
-    independent: Annotated[int, Field(ge=1)] = 1
+    sub_batches: Annotated[int, Field(ge=1)] = 1
     """Parts of the batch that get random directions of their own (the batch size: every example).
     Unbiased at the same cost and a little less noisy; that many times more slopes."""
-    rehearse: bool | Literal["auto"] = "auto"
+    emulate: bool | Literal["auto"] = "auto"
     """The same slopes by one backward pass and its products with the directions. Passes and memory
     are recorded as those of the engine itself; seconds are not. "auto": where clients are simulated
     and directions.kind = "basis", which gives the gradient either way. Finite differences are
-    rehearsed in their limit, eps towards 0: without their error."""
+    emulated in their limit, eps towards 0: without their error."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"rehearse": "emulate", "independent": "sub_batches"}
     estimates: ClassVar[bool] = True
 
     def conflicts(self, config: Any) -> Iterator[str]:
@@ -114,24 +115,24 @@ class SlopeEngine(GradientEngine):
                 "directions.kind = 'basis' over a perturbed head costs a tangent per element of "
                 "the head; set engine.head = 'exact', which is the same gradient for one pass"
             )
-        if exact and self.independent > 1:
+        if exact and self.sub_batches > 1:
             yield (
-                "engine.independent: the unit vectors of directions.kind = 'basis' give the exact "
+                "engine.sub_batches: the unit vectors of directions.kind = 'basis' give the exact "
                 "gradient already; leave it at 1"
             )
 
     @property
     def stands_for(self) -> GradientEngine:
-        return self.model_copy(update={"rehearse": False}) if self.rehearses else self
+        return self.model_copy(update={"emulate": False}) if self.emulates else self
 
     @property
-    def rehearses(self) -> bool:
-        return self.rehearse is True  # "auto" is decided by ``among``
+    def emulates(self) -> bool:
+        return self.emulate is True  # "auto" is decided by ``among``
 
     def among(self, simulated: bool, directions: Directions) -> GradientEngine:
-        if self.rehearse != "auto":
+        if self.emulate != "auto":
             return self
-        return self.model_copy(update={"rehearse": simulated and directions.exact})
+        return self.model_copy(update={"emulate": simulated and directions.exact})
 
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         return [n for n in names if self.head == "perturbed" or n not in head]
@@ -153,7 +154,7 @@ class SlopeEngine(GradientEngine):
         mean_loss, grad = 0.0, Accumulator(exact)
         slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
         fallbacks: Counter[str] = Counter()
-        slopes = rehearsed if self.rehearses else self.slopes
+        slopes = emulated if self.emulates else self.slopes
         for rows, share_of_rows, ks in self.parts(loss, batch, len(slopes_K)):
             along = directions if len(ks) == len(slopes_K) else Window(directions, ks)
             for part, share_of_part in micro_batches(loss, rows, self.micro_batch):
@@ -167,7 +168,7 @@ class SlopeEngine(GradientEngine):
                     grad.add_later(found.tracked, share, found.saved_bytes)
                 fallbacks += found.fallbacks
                 del found  # a large head's gradient would stay through the next micro-batch
-        passes = self.passes(len(slopes_K) // self.independent, bool(exact))
+        passes = self.passes(len(slopes_K) // self.sub_batches, bool(exact))
         total = grad.finish()
         return Estimate(mean_loss, total, slopes_K, passes * batch.size, dict(fallbacks))
 
@@ -176,9 +177,9 @@ class SlopeEngine(GradientEngine):
     ) -> tuple[Batch, DirectionSet | None]:
         """As for every engine, and along the directions of one pass."""
         few, _ = super().sample(loss, batch, directions, like)
-        if directions is None or directions.count(like) <= self.at_once * self.independent:
+        if directions is None or directions.count(like) <= self.at_once * self.sub_batches:
             return few, directions
-        return few, Window(directions, range(self.at_once * self.independent))
+        return few, Window(directions, range(self.at_once * self.sub_batches))
 
     @property
     def at_once(self) -> int:
@@ -187,13 +188,13 @@ class SlopeEngine(GradientEngine):
 
     def parts(self, loss: LossFn, batch: Batch, count: int) -> Iterator[tuple[Batch, float, range]]:
         """Parts of the batch, their shares of its mean, and their directions out of ``count``."""
-        if self.independent == 1:
+        if self.sub_batches == 1:
             yield batch, 1.0, range(count)
             return
-        each, total = count // self.independent, loss.weight(batch)
-        for i in range(self.independent):
+        each, total = count // self.sub_batches, loss.weight(batch)
+        for i in range(self.sub_batches):
             rows = batch.rows(
-                i * batch.size // self.independent, (i + 1) * batch.size // self.independent
+                i * batch.size // self.sub_batches, (i + 1) * batch.size // self.sub_batches
             )
             if rows.size and loss.weight(rows):
                 yield rows, loss.weight(rows) / total, range(i * each, (i + 1) * each)
@@ -309,7 +310,7 @@ def value_and_grad(
     }
 
 
-def rehearsed(
+def emulated(
     loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
 ) -> Slopes:
     """Loss, slopes over ``body`` and the gradient of ``exact``, by one backward pass."""

@@ -66,7 +66,7 @@ class Forward(SlopeEngine):
     @property
     def in_one_pass(self) -> bool:
         """Can ``each`` stand for a call on every example by itself?"""
-        return self.ad == "dual" and not self.rehearses and self.independent == 1
+        return self.ad == "dual" and not self.emulates and self.sub_batches == 1
 
     def each(self, loss: Each, body: Params, batch: Batch, directions: DirectionSet) -> Tensor:
         """The slopes of every example's own loss, [B, K] float64, from passes over the batch."""

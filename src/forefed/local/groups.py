@@ -45,7 +45,7 @@ def groups_of(
     exact = [n for n in assigned if n not in body]
     groups: dict[str, Group] = {}
     if body:
-        parts = getattr(engine, "independent", 1)
+        parts = getattr(engine, "sub_batches", 1)
         groups["body"] = Group(tuple(body), kind.of(order, body, parts=parts), parts)
     if codec.sends_slopes:
         rest, last = [n for n in exact if n not in head], [n for n in exact if n in head]

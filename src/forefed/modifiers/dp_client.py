@@ -137,13 +137,13 @@ class DpClient(Private):
             )
         if config.cohort_min > 1:
             yield "a round abandoned for few answers tells how many there were; set cohort_min = 1"
-        if config.collect.kind != "round":
+        if config.trigger.kind != "round":
             yield (
-                f"collect.kind = '{config.collect.kind}' moves when the answers say so; set "
-                "collect.kind = 'round'"
+                f"trigger.kind = '{config.trigger.kind}' moves when the answers say so; set "
+                "trigger.kind = 'round'"
             )
-        if config.over_select:
-            yield "hears whoever is fast, out of more than are expected; set over_select = 0"
+        if config.oversampling:
+            yield "hears whoever is fast, out of more than are expected; set oversampling = 0"
         if self.participation is not None and config.select.kind == "poisson":
             yield "participation is for cohorts of fixed size; leave it out, or select = 'uniform'"
         if config.codec.sends_slopes:

@@ -106,5 +106,5 @@ class DpExample(Private):
                 "accounts for examples that are drawn one by one; set client.sampler = 'poisson' "
                 "with its rate"
             )
-        if getattr(config.engine, "independent", 1) > 1:
-            yield "computes examples one by one, so engine.independent has no parts; leave it at 1"
+        if getattr(config.engine, "sub_batches", 1) > 1:
+            yield "computes examples one by one, so engine.sub_batches has no parts; leave it at 1"

@@ -83,7 +83,7 @@ class Way(Settings):
     @property
     def parts(self) -> int:
         """Of a batch that have directions of their own."""
-        return getattr(self.engine, "independent", 1)
+        return getattr(self.engine, "sub_batches", 1)
 
     def noise(self, elements: int) -> float:
         """v = E|estimate - gradient|^2 / |gradient|^2; 0 for an exact engine."""

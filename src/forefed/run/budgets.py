@@ -17,6 +17,7 @@ from forefed.config.former import present
 from forefed.core.errors import UserError
 from forefed.core.files import write_json
 from forefed.core.keys import Key
+from forefed.core.settings import canonical
 from forefed.core.sizes import format_bytes
 from forefed.core.types import Unit
 from forefed.data.prepare import Prepared
@@ -123,7 +124,8 @@ def kept_way(group: dict[str, Any], directions: Directions) -> Way:
     Raises:
         UserError: unit vectors, where the configuration draws from a pool or candidates.
     """
-    found = present({n: group[n] for n in ("engine", "directions") if n in group})
+    named = {n: group[n] for n in ("engine", "directions") if n in group}
+    found = present(canonical(named, Config))
     engine = ENGINES.parse(found["engine"])
     planned = DIRECTIONS.parse(found.get("directions", "fresh"))
     chosen = engine.estimates and planned.exact

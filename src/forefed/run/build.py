@@ -99,7 +99,7 @@ class Federation:
         return RunState(0, self.task.params)
 
     @property
-    def rehearsed(self) -> bool:
+    def emulated(self) -> bool:
         """Are slopes found by backward passes, so that seconds are not the engine's own?"""
         return self.trainer.engine.stands_for is not self.trainer.engine
 
@@ -256,7 +256,7 @@ def assemble(
         config.codec.sends_slopes,
         config.download.by_records,
         config.cohort_min,
-        config.over_select,
+        config.oversampling,
         config.sharing,
         config.topology,
         config.select,
@@ -396,7 +396,7 @@ def make_server(config: Config, model: Model, trainer_of: Callable[[int], Traine
         "modifiers": config.modifiers,
         "units": model.units,
         "rounds": config.rounds,
-        "collect": config.collect,
+        "trigger": config.trigger,
         "trainer_of": trainer_of,
         "averages_slopes": config.codec.sends_slopes and config.directions.shared,
     }

@@ -81,7 +81,7 @@ def scene_of_config(config: Config) -> dict[str, Any]:
         "model": config.model.model_dump(mode="json"),
         "adapter": config.adapter.model_dump(mode="json"),
         "seq": config.data.max_length,
-        "split": max(1, config.cohort // getattr(config.assign, "copies", config.cohort)),
+        "split": max(1, config.cohort // getattr(config.assign, "replicas", config.cohort)),
     }
     heads: dict[str, int | str] = {"causal_lm": 0, "spans": "spans", "regression": 1}
     if config.data.task.head in heads:

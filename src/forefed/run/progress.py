@@ -126,9 +126,9 @@ class Progress(Callback):
             f"{federation.data.population.size:,} clients, {config.cohort} per round"
         )
         self.say(styled((config.name, "bold"), facts))
-        if federation.rehearsed:
+        if federation.emulated:
             self.note(
-                "slopes rehearsed by backward passes (engine.rehearse): passes and memory are "
+                "slopes emulated by backward passes (engine.emulate): passes and memory are "
                 "recorded as the engine's own, seconds are not"
             )
         for name, count in federation.data.counts.items():

@@ -106,7 +106,7 @@ def write_head(
             **about,
             "choices": choices(federation.config),
             "protects": protects(federation.config),
-            "rehearsed": federation.rehearsed,
+            "emulated": federation.emulated,
             "secret": federation.secrecy,
         },
     )

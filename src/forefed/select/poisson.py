@@ -37,8 +37,8 @@ class Poisson(Selector):
         return min(1.0, size / members) if members else 0.0
 
     def conflicts(self, config: Any) -> Iterator[str]:
-        if config.over_select:
+        if config.oversampling:
             yield (
                 "select.kind = 'poisson' draws a random number of clients and hears all of them; "
-                "leave over_select at 0"
+                "leave oversampling at 0"
             )

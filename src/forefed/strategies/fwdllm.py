@@ -3,7 +3,7 @@ perturbed inferences" (arXiv 2308.13894).
 
     client  of 10 candidate directions walks along the one nearest the last global update; slopes by
             central differences of the loss                                  (engine, modifiers)
-    server  collects answers at unchanged parameters until their mean is quiet enough   (collect)
+    server  collects answers at unchanged parameters until their mean is quiet enough   (trigger)
     server  an AdamW step on that mean                                       (server)
 
 Departures, each a setting or said there:
@@ -12,7 +12,7 @@ Departures, each a setting or said there:
 - every candidate set is compared (the public port compares the last one only), and each of the K
   directions is another one (there: one, K times);
 - the threshold is the variance of the mean over the squared norm of the gradient, at most 4
-  (published: the sum of variances, at most 100); ``collect.ratio``;
+  (published: the sum of variances, at most 100); ``trigger.ratio``;
 - slopes travel, not the gradients that they stand for; ``codec.kind = "dense"``;
 - candidates are compared as soon as there is a last update (the port: from round 3 on).
 As published the head is perturbed together with the adapters; ``engine.head = "exact"`` is better.
@@ -34,7 +34,7 @@ FWDLLM = Strategy(
         "aggregator": {"kind": "mean"},
         "server": {"kind": "adamw", "lr": 1e-3},
         "modifiers": [{"kind": "last_update"}],
-        "collect": {"kind": "variance"},
+        "trigger": {"kind": "variance"},
     },
     fixed={"assign": ("everything",), "modifiers": ("last_update",)},
 )

@@ -26,7 +26,7 @@ Departures, each a setting:
   (published: LoRA r = 1 and one random direction, whose noise is that of thousands of dimensions);
   ``adapter.kind = "lora"``, ``directions.k = 1``, ``directions.distribution = "gauss16"``;
 - every unit is trained by four clients or more (published: one, where units are enough);
-  ``assign.copies = 1``;
+  ``assign.replicas = 1``;
 - the server averages (published: FedYogi); ``server.kind = "yogi"``. With random directions take
   plain client steps and an adaptive server instead (docs/spry.md): AdamW at a client scales the
   noise of an estimate up to full steps;
@@ -49,7 +49,7 @@ SPRY = Strategy(
             "targets": "all-linear",
             "layers": "last:3",
         },
-        "assign": {"kind": "contiguous", "copies": 4},
+        "assign": {"kind": "contiguous", "replicas": 4},
         "engine": {"kind": "forward"},
         "directions": {"kind": "basis"},
         "client": {"optimiser": {"kind": "adamw", "lr": 2e-3, "head_lr": 2e-2}},

@@ -59,7 +59,7 @@ class PoolDownload(Download):
             and config.server.plain
             and config.client.optimiser.steady
             and not config.modifiers
-            and config.collect.kind == "round"
+            and config.trigger.kind == "round"
         )
         if not plain:
             yield (
@@ -67,7 +67,7 @@ class PoolDownload(Download):
                 "'scalars', directions.kind = 'pool', a number as directions.head_k, assign.kind = "
                 "'everything', plain gradient steps at the clients (client.optimiser.kind = 'sgd', "
                 "no momentum, weight decay), no modifiers, no schedule and plain averaging at the "
-                "server (server.kind = 'sgd', server.lr = 1, collect.kind = 'round'); "
+                "server (server.kind = 'sgd', server.lr = 1, trigger.kind = 'round'); "
                 "set these, or download.kind = 'scalars'"
             )
 

@@ -144,9 +144,9 @@ class Buffered(Topology):
             )
         if config.partition.kind == "sites":
             yield f"{place} is simulated, with clocks of its own; choose clients of this machine"
-        if config.collect.kind != "round" or config.over_select or config.select.kind != "uniform":
+        if config.trigger.kind != "round" or config.oversampling or config.select.kind != "uniform":
             yield (
-                f"{place} decides itself who is heard when; leave collect, over_select and select "
+                f"{place} decides itself who is heard when; leave trigger, oversampling and select "
                 "as they are"
             )
 

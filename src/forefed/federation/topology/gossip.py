@@ -81,13 +81,13 @@ class Gossip(Topology):
                 (codec.payload != "delta", "a codec of models (codec.kind = 'dense')"),
                 (config.assign.kind != "everything", "assign.kind = 'everything'"),
                 (config.sharing.kind != "everything", "sharing.kind = 'everything'"),
-                (config.collect.kind != "round", "collect.kind = 'round'"),
+                (config.trigger.kind != "round", "trigger.kind = 'round'"),
                 (config.download.by_records, "download.kind = 'dense'"),
                 (not config.server.plain, "server 'sgd' with lr = 1"),
                 ({config.start.kind, config.guard.kind} - {"none", "auto"}, "no start or guard"),
                 (any(m.serves or m.private for m in config.modifiers), "no server's modifiers"),
                 (config.partition.kind == "sites", "nodes of this machine (see 'forefed peer')"),
-                (config.over_select, "over_select = 0"),
+                (config.oversampling, "oversampling = 0"),
                 (config.deadline_s is not None, "no deadline_s (gossip here is synchronous)"),
             )
             if broken

@@ -1,4 +1,4 @@
-"""When the server has collected enough answers to move.
+"""When the server has heard enough answers to move (as a buffer of FedBuff says, or a variance).
 
 Every round (FedAvg), or, at unchanged parameters, over as many rounds as the noise of the answers
 asks for (FwdLLM: the number of perturbations grows as the gradient shrinks).
@@ -17,7 +17,7 @@ from forefed.core.settings import Choice, Registry
 from forefed.core.types import Contribution
 
 
-class Collect(Choice):
+class Trigger(Choice):
     """Base of the criteria."""
 
     individual: ClassVar[bool] = False
@@ -28,7 +28,7 @@ class Collect(Choice):
         """May the server move on these contributions, all of them since it moved last?"""
 
 
-class EveryRound(Collect):
+class EveryRound(Trigger):
     """The server moves in every round."""
 
     kind: Literal["round"] = "round"
@@ -37,7 +37,7 @@ class EveryRound(Collect):
         return True
 
 
-class UntilQuiet(Collect):
+class VarianceTrigger(Trigger):
     """The server waits until the variance of the mean is small against its square."""
 
     kind: Literal["variance"] = "variance"
@@ -78,4 +78,4 @@ def spread(cs: Sequence[Contribution]) -> tuple[float, float]:
     return variance, square
 
 
-COLLECTS: Registry[Collect] = Registry("collect", [EveryRound, UntilQuiet])
+TRIGGERS: Registry[Trigger] = Registry("trigger", [EveryRound, VarianceTrigger])
