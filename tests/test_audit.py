@@ -15,15 +15,17 @@ from torch.nn.functional import cross_entropy
 from commands import Command, mistake, options, plain
 from federation import World
 from forefed.audit import labels as a0
-from forefed.audit.audit import Auxiliary, audit, first_alone, residuals
+from forefed.audit.audit import audit
 from forefed.audit.finding import Client, finding
 from forefed.audit.layers import TokenLayers, read
 from forefed.audit.optimise import Inversion, Pairs, of_texts, overlap
 from forefed.audit.rowspace import inside, ranked_right, row_space
 from forefed.audit.scalars import cosine, recovered
+from forefed.audit.start import residuals
 from forefed.audit.subject import Silent, subject_of
 from forefed.audit.synthetic import joined, near_copy, relabelled, skewed, taken
 from forefed.audit.tokens import tokens_of
+from forefed.audit.trials import Auxiliary, first_alone
 from forefed.config.config import configure
 from forefed.config.reveals import reveals
 from forefed.core.keys import Key, Secret

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forefed.audit import synthetic
-from forefed.audit.audit import Auxiliary, Bench, Trial
+from forefed.audit.bench import Bench
 from forefed.audit.finding import Finding, finding
 from forefed.audit.subject import Subject
+from forefed.audit.trials import Auxiliary, Trial
 from forefed.core.keys import Key
 from forefed.core.types import Batch, Params
 

@@ -124,7 +124,7 @@ def kept_way(group: dict[str, Any], directions: Directions) -> Way:
     Raises:
         UserError: unit vectors, where the configuration draws from a pool or candidates.
     """
-    named = {n: group[n] for n in ("engine", "directions") if n in group}
+    named: dict[str, Any] = {n: group[n] for n in ("engine", "directions") if n in group}
     found = present(canonical(named, Config))
     engine = ENGINES.parse(found["engine"])
     planned = DIRECTIONS.parse(found.get("directions", "fresh"))
