@@ -90,7 +90,7 @@ def measure(task: Task, batch: Batch, part: str) -> list[tuple[object, ...]]:
         ("inference", part, body, f"{base_memory / 1e6:.1f}", "1.00", "1.00")
     ]
     for title, engine in ENGINES:
-        loss = AssignedLoss(task.loss_recomputed if engine.recomputes else task.loss, task.params)
+        loss = AssignedLoss(engine.loss_of(task), task.params)
         k = 4 if "K=4" in title else 1
         directions = Fresh(k=k).of(Order(1, 1, 1, names, task.params))
 

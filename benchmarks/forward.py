@@ -54,7 +54,7 @@ class Scene:
         units = [u for u in task.units if u.is_head or u.depth == self.depth]
         names = tuple(n for u in units for n in u.params)
         params: Params = trees.pick(task.params, names)
-        base = task.loss_recomputed if engine.recomputes else task.loss
+        base = engine.loss_of(task)
         loss = AssignedLoss(base, task.params)
         directions = kind.of(Order(1, 1, 1, names, task.params))
         return lambda: engine(loss, params, batch or self.batch, directions, task.head)

@@ -129,7 +129,7 @@ def peaks(family: str) -> tuple[float, ...]:
     for name, engine in ENGINES.items():
         order = Order(1, 1, 1, tuple(params), params)
         directions = Fresh(k=8 if "8" in name else 1).of(order)
-        loss = task.loss_recomputed if engine.recomputes else task.loss
+        loss = engine.loss_of(task)
 
         def step(engine=engine, loss=loss, directions=directions) -> object:
             return engine(loss, params, batch, directions, task.head)

@@ -41,7 +41,7 @@ def test_the_device_changes_rounding_only(device, family, causal, engine):
         task = task_on(where, family, causal)
         params = moved(task.params)
         batch = tiny_examples(causal=causal, types=family == "bert").batch(range(7))
-        loss = task.loss_recomputed if engine.recomputes else task.loss
+        loss = engine.loss_of(task)
         directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))
         found.append(engine(loss, params, batch, directions, task.head))
     expected, got = found

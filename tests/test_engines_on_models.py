@@ -13,6 +13,7 @@ from forefed.directions.sets import BasisDirections
 from forefed.gradients.backprop import Backprop, Checkpointed
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
+from forefed.gradients.structured import Structured
 from forefed.local import LocalTraining, TaskView, Trainer, replay
 from forefed.local.training import AssignedLoss
 from forefed.models.adapters import Lora, TinyLora
@@ -98,8 +99,9 @@ def test_a_rehearsal_has_the_slopes_and_the_costs(family, k, independent):
 def test_recomputation_gives_the_same_gradient(family, causal, adapter):
     task, params, batch, exact, _ = scene(family, causal, adapter)
     for rows in (None, 3):
-        found = Checkpointed(micro_batch=rows)(task.loss_recomputed, params, batch)
-        assert far(found.grad, exact.grad) < 1e-12
+        for engine in (Checkpointed(micro_batch=rows), Structured(micro_batch=rows)):
+            found = engine(engine.loss_of(task), params, batch)
+            assert far(found.grad, exact.grad) < 1e-12
 
 
 @EVERY
@@ -133,8 +135,8 @@ def test_dropout_of_the_adapter_is_one_mask_for_all_engines(family):
     exact = Backprop()(task.loss, params, batch)
     dry = Backprop()(task.loss, params, tiny_examples(types=family == "bert").batch(range(7)))
     assert far(exact.grad, dry.grad) > 1e-3
-    for engine in (Backprop(micro_batch=3), Checkpointed(micro_batch=2)):
-        loss = task.loss_recomputed if engine.recomputes else task.loss
+    for engine in (Backprop(micro_batch=3), Checkpointed(micro_batch=2), Structured()):
+        loss = engine.loss_of(task)
         assert far(engine(loss, params, batch).grad, exact.grad) < 1e-12
     engine = Forward(tangents=2, micro_batch=2)
     directions = Fresh(k=3).of(Order(1, 1, 1, tuple(params), params))

@@ -16,6 +16,7 @@ from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.gradients.memory import measure_peak
+from forefed.gradients.structured import Structured
 from toy import HEAD, ToyLoss, toy_clients, toy_params
 
 LOSS = ToyLoss()
@@ -79,6 +80,7 @@ def test_basis_mode_is_the_exact_gradient_for_any_chunk(tangents):
     [
         Backprop(),
         Checkpointed(),
+        Structured(),
         Forward(),
         FiniteDifference(),
         ExactHead(),
@@ -182,6 +184,7 @@ def test_forward_equivalents_by_hand():
     counts = {
         (Backprop(), 1): 2,
         (Checkpointed(), 1): 3,
+        (Structured(), 1): 3,
         (Forward(), 1): 2,  # one primal, one tangent
         (Forward(tangents=2), 4): 6,  # two primals, four tangents
         (FiniteDifference(), 3): 7,  # six passes, one more for the head

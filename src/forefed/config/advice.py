@@ -17,7 +17,7 @@ from forefed.wire import CODECS
 
 AUTO = "auto"
 """The strategy's name that leaves the choice to ``advised``."""
-EXACT = ("backprop", "checkpointed", "exact_head", "sam", AUTO)
+EXACT = ("backprop", "checkpointed", "structured", "exact_head", "sam", AUTO)
 """Engines that have a whole gradient of many numbers, or are chosen by measuring."""
 
 

@@ -89,6 +89,19 @@ class LossFn(Protocol):
     def weight(self, batch: Batch) -> int: ...
 
 
+class Losses(Protocol):
+    """One loss, by how much of a forward pass it keeps for its backward pass (``models.task``)."""
+
+    @property
+    def loss(self) -> LossFn: ...
+
+    @property
+    def loss_recomputed(self) -> LossFn: ...
+
+    @property
+    def loss_structured(self) -> LossFn | None: ...
+
+
 Each = Callable[[Params, Batch], Tensor]
 """The loss of every example [B], as if it were a batch of its own."""
 

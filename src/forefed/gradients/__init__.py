@@ -8,8 +8,9 @@ from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.gradients.sam import Sam
+from forefed.gradients.structured import Structured
 
 ENGINES: Registry[GradientEngine] = Registry(
-    "engine", [Backprop, Checkpointed, Sam, Forward, FiniteDifference, ExactHead, Auto]
+    "engine", [Backprop, Checkpointed, Structured, Sam, Forward, FiniteDifference, ExactHead, Auto]
 )
 __all__ = ["ENGINES", "GradientEngine"]

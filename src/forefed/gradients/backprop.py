@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Params
+from forefed.core.types import Batch, DirectionSet, Estimate, Losses, LossFn, Params
 from forefed.gradients.engine import Accumulator, GradientEngine, micro_batches, value_and_grad
 
 
@@ -43,4 +43,6 @@ class Checkpointed(Backprop):
     kind: Literal["checkpointed"] = "checkpointed"  # type: ignore[assignment]
     source: ClassVar[str] = "Chen et al., arXiv 1604.06174"
     forward_equivalents: ClassVar[float] = 3.0  # two forwards, one backward
-    recomputes: ClassVar[bool] = True
+
+    def loss_of(self, task: Losses) -> LossFn:
+        return task.loss_recomputed

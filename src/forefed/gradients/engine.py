@@ -19,7 +19,7 @@ from torch import Tensor
 
 from forefed.core import trees
 from forefed.core.settings import Choice
-from forefed.core.types import Batch, DirectionSet, Estimate, LossFn, Params
+from forefed.core.types import Batch, DirectionSet, Estimate, Losses, LossFn, Params
 from forefed.directions import Directions
 
 
@@ -34,7 +34,6 @@ class GradientEngine(Choice):
     is the same to rounding, so peak memory is a setting."""
     estimates: ClassVar[bool] = False  # slopes instead of a gradient
     undecided: ClassVar[bool] = False  # stands for another one until a run is built
-    recomputes: ClassVar[bool] = False  # wants the loss that recomputes blocks in its backward
 
     @abstractmethod
     def __call__(
@@ -49,6 +48,10 @@ class GradientEngine(Choice):
 
         ``head`` names the parameters of the classification head among ``params``.
         """
+
+    def loss_of(self, task: Losses) -> LossFn:
+        """The loss that this engine is called with."""
+        return task.loss
 
     def perturbed(self, names: list[str], head: frozenset[str]) -> list[str]:
         """The names that this engine's slopes run over; the others get an exact gradient."""

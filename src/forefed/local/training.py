@@ -102,7 +102,7 @@ class LocalTraining(Choice):
 
 @dataclass(frozen=True)
 class TaskView:
-    """What local training needs of a task: its loss (two variants), which names are the head, and
+    """What local training needs of a task: its loss (three variants), which names are the head, and
     its frozen prefix if that may be cached."""
 
     loss: LossFn
@@ -114,6 +114,7 @@ class TaskView:
     """The run's first values, at which what a client keeps for itself begins."""
     classes: int = 0
     """How many are learned; 0: none."""
+    loss_structured: LossFn | None = None
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Trainer:
             )
         ctx = ClientContext(order=order, own=secret, head=self.task.head)
         params = start = trees.pick(order.params, order.assigned)
-        base = self.task.loss_recomputed if self.engine.recomputes else self.task.loss
+        base = self.engine.loss_of(self.task)
         prefix = self.task.prefix
         if prefix is not None:
             base = prefix.loss(base, order.assigned, recurring=self.settings.epochs > 1)

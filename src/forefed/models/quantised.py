@@ -21,7 +21,8 @@ Axes: O output rows, I input columns, G groups of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -101,6 +102,15 @@ class QuantisedLinear(nn.Module):
                 halves.sub_(8).mul_(scale[..., None])
         return out_OI[:, : self.in_features]
 
+    def part(self, rows: slice | Tensor) -> QuantisedLinear:
+        """The layer with some of its outputs only."""
+        part = copy(self)
+        part._buffers = {n: x[rows] for n, x in self._buffers.items() if x is not None}
+        part.out_features = len(part.packed)
+        if self.bias is not None:
+            part._parameters = {"bias": nn.Parameter(self.bias.detach()[rows], requires_grad=False)}
+        return part
+
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.scheme}"
 
@@ -116,6 +126,32 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad @ ctx.layer.weight_OI(), None
+
+
+def some_outputs(layer: Any, rows: slice) -> Callable[[Tensor], Tensor]:
+    """A frozen linear layer with some of its outputs only: a function of [..., I].
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(layer, QuantisedLinear):
+        return layer.part(rows)
+    weight_RI, bias_R = weights_of(layer, rows)
+    return lambda x: F.linear(x, weight_RI, bias_R)
+
+
+def weights_of(layer: Any, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows of a frozen linear layer's matrix, and of its bias.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if isinstance(layer, QuantisedLinear):
+        part = layer.part(rows)
+        return part.weight_OI(), part.bias
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"{type(layer).__name__} is no linear layer")
+    return layer.weight[rows], None if layer.bias is None else layer.bias[rows]
 
 
 def to_int8(weight_OI: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,8 +23,9 @@ from forefed.models.blocks import Blocks
 from forefed.models.functional import Call, CurrentCall, Functional
 from forefed.models.objectives import NextToken, Objective, Sums, merge, objective_of
 from forefed.models.quantised import quantise_blocks
-from forefed.models.recompute import checkpointed, recomputing
-from forefed.models.tail import Tail, Wrap, find_tail
+from forefed.models.recompute import recomputing
+from forefed.models.structured import Structured
+from forefed.models.tail import Tail, find_tail
 from forefed.models.units import make_units
 from forefed.models.words import Words
 
@@ -77,6 +78,8 @@ class ModelLoss:
     forward: Logits
     blocks: tuple[nn.Module, ...] = ()
     """The blocks that run again in the backward pass; none: plain backprop."""
+    structured: Structured | None = None
+    """How they run again; None: with everything kept that autograd keeps."""
     tail: Tail | None = None
     """With it, a language model's logits are computed for a few tokens at a time."""
 
@@ -108,14 +111,17 @@ class ModelLoss:
         functional = self.forward.functional
         if not self.blocks:
             return functional.run(call, self._sum, batch)
-        with recomputing(functional, call, self.blocks):
-            return functional.run(call, self._sum, batch, partial(checkpointed, functional, call))
+        again = (
+            partial(recomputing, functional) if self.structured is None else self.structured.open
+        )
+        with again(call, self.blocks):
+            return functional.run(call, self._sum, batch)
 
-    def _sum(self, batch: Batch, wrap: Wrap = lambda f: f) -> Tensor:
+    def _sum(self, batch: Batch) -> Tensor:
         if self.tail is None:
             return self.forward.objective.loss_sum(self.forward.of_call(batch), batch)
         hidden_BSH = self.tail.hidden(**self.forward.inputs(batch))
-        return self.tail.loss_sum(hidden_BSH, batch.labels, wrap)
+        return self.tail.loss_sum(hidden_BSH, batch.labels)
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ class Task:
     logits: Logits
     loss: ModelLoss
     loss_recomputed: ModelLoss
+    loss_structured: ModelLoss
     model: Any = field(repr=False)
     """The PEFT model; its stored tensors are the first values and stay so."""
     notes: tuple[str, ...] = ()
@@ -288,7 +295,8 @@ def task_from_model(
         adapter=adapter,
         logits=forward,
         loss=ModelLoss(forward, tail=tail),
-        loss_recomputed=ModelLoss(forward, modules, tail),
+        loss_recomputed=ModelLoss(forward, modules, tail=tail),
+        loss_structured=ModelLoss(forward, modules, Structured(wrapped, functional), tail),
         model=wrapped,
         notes=notes,
     )

@@ -120,8 +120,7 @@ def batch_of(scene: Scene, task: Task) -> Batch:
 def _step_of(way: Way, task: Task, params: Params, batch: Batch) -> Step:
     """One step; of many like passes no more than a few (``GradientEngine.sample``)."""
     engine = way.engine
-    base = task.loss_recomputed if engine.recomputes else task.loss
-    loss = _Loss(base, {n: x for n, x in task.params.items() if n not in params})
+    loss = _Loss(engine.loss_of(task), {n: x for n, x in task.params.items() if n not in params})
     order = Order(1, 1, 1, tuple(params), task.params)
     body = trees.pick(params, engine.perturbed(list(params), task.head))
     directions = way.directions.of(order, parts=way.parts) if body else None

@@ -17,6 +17,7 @@ from forefed.gradients.engine import AUTO_TOKENS, Rows
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
+from forefed.gradients.structured import Structured
 from forefed.models.adapters import ADAPTERS, Adapter, TinyLora
 from forefed.models.settings import ModelSettings
 
@@ -162,6 +163,7 @@ def candidates(scene: Scene, elements: int, thorough: bool) -> list[Way]:
             continue
         found.append((Backprop(micro_batch=rows), Fresh()))
         found.append((Checkpointed(micro_batch=rows), Fresh()))
+        found.append((Structured(micro_batch=rows), Fresh()))
         found.append((Forward(micro_batch=rows), Fresh(k=1)))
     if thorough and elements:
         rows = sizes[1] if len(sizes) > 2 else sizes[0]

@@ -358,6 +358,7 @@ def task_view(config: Config, task: Task, spare: int | None) -> TaskView:
         task.units,
         task.params,
         task.n_labels,
+        task.loss_structured,
     )
 
 
