@@ -26,7 +26,7 @@ from forefed.federation.star import RunState, Star
 from forefed.gradients.backprop import Backprop
 from forefed.local import TaskView, Trainer
 from forefed.optimisers import Sgd
-from forefed.run.build import assemble
+from forefed.run.assemble import assemble
 from forefed.run.simulate import OwnLoss, OwnModel
 from forefed.wire import Dense
 

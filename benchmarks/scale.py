@@ -28,7 +28,7 @@ from forefed.gradients import Fresh
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView
 from forefed.optimisers import Sgd
-from forefed.run.build import assemble, make_trainer
+from forefed.run.assemble import assemble, make_trainer
 from forefed.run.simulate import OwnLoss, OwnModel
 from forefed.wire import Codec, Dense, Scalars
 

@@ -29,6 +29,7 @@ from forefed.core.sizes import parse_bytes
 from forefed.data.partition import PARTITIONS, Dirichlet, Partition
 from forefed.data.settings import DataSettings
 from forefed.directions import DIRECTIONS, Basis, Directions, Fresh
+from forefed.federation.download import DOWNLOADS, DenseDownload, Download
 from forefed.federation.topology import TOPOLOGIES, Central, Topology
 from forefed.gradients import ENGINES, GradientEngine
 from forefed.gradients.forward import Forward
@@ -47,7 +48,7 @@ from forefed.start import STARTS, Start
 from forefed.start import Auto as AutoStart
 from forefed.strategies import STRATEGIES, Strategy, strategy
 from forefed.trigger import TRIGGERS, EveryRound, Trigger
-from forefed.wire import CODECS, DOWNLOADS, Codec, Dense, DenseDownload, Download
+from forefed.wire import CODECS, Codec, Dense
 
 E = TypeVar("E")
 Probability = Annotated[float, Field(ge=0, le=1)]

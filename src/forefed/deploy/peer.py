@@ -63,7 +63,7 @@ from forefed.federation.state import RunState
 from forefed.models.export import save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.run import record
-from forefed.run.build import assemble
+from forefed.run.assemble import assemble
 from forefed.run.checkpoint import config_digest, save_checkpoint
 from forefed.run.evaluate import evaluate_clients
 from forefed.run.log import LOG, create_log

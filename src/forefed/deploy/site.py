@@ -44,15 +44,8 @@ from forefed.local.party import Party
 from forefed.models.load import check_files
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.build import (
-    answers,
-    load_model,
-    make_server,
-    make_trainer,
-    measured,
-    task_view,
-    whole_length,
-)
+from forefed.run.assemble import make_server, make_trainer, measured
+from forefed.run.build import answers, load_model, task_view, whole_length
 from forefed.wire.message import check_shapes, frames, kind_of
 from forefed.wire.orders import decode_broadcast, decode_order
 from forefed.wire.questions import decode_question
@@ -297,7 +290,7 @@ def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> tuple[RunSta
             return RunState(asked.round - 1, params), told
         replica.receive(asked.round, params, carried)
     else:
-        first = RunState(0, prepared.task.params) if prepared.config.download.by_sums else None
+        first = prepared.config.download.held(prepared.task.params)
         replica.state = ledger.followed(asked.run) or first
         replica.catch_up(asked.blobs["missed"])
     assert replica.state is not None

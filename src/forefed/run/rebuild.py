@@ -23,9 +23,10 @@ from forefed.models.export import save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
+from forefed.run.assemble import make_server, make_trainer, trainers
 from forefed.run.begun import load_begun
 from forefed.run.budgets import kept_engines
-from forefed.run.build import load_model, make_server, make_trainer, task_view, trainers
+from forefed.run.build import load_model, task_view
 from forefed.run.checkpoint import config_digest, load_checkpoint
 from forefed.run.log import LOG, LoggedRound, ScalarLog, open_log
 from forefed.wire.records import decode_record

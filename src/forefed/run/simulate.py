@@ -35,7 +35,7 @@ from forefed.federation.report import RoundReport
 from forefed.federation.star import RunState, Star
 from forefed.local import TaskView
 from forefed.plan import Way
-from forefed.run.build import assemble, make_trainer
+from forefed.run.assemble import assemble, make_trainer
 
 Rows = Mapping[str, Tensor]
 """A client's data: tensors by name, all with one row per example."""

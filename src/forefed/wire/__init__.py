@@ -2,7 +2,6 @@
 
 from forefed.wire.codec import Codec, Codecs
 from forefed.wire.dense import Dense
-from forefed.wire.download import DOWNLOADS, DenseDownload, Download
 from forefed.wire.feedsign import FeedSign
 from forefed.wire.one_byte import OneByte
 from forefed.wire.projections import Projections
@@ -13,11 +12,8 @@ from forefed.wire.sparse import Sparse
 CODECS = Codecs("codec", [Dense, Quantised, Scalars, OneByte, FeedSign, Sparse])
 __all__ = [
     "CODECS",
-    "DOWNLOADS",
     "Codec",
     "Dense",
-    "DenseDownload",
-    "Download",
     "FeedSign",
     "OneByte",
     "Projections",

@@ -1,4 +1,5 @@
-"""A server whose parameters are sums of slopes: FedKSeed (arXiv 2312.06353).
+"""What clients receive are sums of slopes, of which the parameters are made: FedKSeed (arXiv
+2312.06353).
 
 All directions of the run come from a pool of P. With plain gradient steps the parameters are then
 
@@ -14,8 +15,9 @@ uniformly (the -Pro variant draws those with larger slopes more often).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -24,6 +26,7 @@ from forefed.core.errors import ProtocolError
 from forefed.core.states import keep
 from forefed.core.types import Order, Params, ServerState, Update
 from forefed.directions.pool import PooledDirections
+from forefed.federation.download.download import Download
 from forefed.federation.server import Server
 from forefed.federation.state import RunState, below
 from forefed.local import Trainer, check_slopes
@@ -98,12 +101,52 @@ class PooledServer(Server):
         return replace(state, round=record.round, states=states, params=params)
 
 
-def pooled_groups(trainer: Trainer, run: int, params: Params) -> dict[str, Group]:
-    """The groups of a client that trains everything."""
-    order = Order(run, 0, 0, tuple(params), params)
-    return groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions)
-
-
 def _pooled(group: Group) -> PooledDirections:
     assert isinstance(group.directions, PooledDirections), "config/compat.py wants a pool"
     return group.directions
+
+
+class PoolDownload(Download):
+    """One sum of slopes per direction of the pool, from the first values on; no parameters."""
+
+    kind: Literal["pool"] = "pool"
+    source: ClassVar[str] = "FedKSeed, arXiv 2312.06353"
+    by_records: ClassVar[bool] = True
+    by_sums: ClassVar[bool] = True
+
+    def server(self, slots: Mapping[str, Any], first: Params) -> Server:
+        """As every server's, and the first values, the groups of clients that train everything, and
+        their steps."""
+        trainer: Trainer = slots["trainer_of"](0)
+        order = Order(slots["key"].value, 0, 0, tuple(first), first)
+        groups = groups_of(
+            trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions
+        )
+        steps = trainer.settings.optimiser
+        return PooledServer(**slots, first=first, groups=groups, steps=steps)
+
+    def held(self, first: Params) -> RunState | None:
+        return RunState(0, first)
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        codec = config.codec
+        plain = (
+            codec.sends_slopes
+            and config.directions.lasting
+            and config.directions.head_k != "all"
+            and config.assign.kind == "everything"
+            and config.client.linear
+            and config.server.plain
+            and config.client.optimiser.steady
+            and not config.modifiers
+            and config.trigger.kind == "round"
+        )
+        if not plain:
+            yield (
+                "download.kind = 'pool': sums of slopes tell the parameters only with codec.kind = "
+                "'scalars', directions.kind = 'pool', a number as directions.head_k, assign.kind = "
+                "'everything', plain gradient steps at the clients (client.optimiser.kind = 'sgd', "
+                "no momentum, weight decay), no modifiers, no schedule and plain averaging at the "
+                "server (server.kind = 'sgd', server.lr = 1, trigger.kind = 'round'); "
+                "set these, or download.kind = 'scalars'"
+            )

@@ -1,0 +1,246 @@
+"""From settings and what is trained to the loop: the slots, connected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from forefed.attacks import Hostile
+from forefed.config.config import Config
+from forefed.config.privacy import check_units
+from forefed.core import trees
+from forefed.core.errors import UserError
+from forefed.core.keys import Key, Secret
+from forefed.core.types import (
+    LOSS_REASONS,
+    ClientState,
+    Order,
+    Params,
+    Transport,
+    Unit,
+    Update,
+)
+from forefed.data.examples import ClientData
+from forefed.federation.adversary import Adversary
+from forefed.federation.exchange import check_groups
+from forefed.federation.inprocess import ClientFn, ClientStore, InProcess
+from forefed.federation.replica import Replica
+from forefed.federation.server import Layout, Server
+from forefed.federation.star import RunState, Star
+from forefed.gradients import GradientEngine
+from forefed.local import TaskView, Trainer
+from forefed.local.groups import groups_of
+from forefed.local.party import Answering, Party, shapes_of
+from forefed.plan import Way
+from forefed.run.budgets import Engines
+
+
+class Model(Protocol):
+    """What the loop needs to know of what is trained: a ``Task``, or a caller's own parameters."""
+
+    @property
+    def params(self) -> Params:
+        """The first values, by name."""
+
+    @property
+    def units(self) -> tuple[Unit, ...]: ...
+
+    @property
+    def head(self) -> frozenset[str]: ...
+
+
+class Carrier(Transport, Protocol):
+    """A transport, and what of its clients a checkpoint keeps (of real sites nothing)."""
+
+    @property
+    def store(self) -> ClientStore: ...
+
+    @property
+    def replica(self) -> Replica | None: ...
+
+
+def assemble(
+    config: Config,
+    model: Model,
+    trainer_of: Callable[[int], Trainer],
+    population: int,
+    lookup: Callable[[int], ClientData],
+    secret: Secret,
+    transport: Carrier | None = None,
+    measure: bool = True,
+    answers: Answering | None = None,
+    frozen: frozenset[str] = frozenset(),
+) -> tuple[Star, Carrier]:
+    """The loop over a model and its clients; without a transport they are all in this process.
+
+    Args:
+        secret: from which that of the server and of clients in this process derive.
+        measure: record the peak memory of a step, which costs a tenth of a second a round.
+        answers: how clients answer questions beside training.
+        frozen: parameters that nobody trains.
+
+    Raises:
+        UserError: nothing would be private in a run that is to keep something so; a delta or a
+            participation cap that the population does not allow; groups that are too small for a
+            secure sum.
+    """
+    config.sharing.check(model.units, model.params)
+    check_units(config, population)
+    config.topology.check(population, Key(config.seed))
+    server = make_server(config, model, trainer_of)
+    units = [u for u in model.units if not frozen & set(u.params)]
+    server = replace(
+        server,
+        secret=secret.fold("server"),
+        modifiers=tuple(m.solved(config, population) for m in config.modifiers),
+        layout=partial(layout_of, config, trainer_of(0), units),
+    )
+    download, channel, cohort = config.download, config.channel, min(config.cohort, population)
+    if channel.sums:
+        check_groups(channel, config.assign.names(units, cohort, Key(config.seed)))
+    if transport is None:
+        attack, who = config.attack, frozenset[int]()
+        if isinstance(attack, Hostile):
+            who = hostile_among(attack, population, config.seed)
+        inside = InProcess(
+            population,
+            lambda c: attack.data_of(c, lookup, who, Key(config.seed)) if c in who else lookup(c),
+            measured(trainer_of) if measure else unmeasured(trainer_of),
+            Party(trainer_of, channel, answers),
+            ClientStore(),
+            {reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
+            Replica(server, download.held(model.params)) if download.by_records else None,
+            secret.fold("clients"),
+            config.seed,
+        )
+        transport = inside
+        if isinstance(attack, Hostile):
+            transport = Adversary(
+                inside,
+                attack,
+                who,
+                config.codec,
+                config.aggregator,
+                model.units,
+                model.params,
+                config.seed,
+            )
+    star = Star(
+        Key(config.seed),
+        units,
+        config.cohort,
+        config.assign,
+        transport,
+        server,
+        config.deadline_s,
+        config.codec.sends_slopes,
+        download.by_records,
+        config.cohort_min,
+        config.oversampling,
+        config.sharing,
+        config.topology,
+        config.select,
+        channel,
+        lambda order: shapes_of(trainer_of(order.client), order),
+        config.codec,
+    )
+    return star, transport
+
+
+def layout_of(config: Config, trainer: Trainer, units: Sequence[Unit], state: RunState) -> Layout:
+    """The form of what is aggregated in the round after ``state``, where everybody trains all."""
+    number = state.round + 1
+    shared = config.sharing.split(units, number).shared
+    names = tuple(n for u in units for n in u.params if n in shared)
+    if not config.codec.sends_slopes:
+        return Layout(names, {n: torch.zeros_like(state.params[n]) for n in names})
+    steps = config.client.max_steps or 0
+    order = Order(config.seed, number, 0, names, state.params)
+    groups = groups_of(trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions)
+    blank = {
+        g: torch.zeros(steps, group.directions.count(trees.pick(state.params, group.names)))
+        for g, group in groups.items()
+    }
+    return Layout(names, blank)
+
+
+def hostile_among(attack: Hostile, population: int, seed: int) -> frozenset[int]:
+    """Who is hostile in a simulation.
+
+    Raises:
+        UserError: nobody, or everybody.
+    """
+    who = attack.who(population, Key(seed))
+    if not 0 < len(who) < population:
+        raise UserError(
+            f"attack.hostile = {attack.hostile} is {len(who) or 'none'} of {population} clients; "
+            "give a number or a share that leaves some on either side"
+        )
+    return who
+
+
+def make_trainer(config: Config, view: TaskView, way: Way | None = None) -> Trainer:
+    """A client's half of the run. ``way``: how it gets a gradient (None: as is configured)."""
+    way = way or Way(engine=config.engine, directions=config.directions)
+    return Trainer(
+        config.client,
+        way.engine,
+        config.topology.trained_by(config.codec),
+        view,
+        tuple(m.solved(config, None) for m in config.modifiers),
+        config.sharing,
+        way.directions,
+        rounds=config.rounds,
+    )
+
+
+def trainers(trainer: Trainer, engines: Engines) -> Callable[[int], Trainer]:
+    """What each client computes with."""
+
+    def of(client: int) -> Trainer:
+        way = engines.of(client)
+        return replace(trainer, engine=way.engine, directions=way.directions)
+
+    return of
+
+
+def make_server(config: Config, model: Model, trainer_of: Callable[[int], Trainer]) -> Server:
+    """The server's half of the run, which a client that follows by records has, too."""
+    slots: dict[str, Any] = {
+        "key": Key(config.seed),
+        "head": model.head,
+        "aggregator": config.aggregator,
+        "optimiser": config.server,
+        "modifiers": config.modifiers,
+        "units": model.units,
+        "rounds": config.rounds,
+        "trigger": config.trigger,
+        "trainer_of": trainer_of,
+        "averages_slopes": config.codec.sends_slopes and config.directions.shared,
+    }
+    return config.download.server(slots, model.params)
+
+
+def unmeasured(trainer_of: Callable[[int], Trainer]) -> ClientFn:
+    """Every client's own trainer."""
+    return lambda order, data, state, secret: trainer_of(order.client)(order, data, state, secret)
+
+
+def measured(trainer_of: Callable[[int], Trainer]) -> ClientFn:
+    """The trainer, with the first step's peak memory measured once per round and engine."""
+    measured: set[tuple[int, GradientEngine]] = set()
+
+    def client(
+        order: Order, data: ClientData, state: ClientState, secret: Secret | None
+    ) -> tuple[Update, ClientState]:
+        trainer = trainer_of(order.client)
+        first = (order.round, trainer.engine) not in measured and len(data.train) > 0
+        if first:
+            measured.add((order.round, trainer.engine))
+        return replace(trainer, measure=first)(order, data, state, secret)
+
+    return client
