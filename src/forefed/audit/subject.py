@@ -1,6 +1,6 @@
 """The run's own client, and everything that its server knows beside the rows.
 
-The client is that of ``run/assemble.py``: its engine, optimiser, modifiers, codec, sharing, batch size
+The client is that of ``run/assemble.py``: its engine, optimiser, modifiers, codec, sharing, batches
 and steps are those of the configuration, and what it encodes is decoded as the server does. The
 attacker has the same client and calls it on rows of its own choice.
 """
