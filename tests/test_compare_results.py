@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from forefed.core.errors import UserError
 from forefed.core.metrics import ACCURACY, BITS_PER_BYTE
 from forefed.report.comparison import STUDY, Comparison, read_comparison, write_results
 from forefed.report.comparison.loses import losses
-from forefed.report.comparison.parts import overview
+from forefed.report.comparison.parts import doubted, overview
 from forefed.report.comparison.results import (
     Interval,
     difference_text,
@@ -229,6 +230,32 @@ def test_every_method_is_told_where_it_loses(tmp_path: Path) -> None:
         f"10.0 ± 0.0 points below dense{where}; 5.0 times the forward-equivalents of dense{where}"
     )
     assert said["dense"] == f"18 times the bytes up per answer of small{where}"
+
+
+def test_what_methods_confuse_and_how_sure_they_are_is_shown(tmp_path: Path) -> None:
+    comparison = made_up(tmp_path)
+    assert doubted(comparison).empty  # records without details have no such pictures
+    details = {
+        "round": 4,
+        "confusion": [[7, 1], [2, 5]],
+        "calibration": [[5, 0.55, 0.4], [10, 0.9, 0.8]],
+    }
+    for method in METHODS:
+        folder = tmp_path / f"{method}-0.1-0"
+        (folder / "details.json").write_text(json.dumps(details))
+        (folder / "partition.json").write_text(json.dumps({"labels": ["<b>", "no"]}))
+    section = doubted(read_comparison(tmp_path))
+    (certainty,) = section.figures
+    assert certainty is not None and certainty.table is not None
+    assert certainty.table.rows[0] == ("55 %", "40 %", "40 %")
+    assert [f.title for f in section.more if f] == [
+        f"{method}, partition.alpha = 0.1" for method in METHODS
+    ]
+    write_results(tmp_path)
+    page = (tmp_path / "results.html").read_text()
+    assert "Confusion and certainty" in page and "<b>," not in page
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len({*ids})
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

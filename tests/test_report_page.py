@@ -24,8 +24,9 @@ from forefed.report.facts import (
     up_per_answer,
 )
 from forefed.report.headline import headline
-from forefed.report.page import protected, report_page, served, terminal_tables
+from forefed.report.page import report_page, terminal_tables
 from forefed.report.plots import is_map, smoothing
+from forefed.report.sections import protected, served
 from report_records import LABELS, read_lines, record, write_lines
 
 EVIL = '<script>alert("&")</script>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -46,38 +47,15 @@ def quality_rows(runs: Sequence[Run]) -> Rows:
     ]
 
 
-def cost_rows(runs: Sequence[Run]) -> Rows:
-    """What the runs took."""
+@dataclass(frozen=True)
+class Cost:
+    """One measure of what a run took: less is better. ``key``: its name in the results of a
+    comparison, where methods are compared by it."""
 
-    def row(name: str, text: Callable[[Run], str]) -> tuple[str, ...]:
-        return (name, *map(text, runs))
-
-    rows = [
-        row("rounds", progress),
-        row("bytes up per answer", lambda r: words.size(up_per_answer(r))),
-        row("bytes down per order", lambda r: words.size(down_per_order(r))),
-        row("bytes up in all", lambda r: words.size(r.total("bytes_up"))),
-        row("bytes down in all", lambda r: words.size(r.total("bytes_down"))),
-        row("forward-equivalents", lambda r: words.whole(r.total("forwards"))),
-        row("wall time of the rounds", lambda r: words.duration(r.seconds)),
-        row("wall time per round", lambda r: words.duration(_ratio(r.seconds, r.done))),
-        row("peak memory above weights", lambda r: words.size(r.memory("peak_above_weights"))),
-        row("peak resident memory", lambda r: words.size(r.memory("rss"))),
-        row("answers lost", _lost),
-        row("clients asked at least once", _asked),
-        row("local steps skipped", _skipped),
-    ]
-    if any(run.start for run in runs):
-        told = row("before round 1 (the solved head)", _started)
-        rows.insert(1, told)
-    return rows
-
-
-def progress(run: Run) -> str:
-    if run.finished:
-        return f"{run.done:,}"
-    planned = "?" if run.planned is None else f"{run.planned:,}"
-    return f"{run.done:,} of {planned}, not finished"
+    title: str
+    of: Callable[[Run], float | None]
+    text: Callable[[float | None], str]
+    key: str = ""
 
 
 def up_per_answer(run: Run) -> float | None:
@@ -88,6 +66,44 @@ def up_per_answer(run: Run) -> float | None:
 def down_per_order(run: Run) -> float | None:
     """Mean bytes that one asked client was sent in a round."""
     return _ratio(run.total("bytes_down", started=False), run.orders)
+
+
+def _client_seconds(run: Run) -> float | None:
+    spent = sum((line.get("seconds") or {}).get("clients") or 0.0 for line in run.rounds)
+    return _ratio(spent, run.total("replies"))
+
+
+COSTS = (
+    Cost("bytes up per answer", up_per_answer, words.size, "up_each"),
+    Cost("bytes down per order", down_per_order, words.size, "down_each"),
+    Cost("bytes up in all", lambda r: r.total("bytes_up"), words.size, "bytes_up"),
+    Cost("bytes down in all", lambda r: r.total("bytes_down"), words.size, "bytes_down"),
+    Cost("forward-equivalents", lambda r: r.total("forwards"), words.short, "forwards"),
+    Cost("memory above weights", lambda r: r.memory("peak_above_weights"), words.size, "memory"),
+    Cost("resident memory", lambda r: r.memory("rss"), words.size),
+    Cost("seconds of a client's round", _client_seconds, words.duration, "seconds_each"),
+    Cost("wall time of the rounds", lambda r: r.seconds, words.duration),
+    Cost("wall time per round", lambda r: _ratio(r.seconds or 0.0, r.done), words.duration),
+)
+
+
+def cost_rows(runs: Sequence[Run]) -> Rows:
+    """What the runs took, and what became of their answers."""
+    start = [("before round 1 (the solved head)", _started)] if any(r.start for r in runs) else []
+    after = [("answers lost", _lost), ("clients asked at least once", _asked)]
+    counted = [*after, ("local steps skipped", _skipped)]
+    return [
+        *((name, *map(text, runs)) for name, text in [("rounds", progress), *start]),
+        *((c.title, *(c.text(c.of(run)) for run in runs)) for c in COSTS),
+        *((name, *map(text, runs)) for name, text in counted),
+    ]
+
+
+def progress(run: Run) -> str:
+    if run.finished:
+        return f"{run.done:,}"
+    planned = "?" if run.planned is None else f"{run.planned:,}"
+    return f"{run.done:,} of {planned}, not finished"
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

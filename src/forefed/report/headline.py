@@ -162,8 +162,9 @@ def _price(run: Run, label: str, other: Run, other_label: str) -> str:
     for what, (mine, theirs) in costs.items():
         if mine and theirs and max(mine, theirs) >= 1.5 * min(mine, theirs):
             ratio = max(mine, theirs) / min(mine, theirs)
-            times = f"{ratio:,.1f}" if ratio < 10 else f"{ratio:,.0f}"
-            dearer[label if mine > theirs else other_label].append(f"{times} times the {what}")
+            dearer[label if mine > theirs else other_label].append(
+                f"{words.times(ratio)} the {what}"
+            )
     return "".join(
         f" {name} took {words.listing(parts)} of {cheaper}."
         for (name, parts), cheaper in zip(dearer.items(), (other_label, label), strict=True)

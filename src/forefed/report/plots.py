@@ -190,11 +190,16 @@ def bars(
     return Figure(title, caption, drawing.svg, f"{caption}. {said}", wide, table)
 
 
-def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+def confusion(
+    counts: Sequence[Sequence[int]],
+    names: Sequence[str],
+    key: str = "confusion",
+    title: str = "What is taken for what",
+) -> Figure:
     """Every true class a row: where its test texts go."""
     n, count = len(names), np.array(counts, dtype=float)
     share = count / np.maximum(count.sum(1, keepdims=True), 1)
-    with drawn("confusion", wide=n > COUNTED, height=2.2 + min(0.36 * n, 11.0)) as drawing:
+    with drawn(key, wide=n > COUNTED, height=2.2 + min(0.36 * n, 11.0)) as drawing:
         ax = drawing.axes()
         image(ax, share)
         for (true, said), number in np.ndenumerate(count) if n <= COUNTED else ():
@@ -218,7 +223,7 @@ def confusion(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
     right = [f"{words.cut(x)} {words.percent(share[i, i])}" for i, x in enumerate(names[:8])]
     caption = "rows: the true class; columns: what the model says; stronger: more of its row"
     alt = f"{caption}. Found of each class: {', '.join(right)}{' ...' if n > 8 else ''}"
-    return Figure("What is taken for what", caption, drawing.svg, alt, n > COUNTED)
+    return Figure(title, caption, drawing.svg, alt, n > COUNTED)
 
 
 def calibration(bins: Sequence[Sequence[float]]) -> tuple[Figure, Table]:
@@ -240,6 +245,17 @@ def calibration(bins: Sequence[Sequence[float]]) -> tuple[Figure, Table]:
     table = Table(("certainty", "right", "cases"), rows)
     alt = f"{caption}. {said}"
     return Figure("Stated and true certainty", caption, drawing.svg, alt), table
+
+
+def certainty(
+    key: str, caption: str, bins: Mapping[str, Sequence[Sequence[float]]]
+) -> Figure | None:
+    """The share that is right by stated certainty, one curve a series."""
+    curves = [Curve(name, [s for _, s, _ in b], [r for *_, r in b]) for name, b in bins.items()]
+    right = Curve("as it should be", (0.0, 1.0), (0.0, 1.0), faint=True, index=REST)
+    x, y = Axis("stated certainty", _percent), Axis("right", _percent)
+    title = "Stated and true certainty"
+    return lines(key, title, caption, [*curves, right], x, y) if curves else None
 
 
 def scatter(pairs: Sequence[Sequence[float]]) -> Figure:

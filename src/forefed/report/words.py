@@ -38,6 +38,11 @@ def whole(count: float | None) -> str:
     return ABSENT if count is None else f"{count:,.0f}"
 
 
+def times(ratio: float) -> str:
+    """2.4 times, 31 times."""
+    return f"{ratio:,.1f} times" if ratio < 10 else f"{ratio:,.0f} times"
+
+
 def percent(share: float | None) -> str:
     return ABSENT if share is None else f"{100 * share:.1f} %"
 

@@ -46,8 +46,7 @@ def _worst(comparison: Comparison, results: Sequence[Result], method: str) -> st
             if own and known and own > LITTLE * min(known)[0]:
                 cheapest, name = min(known)
                 times = own / cheapest
-                shown = f"{times:,.1f}" if times < 10 else f"{times:,.0f}"
-                ratios.append((times, f"{shown} times the {cost.title} of {name}{where}"))
+                ratios.append((times, f"{words.times(times)} the {cost.title} of {name}{where}"))
     said = [max(found)[1] for found in (gaps, ratios) if found]
     return "; ".join(said) or "nowhere: best or within a tenth of the best in every column"
 

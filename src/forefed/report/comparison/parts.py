@@ -33,10 +33,13 @@ from forefed.report.comparison.views import (
     under_budgets,
 )
 from forefed.report.content import Figure, Section, Table
-from forefed.report.page import SPREAD, epsilon_of
 from forefed.report.pages import render
 from forefed.report.plots import AXES, Axis, Curve
 from forefed.report.read import Run, finite
+from forefed.report.sections import SPREAD, epsilon_of
+
+MOST_MATRICES = 24
+"""Matrices of confusion on a page."""
 
 
 def overview(comparison: Comparison, results: Sequence[Result]) -> Section:
@@ -161,6 +164,25 @@ def beside(comparison: Comparison) -> Section:
 
 def _mean(runs: Iterable[Run], of: Callable[[Run], object]) -> Interval | None:
     return interval([value for run in runs if (value := finite(of(run))) is not None])
+
+
+def doubted(comparison: Comparison) -> Section:
+    """What each method confuses, and whether its certainty is to be believed: one run of each."""
+    shown: list[Figure | None] = []
+    more: list[Figure | None] = []
+    for number, place in enumerate(comparison.places):
+        found = {m: list(comparison.runs(place, m).values()) for m in comparison.methods}
+        first = {m: runs[0] for m, runs in found.items() if runs}
+        bins = {m: b for m, run in first.items() if (b := run.details.get("calibration"))}
+        caption = place.label or "share that is right by stated certainty"
+        shown.append(plots.certainty(f"certainty-{number}", caption, bins))
+        for method, run in first.items():
+            names = [str(name) for name in run.partition.get("labels") or []]
+            matrix = run.details.get("confusion")
+            if matrix and len(names) == len(matrix) and len(more) < MOST_MATRICES:
+                title = ", ".join(part for part in (method, place.label) if part)
+                more.append(plots.confusion(matrix, names, f"confusion-{len(more)}", title))
+    return Section("Confusion and certainty", (), shown, (), more)
 
 
 def curves(comparison: Comparison) -> Section:
@@ -332,6 +354,7 @@ def sections_of(comparison: Comparison) -> tuple[list[Result], list[Section]]:
         loses(comparison, results),
         beside(comparison),
         curves(comparison),
+        doubted(comparison),
         budgets(comparison, results),
         targets(comparison, results),
         robust(comparison, results),

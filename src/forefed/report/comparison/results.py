@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
-from forefed.report import words
+from forefed.report import facts, words
 from forefed.report.comparison.cells import Comparison, Place
-from forefed.report.facts import down_per_order, up_per_answer
 from forefed.report.read import Run
 
 
@@ -41,31 +40,8 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Interval |
     return interval([value - theirs[seed] for seed, value in ours.items() if seed in theirs])
 
 
-@dataclass(frozen=True)
-class Cost:
-    """One measure of what a run took: less is better."""
-
-    key: str
-    title: str
-    of: Callable[[Run], float | None]
-    text: Callable[[float | None], str]
-
-
-def _client_seconds(run: Run) -> float | None:
-    replies = run.total("replies")
-    spent = sum((line.get("seconds") or {}).get("clients") or 0.0 for line in run.rounds)
-    return spent / replies if replies else None
-
-
-COSTS: tuple[Cost, ...] = (
-    Cost("up_each", "bytes up per answer", up_per_answer, words.size),
-    Cost("down_each", "bytes down per order", down_per_order, words.size),
-    Cost("bytes_up", "bytes up in all", lambda r: r.total("bytes_up"), words.size),
-    Cost("bytes_down", "bytes down in all", lambda r: r.total("bytes_down"), words.size),
-    Cost("forwards", "forward-equivalents", lambda r: r.total("forwards"), words.short),
-    Cost("memory", "memory above weights", lambda r: r.memory("peak_above_weights"), words.size),
-    Cost("seconds_each", "seconds of a client's round", _client_seconds, words.duration),
-)
+COSTS = tuple(cost for cost in facts.COSTS if cost.key)
+"""By which methods are compared."""
 
 
 @dataclass(frozen=True)
