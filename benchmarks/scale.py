@@ -21,10 +21,10 @@ from forefed.config.config import Config
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params, Reply, Unit, Update
 from forefed.data.examples import ClientData
+from forefed.directions import Fresh
 from forefed.federation.inprocess import ClientStore
 from forefed.federation.replica import Replica
 from forefed.federation.star import RunState, Star
-from forefed.gradients import Fresh
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, TaskView
 from forefed.optimisers import Sgd

@@ -1,5 +1,6 @@
 """Codec round trips for any tensors, and every kind of damage refused with its reason."""
 
+import hashlib
 import struct
 from dataclasses import replace
 
@@ -109,7 +110,18 @@ def test_every_truncation_is_refused(kind):
 def test_another_version_says_so():
     data = bytearray(pack("dense", {}))
     data[4:6] = struct.pack("<H", 9)
-    with pytest.raises(ProtocolError, match="version 9; this program speaks version 1"):
+    with pytest.raises(ProtocolError, match="version 9; this program speaks version 2"):
+        unpack(bytes(data), "dense")
+
+
+def test_messages_of_the_former_version_are_read_and_checked():
+    data = bytearray(pack("dense", {"x": 1}, b"body"))
+    data[4:6] = struct.pack("<H", 1)
+    data[20:28] = hashlib.blake2b(bytes(data[28:]), digest_size=8).digest()
+    meta, body = unpack(bytes(data), "dense")
+    assert meta == {"x": 1} and bytes(body) == b"body"
+    data[-1] ^= 1
+    with pytest.raises(ProtocolError, match="digest"):
         unpack(bytes(data), "dense")
 
 

@@ -45,6 +45,9 @@ class Aggregator(Choice):
     """Reads ``ctx.previous``, which is kept for it."""
     folds: ClassVar[bool] = False
     """Writes into the dense part beside low-rank factors (``adapter.fold``)."""
+    runs: ClassVar[bool] = False
+    """Is the mean of exact contributions by their examples, so that they may be added up as they
+    come (``RunningSum``)."""
     any_rank: ClassVar[bool] = False
     """Takes contributions whose low-rank factors have other ranks than the server's."""
 

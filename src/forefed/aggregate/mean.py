@@ -27,6 +27,7 @@ class Mean(Aggregator):
 
     source: ClassVar[str] = "McMahan et al., arXiv 1602.05629"
     individual: ClassVar[bool] = False
+    runs: ClassVar[bool] = True
 
     def __call__(
         self, cs: Sequence[Contribution], state: State, ctx: ServerContext

@@ -32,6 +32,7 @@ from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Cohort, Lost, Order, Reply, Transport, Unit, Update
 from forefed.federation.exchange import Came, exchange
+from forefed.federation.growing import Growing
 from forefed.federation.participation import available, cap_of, counted
 from forefed.federation.report import Laps, RoundReport, losses_by_reason
 from forefed.federation.server import Finished, Server
@@ -89,11 +90,15 @@ class Star:
         drawn = self.drawn(state)
         orders = self.plan(state, drawn)
         laps.end("plan")
-        came = self.hear(orders, on_outcome)
+        growing = None if self.channel.sums else Growing.of(self.server, state, orders)
+        came = self.hear(orders, on_outcome, growing)
         laps.end("clients")
         enough = len(came.heard) >= self.cohort_min
         updates, heard = (came.found, came.heard) if enough else ([], ())
-        done = self.server.finish(state, orders, updates, drawn)
+        if growing is not None and enough:
+            done = growing.finish(state, updates, drawn)
+        else:
+            done = self.server.finish(state, orders, updates, drawn)
         after = counted(done.state, orders, self.cap)
         record = self.encoded(done, state)
         laps.end("aggregate")
@@ -159,9 +164,16 @@ class Star:
         }
 
     def hear(
-        self, orders: Mapping[int, Order], on_outcome: Callable[[Reply | Lost], None] | None
+        self,
+        orders: Mapping[int, Order],
+        on_outcome: Callable[[Reply | Lost], None] | None,
+        growing: Growing | None = None,
     ) -> Came[Update]:
-        """The answers to a round's orders, as the channel shows them."""
+        """The answers to a round's orders, as the channel shows them.
+
+        Args:
+            growing: into whose sums their changes go (None: they are held).
+        """
         number = next((order.round for order in orders.values()), 0)
         slopes = self.server.averages_slopes
 
@@ -173,7 +185,15 @@ class Star:
             return self.transport.exchange(told, self.deadline_s, enough)
 
         def read(client: int, payload: bytes) -> Update:
+            if growing is not None:
+                return growing.read(client, payload)
             return self.server.receive(orders[client], payload)
+
+        def heard(outcome: Reply | Lost) -> None:
+            if growing is not None:
+                growing.outcome(outcome)
+            if on_outcome is not None:
+                on_outcome(outcome)
 
         work = Work(
             groups=self.groups(orders),
@@ -190,7 +210,7 @@ class Star:
             number,
             self.deadline_s,
             wanted=self.cohort if self.oversampling else None,
-            on_outcome=on_outcome or (lambda outcome: None),
+            on_outcome=heard,
         )
 
     def groups(self, orders: Mapping[int, Order]) -> list[Group]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.settings import Choice, Registry
 from forefed.core.types import ClientContext, Order, Params, Update
+from forefed.wire.flat import Form
 from forefed.wire.message import KINDS, MESSAGES, OURS, short
 
 
@@ -51,6 +56,21 @@ class Codec(Choice):
         Raises:
             ProtocolError: damaged, of another round or client, or of the wrong names or shapes.
         """
+
+    def vector(self, data: bytes, order: Order, form: Form) -> tuple[Update, NDArray[np.float32]]:
+        """``decode`` and ``counts``, with the change as one vector [D] in the order of ``form`` and
+        not in the update. It may lie in the memory of ``data``, and need not be finite.
+
+        Args:
+            form: of the tensors that the order assigns.
+
+        Raises:
+            ProtocolError: as ``decode``.
+        """
+        update = self.decode(data, order)
+        assert update.grad is not None, "a change, not slopes"
+        metrics = {**update.metrics, **self.counts(update)}
+        return replace(update, grad=None, metrics=metrics), form.joined(update.grad)
 
     def counts(self, update: Update) -> dict[str, float]:
         """What the server can say of the form in which this came, beside the client's metrics."""

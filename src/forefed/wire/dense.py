@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.types import ClientContext, Order, Update
 from forefed.wire.codec import Codec, read_meta, update_meta
+from forefed.wire.flat import Form, form_of
 from forefed.wire.message import check_shapes, pack, pack_tensors, unpack, unpack_tensors
 
 
@@ -22,10 +28,38 @@ class Dense(Codec):
         return pack("dense", update_meta(update, ctx.round), pack_tensors(update.grad))
 
     def decode(self, data: bytes, order: Order) -> Update:
+        update, x_D, form = self._read(data, order)
+        if x_D is None or form is None:
+            return update
+        grad = form.tensors(torch.from_numpy(x_D.copy()))
+        if not trees.all_finite(grad):
+            raise _not_finite(order)
+        return replace(update, grad=trees.pick(grad, order.assigned))
+
+    def vector(self, data: bytes, order: Order, form: Form) -> tuple[Update, NDArray[np.float32]]:
+        update, x_D, _ = self._read(data, order, form)
+        if x_D is None:
+            return replace(update, grad=None), form.joined(update.grad or {})
+        return update, x_D
+
+    def _read(
+        self, data: bytes, order: Order, form: Form | None = None
+    ) -> tuple[Update, NDArray[np.float32] | None, Form | None]:
+        """The update without its change, and that as a vector; or with it, where it came in
+        another form, and no vector."""
         meta, body = unpack(data, "dense")
         n, metrics = read_meta(meta, order)
+        form = form or form_of(trees.pick(order.params, order.assigned))
+        x_D = form.vector(body) if form is not None else None
+        if x_D is not None:
+            return Update(order.client, n, None, None, metrics), x_D, form
         grad = unpack_tensors(body)
         check_shapes(grad, trees.pick(order.params, order.assigned), f"client {order.client}")
         if not trees.all_finite(grad):
-            raise ProtocolError(f"client {order.client}: the update is not finite")
-        return Update(order.client, n, trees.pick(grad, order.assigned), None, metrics)
+            raise _not_finite(order)
+        grad = trees.pick(grad, order.assigned)
+        return Update(order.client, n, grad, None, metrics), None, None
+
+
+def _not_finite(order: Order) -> ProtocolError:
+    return ProtocolError(f"client {order.client}: the update is not finite")
