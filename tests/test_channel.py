@@ -289,7 +289,7 @@ def test_the_solved_head_and_the_guard_see_sums_only(world: World, tmp_path: Pat
     assert one["guard"]["rows"] == other["guard"]["rows"] > 0
     assert one["guard"]["before"] == pytest.approx(other["guard"]["before"], abs=1e-4)
     ends = [json.loads((r.folder / "start.json").read_text())["steps"] for r in (plain, summed)]
-    assert ends[0]["right"] == ends[1]["right"] and ends[0]["kept"] == ends[1]["kept"]
+    assert ends[0]["quality"] == ends[1]["quality"] and ends[0]["kept"] == ends[1]["kept"]
     cards = [(r.folder / "adapter" / "README.md").read_text() for r in (plain, summed)]
     assert ["sums over groups of 5 clients" in c for c in cards] == [False, True]
     told = [json.loads((r.folder / "environment.json").read_text()) for r in (plain, summed)]

@@ -13,19 +13,25 @@ import torch
 from federation import Interrupted, StopAfter, World
 from forefed.core.keys import Key
 from forefed.core.types import Reply, Transport
-from forefed.data.examples import Examples
+from forefed.data.examples import ClientData, Examples
+from forefed.federation import guarding
 from forefed.federation.guarding import Held, Jury, guarded
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut
 from forefed.models.objectives import Classes, MultiLabel
 from forefed.run import judged, run
-from forefed.run.build import build
-from forefed.start.answer import Answers, about
+from forefed.run.begun import load_begun
+from forefed.run.build import build, start_at
+from forefed.run.head_start import again, begin, head_of, params_of
+from forefed.start.answer import Answers, about, targets_of_task
+from forefed.start.solver import Solver
+from forefed.use import predict as use
+from forefed.use.forget import forget
 from forefed.wire.questions import decode_answer, encode_answer, encode_question
 
 GUARDED = ("start=closed_form", "model.pooling=mean", "strategy=fedavg")
 GUARDED += ("guard={kind='held_out', worth=0}", "data.client_test_fraction=0.3")
-GUARDED += ("start.then=trained", "start.regularisation=10")  # a head that steps can better
+TRAINED = (*GUARDED, "start.then=trained", "start.regularisation=10")  # steps can better it
 
 
 def examples(labels: Any) -> Examples:
@@ -115,23 +121,94 @@ def test_steps_have_to_be_worth_more_than_the_head() -> None:
     assert not judged.worth_it(guard, sure, Held(50, [0.05, 0.01], [49.0, 50.0], [0.0, 1.0]))
 
 
+def record(result: Any) -> Any:
+    return json.loads((result.folder / "start.json").read_text())
+
+
 def test_a_run_whose_steps_are_left_out_is_the_head_alone(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit that of no rounds, solved from all rows; after a kill as well."""
-    alone = world.run(tmp_path / "a", *GUARDED, "rounds=0")
-    config = world.config(tmp_path / "b", *GUARDED)
+    alone = world.run(tmp_path / "a", *TRAINED, "rounds=0")
     monkeypatch.setattr(judged, "ERRORS", -1e9)
-    kept = run(config)
+    kept = world.run(tmp_path / "b", *TRAINED)
     monkeypatch.setattr(judged, "ERRORS", 1e9)
-    config = world.config(tmp_path / "c", *GUARDED)
+    config = world.config(tmp_path / "c", *TRAINED)
     with pytest.raises(Interrupted):
         run(config, watcher=StopAfter(2))
     left = run(config, resume=True)
-    steps = [json.loads((r.folder / "start.json").read_text())["steps"] for r in (kept, left)]
+    steps = [record(r)["steps"] for r in (kept, left)]
     assert steps[0]["rows"] == steps[1]["rows"] > 0 and steps[0]["loss"] == steps[1]["loss"]
     assert [s["kept"] for s in steps] == [steps[0]["loss"][1] < steps[0]["loss"][0], False]
     assert left.summary["final"]["all_rows"] and "all_rows" not in kept.summary["final"]
     assert left.summary["digest"] == alone.summary["digest"] != kept.summary["digest"]
-    one, two = (json.loads((r.folder / "start.json").read_text()) for r in (alone, left))
-    assert two["bytes_up"] > one["bytes_up"] and one["examples"] == two["examples"]
+    assert record(left)["bytes_up"] > record(alone)["bytes_up"]
+    assert record(left)["examples"] == record(alone)["examples"]
+
+
+ADAPTED = ("start.regularisation=10", "start.words=64", "client.optimiser.lr=3e-2", "rounds=1")
+
+
+def test_the_head_is_solved_again_from_the_trained_models_features(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The adapters' steps taken, and kept or not by what held-out rows say; after a kill as well;
+    sums are those of all rows, whoever holds them, and a client can be forgotten."""
+    monkeypatch.setattr(guarding, "vouched", lambda rows: -1.0)
+    monkeypatch.setattr(HeldOut, "steps", (1.0, -1.0, -0.25))  # one of them lowers the loss
+    say = {True: 1.0, False: 2.0}
+    monkeypatch.setattr(
+        judged, "answers_of", lambda line: {"loss": say[bool(line.get("adapted"))], "f": 0.5}
+    )
+    more = (*GUARDED, *ADAPTED)
+    kept, config = world.run(tmp_path / "a", *more), world.config(tmp_path / "a", *more)
+    assert record(kept)["steps"] == {
+        **{"kept": True, "rows": record(kept)["held_out"], "loss": [2.0, 1.0]},
+        **{"measure": "f", "quality": [0.5, 0.5]},
+    }
+    begun, federation = load_begun(kept.folder), build(config)
+    task, saved = use.trained(kept.folder, config)
+    assert begun is not None and begun.finished and kept.summary["final"]["all_rows"]
+    assert all(torch.equal(saved.params[n], x) for n, x in begun.head.items())
+    body = {n: x for n, x in saved.params.items() if n not in task.head}
+    assert any(not torch.equal(x, federation.task.params[n]) for n, x in body.items())
+    examples = federation.data.population.examples
+    clients = [federation.data.population.client(c) for c in range(6)]
+    everything = np.sort(np.concatenate([x for c in clients for x in (c.train, c.test)]))
+    whole = ClientData(examples, everything, everything[:0])
+    expected = Answers(task).sums_of(body, whole)
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(vars(expected).values(), vars(begun.total).values(), strict=True)
+    )
+    solver = Solver.of(expected, targets_of_task(task).unit)
+    head = head_of(targets_of_task(task), solver, begun.line, "counts")
+    assert all(torch.equal(begun.head[n], x) for n, x in params_of(task, head).items())
+
+    say |= {True: 3.0}
+    left = world.run(tmp_path / "b", *more)
+    alone = world.run(tmp_path / "c", *more, "rounds=0")
+    assert record(left)["steps"]["kept"] is False
+    assert left.summary["digest"] == alone.summary["digest"] != kept.summary["digest"]
+
+    others = forget(kept.folder, 2)
+    rest = [x for i, c in enumerate(clients) if i != 2 for x in (c.train, c.test)]
+    without = ClientData(examples, np.sort(np.concatenate(rest)), everything[:0])
+    assert torch.equal(others.total.xx, Answers(task).sums_of(body, without).xx)
+
+
+def test_solved_again_without_a_step_it_is_the_same(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path, *GUARDED, "start.words=64")
+    federation = build(config)
+    task, transport, start = (
+        federation.task,
+        federation.transport,
+        start_at(config, federation.task),
+    )
+    assert start is not None
+    begun = begin(start, task, transport, None, 64)
+    body = {n: x for n, x in task.params.items() if n not in task.head}
+    same = again(begun, start, task, transport, None, body)
+    assert same.line["adapted"] and same.line["bytes_up"] > begun.line["bytes_up"]
+    assert all(torch.equal(same.head[n], x) for n, x in begun.head.items())
+    assert judged.answers_of(same.line) == pytest.approx(judged.answers_of(begun.line))

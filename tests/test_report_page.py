@@ -254,7 +254,7 @@ def test_every_client_is_named_the_worst_first(tmp_path):
 def test_what_the_start_took_is_counted(tmp_path):
     folder = record(tmp_path / "a", rounds=4, up=100, down=1000, forwards=50.0)
     start = {"bytes_up": 7000, "bytes_down": 30, "forwards": 9.0, "seconds": 2.0, "notes": [EVIL]}
-    start["steps"] = {"kept": False, "rows": 50, "right": [43.0, 40.0]}
+    start["steps"] = {"kept": False, "rows": 50, "quality": [0.86, 0.8]}
     (folder / "start.json").write_text(json.dumps(start))
     run = read_run(folder)
     assert run.spent("bytes")[0] == 7030 and run.spent("bytes")[1] == 7030 + 8 * 1100
@@ -263,7 +263,7 @@ def test_what_the_start_took_is_counted(tmp_path):
     assert rows["bytes up in all"] == "10.2 kB"
     assert rows["before round 1 (the solved head)"] == "7.00 kB up, 30 B down, 2 s"
     assert "with its solved head alone it was 25.0 %" in headline([run])
-    said = "left out: of 50 held-out rows 40 right with them, 43 without"
+    said = "left out: 80.0 % with them on 50 held-out rows, 86.0 % without"
     assert dict(quality_rows([run]))["steps after the solved head"] == said
     assert "<script" not in report_page([run])
 

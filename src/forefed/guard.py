@@ -6,8 +6,9 @@ quarter of it, or none; none, too, where the loss of classes is less than so man
 for. So the held-out loss of those who are asked never rises, the last parameters
 are the best, and a run that no longer gets better ends. A loss may fall while fewer rows are right,
 so where rows are right or wrong clients count those, too: no step may cost more of them than a
-standard error, and after the last round all clients judge all steps together against the solved
-head that they began with (``run/judged.py``). Sums travel; no test row is used.
+standard error. After the last round all clients judge all steps together, with a head that is
+solved again, against the one that they began with (``run/judged.py``). Sums travel; no test row is
+used.
 """
 
 from __future__ import annotations

@@ -46,9 +46,10 @@ class Held:
 
     def to_json(self, i: int) -> Json:
         """What is kept of the first set and of set ``i``."""
-        line: Json = {"rows": self.n, "loss": [self.losses[0], self.losses[i]]}
+        line: Json = {"loss": [self.losses[0], self.losses[i]]}
         if self.right is not None and self.apart is not None:
-            line |= {"right": [self.right[0], self.right[i]], "apart": self.apart[i]}
+            quality = [self.right[0] / self.n, self.right[i] / self.n]
+            line |= {"quality": quality, "apart": self.apart[i]}
         return line
 
 

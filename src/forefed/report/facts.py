@@ -241,12 +241,12 @@ def _steps(run: Run) -> str:
     if not isinstance(steps, dict):
         return words.ABSENT
     said = "stay" if steps.get("kept") else "left out"
-    right = steps.get("right")
-    if not (isinstance(right, list) and len(right) == 2):
+    quality = steps.get("quality")
+    if not (isinstance(quality, list) and len(quality) == 2):
         return said
-    one, other = (words.whole(finite(x)) for x in right)
+    one, other = (words.percent(finite(x)) for x in quality)
     rows = words.whole(finite(steps.get("rows")))
-    return f"{said}: of {rows} held-out rows {other} right with them, {one} without"
+    return f"{said}: {other} with them on {rows} held-out rows, {one} without"
 
 
 def _lost(run: Run) -> str:

@@ -41,6 +41,8 @@ class Asked:
     reason: str = ""
     """Why a sum was abandoned."""
     when: str = "start"
+    body: Params = field(default_factory=dict)
+    """Parameters of the body that features are read with; none: the run's first ones."""
     questions: int = 0
 
     @property
@@ -92,7 +94,7 @@ class Asked:
         of = len(self.members)
         heard, total = ask_total(
             self.transport,
-            self._question("heads", tensors),
+            self._question("heads", {**tensors, **self.body}),
             shapes,
             self._anew(),
             lambda done: self.say(what, done, of),
@@ -123,7 +125,7 @@ class Asked:
             targets.check(sums)
             return vars(sums)
 
-        asked = {"rows": torch.tensor(rows)}
+        asked = {"rows": torch.tensor(rows), **self.body}
         self.members, found = self.total("sums", "reading texts", asked, shapes, read)
         total = Sums(**found)
         total.check()

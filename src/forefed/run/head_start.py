@@ -5,7 +5,8 @@ server  asks everybody for sums                       -> a few candidate heads
 server  asks everybody for products, a few times      -> what the words say of the targets
 server  asks everybody to try heads and words         -> those with the best held-out answers
 
-After the last round, where no adapter has moved, the same once more with all rows (``finish``).
+After the last round, where adapters have moved, the same with the features that they make
+(``again``), words aside; then once more with all rows (``finish``).
 """
 
 from __future__ import annotations
@@ -92,6 +93,39 @@ def begin(
     return Begun(params_of(task, head), total, line, chosen_words)
 
 
+def again(
+    begun: Begun,
+    start: ClosedForm,
+    task: Task,
+    transport: Transport,
+    deadline_s: float | None,
+    body: Params,
+    say: Say = lambda what, done, of: None,
+    way: Way = PLAIN,
+) -> Begun:
+    """Solved and chosen as before, from the features of a body that has moved (``adapted`` in its
+    record); what words say is known, how much it counts is chosen anew.
+
+    Where somebody who has answered before does not any more, it stays as it was.
+
+    Args:
+        body: its parameters.
+    """
+    clock = time.perf_counter()
+    members = list(transport.members())
+    asked = Asked(task, transport, deadline_s, members, say, way, when="again", body=body)
+    total = asked.sums(TRAINING)
+    if len(asked.members) < begun.line["clients"]:
+        return replace(begun, line=_with_costs(begun.line, asked, 0, clock))
+    targets = targets_of_task(task)
+    solver = Solver.of(total, targets.unit)
+    head, words, chosen = solve(start, solver, asked, _unscaled(begun), solver.notes)
+    line = _with_costs(begun.line, asked, total.rows + chosen["held_out"], clock)
+    if chosen["held_out"] < line["held_out"]:
+        return replace(begun, line=line)
+    return Begun(params_of(task, head), total, {**line, **chosen, "adapted": True}, words)
+
+
 def finish(
     begun: Begun,
     start: ClosedForm,
@@ -100,14 +134,18 @@ def finish(
     deadline_s: float | None,
     say: Say = lambda what, done, of: None,
     way: Way = PLAIN,
+    body: Params | None = None,
 ) -> Begun:
     """The same solver, regularisation, scale and words from all rows, held-out ones too.
 
     Where somebody who has answered before does not any more, it stays as it was.
+
+    Args:
+        body: the parameters that its features were read with; None: the run's first ones.
     """
     clock = time.perf_counter()
     members = list(transport.members())
-    asked = Asked(task, transport, deadline_s, members, say, way, when="end")
+    asked = Asked(task, transport, deadline_s, members, say, way, when="end", body=body or {})
     line = begun.line
     held_out = asked.sums(HELD_OUT)
     total = begun.total.plus(held_out)
@@ -118,19 +156,24 @@ def finish(
             said = _scaled(found, line)
     if len(asked.members) < line["clients"] or (said is None) != (begun.words is None):
         text = "somebody was missing when the head was to be solved from all rows"
+        line = _with_costs(line, asked, 0, clock)
         return replace(begun, line={**line, "notes": [*line["notes"], text]})
     targets = targets_of_task(task)
     head = head_of(targets, Solver.of(total, targets.unit), line, start.prior)
-    line = {
+    line = _with_costs(line, asked, held_out.rows, clock)
+    line = {**line, "all_rows": True, "examples": total.rows}
+    return Begun(params_of(task, head), total, line, said)
+
+
+def _with_costs(line: Json, asked: Asked, forwards: int, clock: float) -> Json:
+    """A start's record with what more questions have cost."""
+    return {
         **line,
-        "all_rows": True,
-        "examples": total.rows,
         "bytes_up": line["bytes_up"] + asked.bytes_up,
         "bytes_down": line["bytes_down"] + asked.bytes_down,
-        "forwards": line["forwards"] + held_out.rows,
+        "forwards": line["forwards"] + forwards,
         "seconds": round(line["seconds"] + time.perf_counter() - clock, 3),
     }
-    return Begun(params_of(task, head), total, line, said)
 
 
 def words_again(
@@ -202,6 +245,14 @@ def _scaled(said: Words, line: Json) -> Words:
     shift = _shift(line, "shift_with_words") - times * _shift(line, "shift")
     own = shift.float() if bool(shift.any()) else None
     return Words(said.bag, said.weight * (together * line["share"]), times, own)
+
+
+def _unscaled(begun: Begun) -> Words | None:
+    """What a start's words say, before it is known how much that counts; None: nothing."""
+    if begun.words is None:
+        return None
+    counted = begun.line["scale_with_words"] * begun.line["share"]
+    return Words(begun.words.bag, begun.words.weight / counted)
 
 
 def _shift(line: Json, name: str) -> Tensor:

@@ -1,9 +1,12 @@
 """What held-out rows decide in a run: every round's step, and at the end between the head alone and
 all steps together.
 
-The head alone has an advantage that no held-out row sees: it is solved once more, from all rows,
-where adapters are fitted to those that are not held out. So the steps have to earn their place
-(``worth_it``), and where they do not the run ends with the head alone.
+At the end the head is solved again from the features that the adapters make now, as it was at the
+start (``head_start.again``). Held-out rows have seen neither, so what they say of both is compared:
+the steps stay if the loss is lower and quality is not. Both heads are then solved once more from
+all rows. Where the head cannot be solved again (it was trained; ``start.again`` is off; somebody
+does not answer any more) the model as it is stands against the head alone; that would gain from all
+rows what held-out rows do not see, so the steps have to be better by a standard error.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from pathlib import Path
 import torch
 
 from forefed.core.keys import Key
-from forefed.core.types import Json
+from forefed.core.types import Json, Params
 from forefed.federation.guarding import Held, Jury, guarded
 from forefed.federation.questions import Way
 from forefed.federation.star import RunState
@@ -25,12 +28,15 @@ from forefed.run.begun import Begun, with_start
 from forefed.run.build import Federation, start_at
 from forefed.run.callback import Told
 from forefed.run.checkpoint import save_checkpoint
-from forefed.run.head_start import finish
+from forefed.run.head_start import again, finish
 from forefed.run.tested import evaluate, tests_of
+from forefed.start import ClosedForm
 from forefed.start.answer import about as about_task
 
 ERRORS = 1.0
-"""Standard errors by which steps have to have more held-out rows right than the head alone."""
+"""Standard errors by which steps have to have more held-out rows right than the head alone, where
+it cannot be solved again."""
+COSTS = ("bytes_up", "bytes_down", "forwards", "seconds")
 
 
 def jury_of(federation: Federation) -> Jury:
@@ -71,8 +77,7 @@ def worth_it(guard: HeldOut, jury: Jury, held: Held) -> bool:
 def ended(
     federation: Federation, folder: Path, state: RunState, begun: Begun | None, told: Told
 ) -> tuple[RunState, Begun | None]:
-    """The end of a run: whether its steps stay, and, where none has or does, the head once more,
-    from all rows.
+    """The end of a run: whether its steps stay, and the head once more, from all rows.
 
     May be done again after a kill: it stands in the record when its evaluation does.
     """
@@ -83,24 +88,30 @@ def ended(
     if config.codec.sends_slopes or config.download.by_records:
         return state, begun  # others hold the parameters by their log
     first = with_start(federation.start(), begun)
-    moved = not begun.finished and _differ(state, first)
-    if moved and guard is not None:
-        begun = _weighed(guard, federation, folder, first, state, begun, told)
-    steps = begun.line.get("steps")
-    if moved and (steps is None or steps["kept"]):
+    decided = begun.finished or "steps" in begun.line
+    if not decided and any(not torch.equal(x, first.params[n]) for n, x in state.params.items()):
+        if guard is None:
+            return state, begun
+        begun = _weighed(guard, start, federation, first, state, begun, told)
+        begun.save(folder)
+        if not begun.line["steps"]["kept"]:
+            told("note", left_out(begun.line["steps"]))
+    weighed, adapted = "steps" in begun.line, bool(begun.line.get("adapted"))
+    if weighed and begun.line["steps"]["kept"] and not adapted:
         return state, begun
     if start.again and not begun.finished:
         told("loading", "solving the head from all rows")
         say, way = partial(told, "starting"), Way.of(federation.star)
-        transport = federation.transport
-        begun = finish(begun, start, task, transport, config.deadline_s, say, way)
+        body = _body(federation, state) if adapted else {}
+        begun = finish(begun, start, task, federation.transport, config.deadline_s, say, way, body)
         if begun.finished:
             begun.save(folder)
-    if not begun.finished and steps is None:
+    if not begun.finished and not weighed:
         return state, begun
-    state = with_start(replace(state, params=first.params), begun)
+    params = state.params if adapted else first.params
+    state = with_start(replace(state, params=params), begun)
     save_checkpoint(folder, config, state, federation.transport.store)
-    mark = "all_rows" if begun.finished else "head_alone"
+    mark = "all_rows" if begun.finished else "solved"
     if not tests_of(folder)[-1].get(mark):
         evaluate(federation, folder, state, told, begun.words, mark)
     return state, begun
@@ -108,48 +119,70 @@ def ended(
 
 def _weighed(
     guard: HeldOut,
+    start: ClosedForm,
     federation: Federation,
-    folder: Path,
     first: RunState,
     state: RunState,
     begun: Begun,
     told: Told,
 ) -> Begun:
-    """The start's record with what all held-out rows say of the steps; asked once in a run."""
-    if "steps" not in begun.line:
-        jury = jury_of(federation)
-        jury = replace(jury, way=jury.way.anew("end"))
-        differ = {n: x for n, x in state.params.items() if not torch.equal(x, first.params[n])}
-        told("loading", "weighing the steps against the head alone")
-        sets = [first.params, differ]
-        members = list(federation.transport.members())
-        heard, held = jury.ask(sets, state.of(WORDS), state.round, members)
-        steps: Json = {"kept": worth_it(guard, jury, held), "lost": heard.lost}
-        steps |= held.to_json(1) if held.n else {"rows": 0}
-        line = {**begun.line, "steps": steps}
-        line["bytes_up"] += heard.bytes_up
-        line["bytes_down"] += heard.bytes_down
-        begun = replace(begun, line=line)
-        begun.save(folder)
-    if not begun.line["steps"]["kept"]:
-        told("note", left_out(begun.line["steps"]))
-    return begun
+    """What a run ends with before all rows are learned. Its record says why (``steps``)."""
+    config, task, transport = federation.config, federation.task, federation.transport
+    way = Way.of(federation.star)
+    if start.again and start.then == "frozen":
+        told("loading", "solving the head from the features of the trained model")
+        say, body = partial(told, "starting"), _body(federation, state)
+        solved = again(begun, start, task, transport, config.deadline_s, body, say, way)
+        if solved.line.get("adapted"):
+            old, new = answers_of(begun.line), answers_of(solved.line)
+            steps: Json = {"rows": begun.line["held_out"], "loss": [old["loss"], new["loss"]]}
+            kept = new["loss"] <= (1 - guard.worth) * old["loss"]
+            for name in sorted({*old} - {"loss"}):
+                steps |= {"measure": name, "quality": [old[name], new[name]]}
+                kept = kept and new[name] >= old[name]
+            costs = {n: solved.line[n] for n in COSTS}
+            ends = solved if kept else replace(begun, line={**begun.line, **costs})
+            return replace(ends, line={**ends.line, "steps": {"kept": kept, **steps}})
+        begun = solved
+    jury = replace(jury_of(federation), way=way.anew("end"))
+    differ = {n: x for n, x in state.params.items() if not torch.equal(x, first.params[n])}
+    told("loading", "weighing the steps against the head alone")
+    members = list(transport.members())
+    heard, held = jury.ask([first.params, differ], state.of(WORDS), state.round, members)
+    steps = {"kept": worth_it(guard, jury, held), "rows": held.n, "lost": heard.lost}
+    steps |= held.to_json(1) if held.n else {}
+    line = {**begun.line, "steps": steps}
+    line["bytes_up"] += heard.bytes_up
+    line["bytes_down"] += heard.bytes_down
+    return replace(begun, line=line)
+
+
+def answers_of(line: Json) -> dict[str, float]:
+    """What held-out rows have said of the head that a start's record names: its loss, and its
+    quality where there is one."""
+    if line["share"]:
+        found = next(one for one in line["shares"] if one["share"] == line["share"])
+    else:
+        chosen = (line["solver"], line["regularisation"])
+        tried = line["tried"]
+        found = next(one for one in tried if (one["solver"], one["regularisation"]) == chosen)
+    about = ("solver", "regularisation", "share")
+    return {name: float(x) for name, x in found.items() if name not in about}
 
 
 def left_out(steps: Json) -> str:
     """Why the steps of a run do not stay, in words."""
-    losses = "held-out loss {:.3f} with the adapters' steps, {:.3f} without".format(
-        *reversed(steps["loss"])
+    said = []
+    if "quality" in steps:
+        old, new = steps["quality"]
+        said.append(f"{steps.get('measure', 'quality')} {new:.3f} ({old:.3f})")
+    old, new = steps["loss"]
+    said.append(f"loss {new:.3f} ({old:.3f})")
+    return (
+        "the run ends with the head alone, as the adapters' steps did not earn their place on "
+        f"{steps['rows']} held-out rows: with them (without) {', '.join(said)}"
     )
-    if "right" in steps:
-        one, other = steps["right"]
-        losses = (
-            f"of {steps['rows']} held-out rows {other:.10g} are right with the adapters' steps and "
-            f"{one:.10g} without (standard error of the difference {steps['apart'] ** 0.5:.1f}); "
-            f"{losses}"
-        )
-    return f"the run ends with the head alone: {losses}"
 
 
-def _differ(state: RunState, first: RunState) -> bool:
-    return any(not torch.equal(x, first.params[n]) for n, x in state.params.items())
+def _body(federation: Federation, state: RunState) -> Params:
+    return {n: x for n, x in state.params.items() if n not in federation.task.head}

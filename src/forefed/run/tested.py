@@ -30,7 +30,7 @@ def evaluate(
     Args:
         words: what texts' words add to the logits.
         mark: what the line is of, where it is not a round's end: "all_rows" (the clients' held-out
-            rows are learned, so none is tested on) or "head_alone" (the steps were left out).
+            rows are learned, so none is tested on) or "solved" (the head is another one).
     """
     settings = federation.config.evaluate
     task, test, prefix = federation.task, federation.data.test, federation.prefix

@@ -78,6 +78,8 @@ class Answers:
     """Of rows that were asked about: how many, and what was computed of them."""
     same: dict[int, bool] = field(default_factory=dict, repr=False)
     """By length: are rows together the same bits as alone (``features``)?"""
+    same_moved: dict[int, bool] = field(default_factory=dict, repr=False)
+    """The same with adapters that have moved."""
 
     def __call__(self, question: bytes, data: ClientData) -> bytes:
         """Raises ProtocolError: a question about another model, or features that are no numbers."""
@@ -139,11 +141,12 @@ class Answers:
     def sums_of(self, tensors: Params, data: ClientData) -> Sums:
         """``tensors``: the parameters of the body; none: the run's first ones."""
         targets, rows = self.targets, self.rows_of(tensors, data)
-        params = {**self.task.params, **_body(tensors)}
+        body = _body(tensors)
+        params, same = {**self.task.params, **body}, self.same_moved if body else self.same
         total = Sums.zero(targets.columns, self.task.params[names_of_head(self.task)[0]].shape[1])
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
-            x_ND = features(self.task, params, data.examples, part, self.batch_size, self.same)
+            x_ND = features(self.task, params, data.examples, part, self.batch_size, same)
             if self.radius is not None:
                 x_ND = within(x_ND, self.radius)
             total = total.plus(Sums.of(x_ND, targets.of(data.examples.labels[part])))

@@ -15,6 +15,7 @@ from forefed.models.load import load_tokenizer
 from forefed.models.objectives import objective_of
 from forefed.models.outside import HEAD, head_text
 from forefed.models.place import file_of
+from forefed.models.words import WORDS, Words
 from forefed.run import record
 from forefed.run.begun import load_begun
 from forefed.run.build import whole_length
@@ -120,6 +121,8 @@ def _write(run: Path, config: Config, form: Form, folder: Path, file: str) -> No
     card = model_card(config, about, tokenizer, form)
     begun = load_begun(run)
     words = None if begun is None else begun.words
+    if file == BEST:  # the head may have been another one then, and so how much words counted
+        words = Words.told(state.of(WORDS))
     reads = config.data.max_length if whole_length(config, tokenizer, columns) else None
     source = file_of(config.model)
     save_adapter(task, state.params, folder, card, tokenizer, form, words, reads, source)

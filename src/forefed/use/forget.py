@@ -3,7 +3,8 @@
 The sums of all clients are whole numbers, so taking a client's away leaves what a run without it
 would have had, bit for bit; what words say is solved anew from the others. The head solved from
 them (with the run's own regularisation and scale) is the one that it would have begun with under
-these settings. What adapters and a trained head have learned in later rounds from that client
+these settings; of a run that ended with a head for the features of its trained model, the one for
+these. What adapters and a trained head have learned in later rounds from that client
 cannot be taken out: train anew without it.
 """
 
@@ -23,6 +24,7 @@ from forefed.run.build import answers, build, words_at
 from forefed.run.head_start import head_of, params_of, words_again
 from forefed.start.answer import ALL, TRAINING, targets_of_task
 from forefed.start.solver import Solver
+from forefed.use.predict import trained
 
 
 def forget(run: Path, client: int) -> Begun:
@@ -55,6 +57,9 @@ def forget(run: Path, client: int) -> Begun:
         raise UserError(f"forget: the run has clients 0 to {population.size - 1}, not {client}")
     task = federation.task
     which = {"rows": torch.tensor(ALL if begun.finished else TRAINING)}
+    if begun.line.get("adapted"):
+        params = trained(run, config)[1].params
+        which |= {n: x for n, x in params.items() if n not in task.head}
     own = answers(config, task, None).sums_of(which, population.client(client))
     total = begun.total.plus(own, -1)
     targets, line = targets_of_task(task), begun.line
