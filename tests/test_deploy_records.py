@@ -12,7 +12,7 @@ from deployment import FakePost, deployed, make_sites, rehearsal
 from federation import Interrupted, StopAfter, World, lines
 from forefed.core.types import Json
 from forefed.deploy.connect import connect_by
-from forefed.deploy.ledger import FOLLOWED, Ledger
+from forefed.deploy.journal import FOLLOWED, Journal
 from forefed.run import Watcher, run
 from forefed.run.rebuild import replay_log
 
@@ -90,11 +90,11 @@ def test_a_site_that_cannot_follow_gets_the_parameters(
             if loss == "disk":
                 path.unlink()
                 return
-            ledger, run_id = Ledger(site.folder / "done"), path.parent.name
-            state = ledger.followed(run_id)
+            journal, run_id = Journal(site.folder / "done"), path.parent.name
+            state = journal.followed(run_id)
             name = next(iter(state.params))
             params = {**state.params, name: torch.nextafter(state.params[name], torch.tensor(9.0))}
-            ledger.keep_followed(run_id, dataclasses.replace(state, params=params))
+            journal.keep_followed(run_id, dataclasses.replace(state, params=params))
 
     result = run(config, connect=connect_by(post), watcher=Spoils())
     assert kinds(post, "main") == [(1, "state"), (2, "missed"), (3, "state"), (4, "missed")]

@@ -18,7 +18,7 @@ from forefed.core.states import below
 from forefed.core.types import ClientContext, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
-from forefed.deploy.ledger import Ledger
+from forefed.deploy.journal import Journal
 from forefed.deploy.settings import METRICS, Refusal, at_site, for_sites, read_site
 from forefed.deploy.site import checked, read_order
 from forefed.run import run
@@ -203,7 +203,7 @@ def test_what_leaves_is_what_was_assigned_and_what_the_policy_allows(world, tmp_
     meta, body = unpack(answer.blobs["update"], "dense")
     assert meta.keys() == {"r", "c", "n", "m"} and meta["m"].keys() == {"loss"}
     prepared = site.prepared(order.text)
-    asked = read_order(prepared, order, Ledger(site.folder / "done"))
+    asked = read_order(prepared, order, Journal(site.folder / "done"))
     assert set(safetensors.torch.load(bytes(body))) == set(asked.assigned)
     assert answer.text == "" and answer.blobs.keys() == {"update"}
 
@@ -211,7 +211,7 @@ def test_what_leaves_is_what_was_assigned_and_what_the_policy_allows(world, tmp_
 def test_nothing_else_may_leave(world, tmp_path, order):
     site = make_sites(world, tmp_path, policy={"metrics": ["loss"]})["large"]
     prepared = site.prepared(order.text)
-    asked = read_order(prepared, order, Ledger(site.folder / "done"))
+    asked = read_order(prepared, order, Journal(site.folder / "done"))
     grad = {n: asked.params[n] for n in asked.assigned}
     codec = prepared.config.codec
     checked(
@@ -234,26 +234,30 @@ def test_the_policy_knows_every_metric_of_local_training(site, order):
     assert {"loss", "steps", "forwards"} <= meta["m"].keys()
 
 
-def test_the_ledger_forgets_what_no_server_can_ask_for(tmp_path):
-    ledger = Ledger(tmp_path)
+def test_the_journal_forgets_what_no_server_can_ask_for(tmp_path):
+    journal = Journal(tmp_path)
     for r in (1, 2, 4, 7, 8):
-        ledger.keep("run", r, f"task {r}", b"x", {}, back=3)
-    assert ledger.rounds("run") == [4, 7, 8]  # 4: the state before round 5, to which it may go back
-    ledger.keep("run", 7, "task 7", b"y", {}, back=3)
-    assert ledger.rounds("run") == [4, 7]
-    assert ledger.find("run", 7, "task 7") == b"y" and ledger.find("run", 7, "another") is None
+        journal.keep("run", r, f"task {r}", b"x", {}, back=3)
+    assert journal.rounds("run") == [
+        4,
+        7,
+        8,
+    ]  # 4: the state before round 5, to which it may go back
+    journal.keep("run", 7, "task 7", b"y", {}, back=3)
+    assert journal.rounds("run") == [4, 7]
+    assert journal.find("run", 7, "task 7") == b"y" and journal.find("run", 7, "another") is None
     for i in range(6):
-        ledger.keep(f"other{i}", 1, "task", b"x", {}, back=1)
+        journal.keep(f"other{i}", 1, "task", b"x", {}, back=1)
     assert len(list(tmp_path.iterdir())) == 4
 
 
 @fault("site: a damaged file of its memory", "at the order", "a UserError that names the file")
-def test_a_damaged_ledger_is_a_users_mistake(tmp_path):
-    ledger = Ledger(tmp_path)
-    ledger.keep("run", 1, "task", b"x", {}, back=1)
+def test_a_damaged_journal_is_a_users_mistake(tmp_path):
+    journal = Journal(tmp_path)
+    journal.keep("run", 1, "task", b"x", {}, back=1)
     (tmp_path / "run" / "1.safetensors").write_bytes(b"garbage")
     with pytest.raises(UserError, match="damaged"):
-        ledger.find("run", 1, "task")
+        journal.find("run", 1, "task")
 
 
 def test_site_settings_are_closed_and_say_where(tmp_path):
@@ -279,7 +283,7 @@ def test_private_heads_stay_at_their_sites_and_grow_there(world, tmp_path):
     result = run(config, connect=connect_by(post))
     name = next(e.run for _, e in post.asked)
     heads = {  # what a site brings into a round that is yet to come, and into the last one
-        (site, round): below(Ledger(sites[site].folder / "done").state(name, round), "private")
+        (site, round): below(Journal(sites[site].folder / "done").state(name, round), "private")
         for site in ("large", "main")
         for round in (3, 4)
     }

@@ -1,4 +1,4 @@
-"""The warm worker and the shim that asks it: over a real socket, in real processes."""
+"""The warm worker and the client that asks it: over a real socket, in real processes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ import pytest
 from deployment import through_bytes
 from forefed.core.errors import ProtocolError, UserError
 from forefed.deploy.envelope import VERSION, Envelope, encode, read
-from forefed.deploy.shim import ask
 from forefed.deploy.supervise import Pause, Program, Stopped, supervise
 from forefed.deploy.worker import serve
+from forefed.deploy.worker_client import ask
 
 QUESTION = Envelope("train", "run", 3, 1, "settings", {"state": bytes(100_000), "order": b"o"})
 
@@ -63,7 +63,7 @@ def test_without_a_worker_the_answer_is_a_failure(tmp_path):
     assert (answer.kind, answer.round, answer.client) == ("failed", 3, 1)
 
 
-def test_the_shim_waits_for_a_worker_that_comes_late(tmp_path):
+def test_the_client_waits_for_a_worker_that_comes_late(tmp_path):
     path = tmp_path / "worker.sock"
     answers: list[Envelope] = []
     thread = threading.Thread(target=lambda: answers.append(ask(path, QUESTION)))
@@ -153,7 +153,8 @@ def test_kill_9_of_who_asks_costs_one_answer(tmp_path):
 
     code = (
         "import sys; from pathlib import Path; from forefed.deploy.envelope import Envelope;"
-        "from forefed.deploy.shim import ask; ask(Path(sys.argv[1]), Envelope('train', 'r', 1))"
+        "from forefed.deploy.worker_client import ask;"
+        "ask(Path(sys.argv[1]), Envelope('train', 'r', 1))"
     )
     with serving(path, slow, 2):
         shim = subprocess.Popen([sys.executable, "-c", code, str(path)])
@@ -186,9 +187,10 @@ def test_nobody_is_worked_for_who_has_given_up(tmp_path):
     assert done == [1, 3]
 
 
-def test_the_shim_loads_no_torch():
+def test_the_client_loads_no_torch():
     code = (
-        "import sys, forefed.deploy.shim; print('torch' in sys.modules, 'pydantic' in sys.modules)"
+        "import sys, forefed.deploy.worker_client;"
+        "print('torch' in sys.modules, 'pydantic' in sys.modules)"
     )
     command = [sys.executable, "-c", code, "torch", "pydantic"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress import TaskID
 
 from forefed.compare.compare import compare
 from forefed.compare.grid import Cell
@@ -16,7 +15,7 @@ from forefed.compare.schedule import Watch
 from forefed.compare.study import Study, is_study, study_of_configs, study_of_file, with_tune
 from forefed.core.errors import Stopped, UserError
 from forefed.core.settings import parse
-from forefed.core.terminal import column, printable
+from forefed.core.terminal import bars, printable
 from forefed.report.comparison import main_tables
 from forefed.report.content import terminal
 
@@ -82,14 +81,7 @@ class Progress(Watch):
 
     def __init__(self, console: Console):
         self.console = console
-        self.bars = Bars(
-            column("{task.description}"),
-            BarColumn(bar_width=24),
-            column("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-        )
+        self.bars = bars(console)
         self.running: dict[str, TaskID] = {}
         self.all: TaskID | None = None
 

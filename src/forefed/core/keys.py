@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Label = int | str
-Law = Literal["rademacher", "gauss16"]
+Distribution = Literal["rademacher", "gauss16"]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -136,13 +136,17 @@ class Key:
             tuple(shape)
         )
 
-    def direction_values(self, law: Law, shape: Sequence[int], step: int = 0, k: int = 0) -> Tensor:
+    def direction_values(
+        self, law: Distribution, shape: Sequence[int], step: int = 0, k: int = 0
+    ) -> Tensor:
         """One direction of the named law: E[v v^T] = I for both."""
         return (
             self.rademacher(shape, step, k) if law == "rademacher" else self.normal(shape, step, k)
         )
 
-    def directions(self, law: Law, shape: Sequence[int], step: int, ks: Sequence[int]) -> Tensor:
+    def directions(
+        self, law: Distribution, shape: Sequence[int], step: int, ks: Sequence[int]
+    ) -> Tensor:
         """Directions ``ks``, stacked: [len(ks), *shape]. The cipher's overhead, which is what small
         tensors cost, is paid once for many."""
         size = math.prod(shape)
@@ -262,7 +266,9 @@ class Secret(Key):
         words = np.frombuffer(stream.digest(16 * (start + count)), dtype="<u4", offset=16 * start)
         return words.astype(np.uint32).reshape(count, 4)
 
-    def directions(self, law: Law, shape: Sequence[int], step: int, ks: Sequence[int]) -> Tensor:
+    def directions(
+        self, law: Distribution, shape: Sequence[int], step: int, ks: Sequence[int]
+    ) -> Tensor:
         """As for a key: [len(ks), *shape]."""
         return torch.stack([self.direction_values(law, shape, step, k) for k in ks])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from rich.console import Console
-from rich.progress import TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -30,6 +30,19 @@ def column(fields: str) -> TextColumn:
     """A column of a progress bar that shows fields of its task ("{task.description}") as they
     are."""
     return TextColumn(fields, markup=False)
+
+
+def bars(on: Console, *more: TextColumn) -> Progress:
+    """Bars of what is done and how long the rest takes; ``more``: columns behind these."""
+    return Progress(
+        column("{task.description}"),
+        BarColumn(bar_width=24),
+        column("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        *more,
+        console=on,
+    )
 
 
 def printable(text: str) -> str:

@@ -1,7 +1,7 @@
 """What server and site say to each other: one header and named blobs.
 
 Two carriers bring it on its way: Flower between the machines (flower_post.py), and a UNIX socket
-between Flower's process at a site and the warm worker (shim.py, worker.py). On the socket:
+between Flower's process at a site and the warm worker (worker_client.py, worker.py). On the socket:
 
     magic "FFEV" | header length u32 | JSON header | the blobs, one after the other
 

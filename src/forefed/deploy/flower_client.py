@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from forefed.core.errors import ProtocolError
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.flower_records import from_records, to_records
-from forefed.deploy.shim import ask
+from forefed.deploy.worker_client import ask
 
 SOCKET = "socket"  # the entry of the node's configuration that names the worker's socket
 

@@ -93,7 +93,7 @@ class SiteFolder:
         return environment(self.root)
 
     def programs(self, server: str, port: int) -> list[Program]:
-        """The warm worker; the SuperNode; and the SuperExec that starts a shim per message.
+        """The warm worker; the SuperNode; and the SuperExec that starts a process per message.
 
         Process isolation here too: in the other mode Flower asks no secret of whoever fetches
         tasks from the node's port.

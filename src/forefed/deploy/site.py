@@ -32,7 +32,7 @@ from forefed.data.shares import Assigned
 from forefed.data.tasks import Encoded
 from forefed.deploy.budget import of_order, of_question, spend
 from forefed.deploy.envelope import Envelope
-from forefed.deploy.ledger import Ledger, task_digest
+from forefed.deploy.journal import Journal, task_digest
 from forefed.deploy.settings import Refusal, SiteSettings, at_site
 from forefed.deploy.weights import model_of
 from forefed.federation.inprocess import ClientFn
@@ -195,14 +195,14 @@ class Site:
             task = task_digest(asked.text.encode(), question)
             made = of_question(prepared.config, kind)
             spend(self.folder, self.settings.policy, made, asked.round, task)
-        ledger = Ledger(self.folder / "done")
+        journal = Journal(self.folder / "done")
         check_word(asked.run)
         # a new sum has new keys, whatever the server says: nothing of a former one helps
         payload, kept = prepared.party.tell(
-            question, asked.client, data, ledger.phase(asked.run), Secret.new
+            question, asked.client, data, journal.phase(asked.run), Secret.new
         )
         if kept is not None:
-            ledger.keep_phase(asked.run, kept)
+            journal.keep_phase(asked.run, kept)
         log.info("answered '%s' of round %d: %d bytes", kind, asked.round, len(payload))
         return payload
 
@@ -212,10 +212,10 @@ class Site:
         if most is not None and asked.round > most:
             raise Refusal(f"round {asked.round} of a run, at most {most} here")
         started = time.monotonic()
-        ledger = Ledger(self.folder / "done")
-        order = read_order(prepared, asked, ledger)
+        journal = Journal(self.folder / "done")
+        order = read_order(prepared, asked, journal)
         digest = task_digest(asked.text.encode(), *(asked.blobs[n] for n in sorted(asked.blobs)))
-        known = ledger.find(asked.run, asked.round, digest)
+        known = journal.find(asked.run, asked.round, digest)
         if known is not None:
             log.info("round %d was done already", asked.round)
             return known
@@ -225,22 +225,22 @@ class Site:
         spend(self.folder, self.settings.policy, of_order(prepared.config), asked.round, digest)
         # another order of this round draws other examples, too
         secret = kept_secret(self.folder).fold(asked.run, order.client, order.round, digest)
-        update, state = prepared.work(order, data, ledger.state(asked.run, asked.round), secret)
+        update, state = prepared.work(order, data, journal.state(asked.run, asked.round), secret)
         update = replace(update, metrics=self.settings.policy.allowed(update.metrics))
         upload = prepared.party.upload(update, ClientContext(order=order, own=secret))
         encode = upload.encode
         upload = replace(upload, encode=lambda: checked(prepared, order, encode(), self.settings))
-        payload, kept = prepared.party.send(upload, order, ledger.phase(asked.run), Secret.new)
+        payload, kept = prepared.party.send(upload, order, journal.phase(asked.run), Secret.new)
         if kept is not None:
-            ledger.keep_phase(asked.run, kept)
+            journal.keep_phase(asked.run, kept)
         back = prepared.config.checkpoint_every
-        ledger.keep(asked.run, asked.round, digest, payload, state, back)
+        journal.keep(asked.run, asked.round, digest, payload, state, back)
         did = (order.round, update.n_examples, len(payload), time.monotonic() - started)
         log.info("round %d: %d examples, %d bytes, %.1f s", *did)
         return payload
 
 
-def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
+def read_order(prepared: Prepared, asked: Envelope, journal: Journal) -> Order:
     """The order in an envelope, for the model that is here.
 
     Raises:
@@ -253,7 +253,7 @@ def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
     if held == {"missed"} and not by_records:
         raise ProtocolError("records came, and nobody follows by records in this run")
     check_word(asked.run)
-    state, told = receive(prepared, asked, ledger)
+    state, told = receive(prepared, asked, journal)
     order = decode_order(asked.blobs["order"], state.params, told)
     if (order.round, order.client) != (asked.round, asked.client) or order.client < 0:
         raise ProtocolError("the order is not the one that its header announces")
@@ -261,7 +261,7 @@ def read_order(prepared: Prepared, asked: Envelope, ledger: Ledger) -> Order:
     if order.digest and trees.digest(state.params)[: len(order.digest)] != order.digest:
         raise ProtocolError("the parameters here are not the server's")
     if by_records:
-        ledger.keep_followed(asked.run, state)
+        journal.keep_followed(asked.run, state)
     return order
 
 
@@ -276,7 +276,7 @@ def first_question(message: bytes) -> str:
     return decode_question(next(frames(message)))[0]
 
 
-def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> tuple[RunState, Params]:
+def receive(prepared: Prepared, asked: Envelope, journal: Journal) -> tuple[RunState, Params]:
     """The server's state before this round, as it came or done again from the records of the rounds
     that this site has missed; and what the modifiers tell.
 
@@ -291,7 +291,7 @@ def receive(prepared: Prepared, asked: Envelope, ledger: Ledger) -> tuple[RunSta
         replica.receive(asked.round, params, carried)
     else:
         first = prepared.config.download.held(prepared.task.params)
-        replica.state = ledger.followed(asked.run) or first
+        replica.state = journal.followed(asked.run) or first
         replica.catch_up(asked.blobs["missed"])
     assert replica.state is not None
     if replica.state.round != asked.round - 1:

@@ -2,7 +2,7 @@
 
 It answers one envelope after the other on a UNIX socket that only its owner may open. Whoever
 starts it restarts it (supervise.py); what it must remember between two starts is on disk
-(ledger.py), so a kill at any moment costs one answer.
+(journal.py), so a kill at any moment costs one answer.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 from pydantic import Field
 from torch import Tensor
 
-from forefed.core.keys import Law
+from forefed.core.keys import Distribution
 from forefed.core.settings import Choice
 from forefed.core.types import DirectionSet, Order, Params
 from forefed.directions.sets import BasisDirections, RandomDirections
@@ -46,7 +46,7 @@ class Directions(Choice):
     head_k: Count | Literal["all"] = 64
     """Where slopes travel: directions on which the head's exact gradient is projected; "all": its
     elements, exact."""
-    head_distribution: Law = "rademacher"
+    head_distribution: Distribution = "rademacher"
     """Of the directions on which the head's gradient is projected."""
 
     exact: ClassVar[bool] = False
@@ -86,7 +86,7 @@ class Directions(Choice):
         return 0.0
 
     def drawn(
-        self, order: Order, names: Sequence[str], k: int, law: Law, projected: bool
+        self, order: Order, names: Sequence[str], k: int, law: Distribution, projected: bool
     ) -> RandomDirections:
         """``k`` random ones: the client's own or shared, shaped where the server says so."""
         tag, stream = ("G", 0) if self.shared else ("C", order.client)

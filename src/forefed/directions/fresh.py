@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from forefed.core.keys import Law
+from forefed.core.keys import Distribution
 from forefed.core.types import Order
 from forefed.directions.directions import Count, Directions, StepDirections
 
@@ -18,7 +18,7 @@ class RandomKind(Directions):
     k: Count | None = None
     """How many a step has. None: 1 where an engine walks along them, 16 where an exact gradient is
     projected on them."""
-    distribution: Law = "rademacher"
+    distribution: Distribution = "rademacher"
     """Of their elements: signs, or Gaussian values as in the papers."""
     clamp: Annotated[float, Field(ge=0)] = 10.0
     """Slopes found by an engine are clamped to this multiple of the running median of |slope|; 0:

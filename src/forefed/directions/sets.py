@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from forefed.core import trees
-from forefed.core.keys import Key, Law
+from forefed.core.keys import Distribution, Key
 from forefed.core.types import Params
 
 ELEMENTS_AT_ONCE = 1 << 17  # of one parameter's directions; large ones are drawn one by one
@@ -36,7 +36,7 @@ class RandomDirections:
     round: int
     stream: int
     k: int
-    law: Law = "rademacher"
+    law: Distribution = "rademacher"
     tag: str = "C"
     step: int = 0
     scale: Params = field(default_factory=dict, compare=False)
@@ -144,7 +144,7 @@ class BasisDirections:
         return 0.0
 
 
-def noise_along(k: int, elements: int, law: Law) -> float:
+def noise_along(k: int, elements: int, law: Distribution) -> float:
     """v = E|estimate - gradient|^2 / |gradient|^2: (d - 1) / K for K random signs over d elements,
     (d + 1) / K for Gaussian values. A test measures it."""
     if not elements:

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.status import Status
 from rich.text import Text
 
@@ -19,7 +17,7 @@ from forefed.core.errors import Stopped
 from forefed.core.metrics import Measures
 from forefed.core.shortfalls import shortfalls
 from forefed.core.sizes import format_bytes
-from forefed.core.terminal import column, printable, styled
+from forefed.core.terminal import bars, column, printable, styled
 from forefed.core.types import Json, Lost, Reply
 from forefed.models.objectives import OBJECTIVES
 from forefed.run import record
@@ -64,15 +62,7 @@ class Progress(Callback):
         self.finished = False
         self.status: Status | None = None
         """Until the first round, which may never come: nothing of it stays on the screen."""
-        self.bars = Bars(
-            column("{task.description}"),
-            BarColumn(bar_width=24),
-            column("{task.completed}/{task.total}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            column("{task.fields[facts]}"),
-            console=console,
-        )
+        self.bars = bars(console, column("{task.fields[facts]}"))
         self.rounds = self.bars.add_task("rounds ", total=config.rounds, facts="")
         self.clients = self.bars.add_task("clients", total=config.cohort, facts="")
 

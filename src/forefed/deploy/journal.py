@@ -29,7 +29,7 @@ _ANSWER, _STATE = "answer", "state/"
 
 
 @dataclass(frozen=True)
-class Ledger:
+class Journal:
     """Files "<folder>/<run>/<round>.safetensors" of one site, beside what it has followed."""
 
     folder: Path
