@@ -86,6 +86,18 @@ NEEDS: dict[str, list[str]] = {
     "data.task=multilabel": ["data.source.path='{world.tags}'"],
     "data.task=regression": ["data.source.path='{world.scores}'"],
     "data.task=causal_lm": ["model.name='{world.llama}'"],
+    "data.task=generate": [
+        "model.name='{world.llama}'",
+        "data.source.path='{world.pairs}'",
+        "data.task.prompt=text1",
+        "data.task.text=text2",
+        "data.task.tokens=4",
+    ],
+    "data.task=choice": [
+        "model.name='{world.llama}'",
+        "data.task.prompt='{{text}} w3'",
+        "data.task.words={{animal='w9',metal='w10',tree='w11'}}",
+    ],
     "data.task=qa": ["data.source.path='{world.questions}'"],
     "data.source=pydocs": ["data.limit=40"],
 }

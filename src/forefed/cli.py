@@ -262,8 +262,8 @@ def predict(
         typer.Option(help="Answer as this client (from 0), where clients keep heads of their own."),
     ] = None,
     tokens: Annotated[
-        int, typer.Option(min=1, help="At most, of what a language model says.")
-    ] = 100,
+        int | None, typer.Option(min=1, help="At most, of what a language model says (100).")
+    ] = None,
 ) -> None:
     """Label texts with a run's model, continue them, or answer questions, as it was trained to.
 

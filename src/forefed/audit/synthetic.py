@@ -71,7 +71,7 @@ def rows(
     texts = sentences(count if task.head != "spans" else 2 * count, key, tokenizer, cache_dir)
     count = len(texts) if task.head != "spans" else len(texts) // 2
     drawn = key.fold("labels")
-    if task.head == "causal_lm":
+    if task.writes and not classes:
         return tokenise(Texts([""] * count, texts, None), tokenizer, longest).examples
     if task.head == "spans":
         examples = task.unlabelled(tokenizer, [texts[:count], texts[count:]], longest)
@@ -85,7 +85,9 @@ def rows(
         labels = drawn.normal((count,)).double().numpy()
     two = len(task.asked({"text": [], "text1": [], "text2": []})) > 1
     second = texts[1:] + texts[:1] if two else None
-    return tokenise(Texts(texts, second, labels), tokenizer, longest).examples
+    found = tokenise(Texts(texts, second, labels), tokenizer, longest).examples
+    # Which words stand for the classes does not matter to an attack.
+    return replace(found, choices=tuple(range(3, 3 + classes))) if task.head == "choice" else found
 
 
 def taken(examples: Examples, indices: Sequence[int] | Indices) -> Examples:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from forefed.config.config import SLOTS, Config, chosen
 from forefed.core.errors import UserError
+from forefed.models.begin import check_adapter
+from forefed.models.place import portable_name
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ DEPLOYED: tuple[Exclusion, ...] = (
         "data.limit and data.test_on are about rows that sites hold; leave them out",
     ),
     Exclusion(
+        lambda c: c.model.adapter is not None,
+        "model.adapter: sites begin with values of the run's seed, and have no such folder; merge "
+        "the adapter into its base and give that as model.name",
+    ),
+    Exclusion(
         lambda c: c.evaluate.clients > 0,
         "evaluate.clients: the sites' test rows do not leave them; set it to 0",
     ),
@@ -131,5 +138,7 @@ def check(config: Config, deployed: bool | None = None) -> None:
             f"cohort = {config.cohort} is larger than the population "
             f"(partition.clients = {clients}); lower the cohort or declare more clients"
         )
+    if config.model.adapter is not None and not reasons:
+        check_adapter(config.model.adapter, config.adapter, portable_name(config.model))
     if reasons:
         raise UserError("\n".join(reasons))

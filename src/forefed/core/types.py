@@ -55,6 +55,8 @@ class Batch:
     """[B, C]: what a loss adds to ``times`` the logits: what the texts' words say of
     them, a client's prior (``Modifier.on_batch``)."""
     times: float = 1.0
+    choices: tuple[int, ...] | None = None
+    """The tokens whose logits behind a row's last token are those of the classes."""
 
     @property
     def size(self) -> int:
@@ -74,6 +76,7 @@ class Batch:
             first_row=self.first_row + start,
             added=None if self.added is None else self.added[start:stop],
             times=self.times,
+            choices=self.choices,
         )
 
 

@@ -30,6 +30,43 @@ class Passages:
     longest: int
 
 
+class Speech:
+    """What it takes to let a model write answers and to compare them.
+
+    Args:
+        tokenizer: the model's.
+        ends: tokens that end an answer.
+        tokens: at most, of one.
+    """
+
+    def __init__(self, tokenizer: Any, ends: tuple[int, ...], tokens: int):
+        self.tokenizer, self.ends, self.tokens = tokenizer, ends, tokens
+
+    def begins(self, examples: Examples, i: int) -> int:
+        """Where the last answer of an example begins: its tokens before are the prompt."""
+        first, last = examples.offsets[i], examples.offsets[i + 1]
+        if examples.learned is None:
+            return int(examples.labels[i])
+        marks = np.asarray(examples.learned[first:last])
+        ends = np.flatnonzero(marks)
+        before = np.flatnonzero(marks[: ends[-1]] == 0)
+        return int(before[-1]) + 1 if len(before) else 0
+
+    def prompt(self, examples: Examples, i: int) -> list[int]:
+        """The tokens before the last answer."""
+        first = examples.offsets[i]
+        prompt: list[int] = examples.tokens[first : first + self.begins(examples, i)].tolist()
+        return prompt
+
+    def right(self, examples: Examples, i: int) -> str:
+        """The last answer, as far as it is kept."""
+        first, last = examples.offsets[i] + self.begins(examples, i), examples.offsets[i + 1]
+        return self.words(examples.tokens[first:last].tolist())
+
+    def words(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
 @dataclass(frozen=True)
 class Examples:
     """N tokenised examples: flat, so that a large data set is a few memory-mapped arrays.
@@ -58,6 +95,9 @@ class Examples:
     end: int | None = None
     """The last token of every row that is whole, and of every batch's rows that are cut."""
     learned: NDArray[np.uint8] | None = None
+    speech: Speech | None = None
+    choices: tuple[int, ...] | None = None
+    """The tokens that stand for the classes, where a language model's own head scores them."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -107,7 +147,12 @@ class Examples:
                 for b, row in enumerate(rows):
                     no_loss_BS[b, : row.stop - row.start] |= self.learned[row] == 0
             labels = np.where(no_loss_BS, IGNORED_LABEL, ids_BS)
-        return Batch(inputs=inputs, labels=torch.from_numpy(labels), dropout=dropout)
+        return Batch(
+            inputs=inputs,
+            labels=torch.from_numpy(labels),
+            dropout=dropout,
+            choices=self.choices,
+        )
 
 
 @dataclass(frozen=True)

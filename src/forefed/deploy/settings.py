@@ -95,7 +95,7 @@ class SiteData(Settings):
 
     source: Annotated[SerializeAsAny[Source], Slot(SOURCES, "where are this site's texts?")]
     columns: Mapping[str, str | list[str]] = Field(default_factory=dict)
-    """This site's names of the task's columns (text, text1, text2, label, prompt)."""
+    """This site's names of the task's columns (text, text1, text2, label, prompt, messages)."""
 
 
 class SiteSettings(NodeSettings):

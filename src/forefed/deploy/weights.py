@@ -38,11 +38,13 @@ PROBE = "The QUICK brown\tfox's 0123456789 jumps: \u00e9\u00df\u4e2d \U0001f600 
 
 
 def tokenizer_of(tokenizer: Any) -> dict[str, str]:
-    """ "tokenizer": a digest of the vocabulary, the special tokens and how a text is cut: of what
-    it does, so that versions of its files do not matter."""
-    about = [
+    """ "tokenizer": a digest of the vocabulary, the special tokens, how a text is cut and how a
+    conversation is written: of what it does, so that versions of its files do not matter."""
+    about: list[Any] = [
         sorted(tokenizer.get_vocab().items()),
         [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id],
         tokenizer(PROBE)["input_ids"],
     ]
+    if tokenizer.chat_template:
+        about.append(str(tokenizer.chat_template))
     return {"tokenizer": hashlib.blake2b(json.dumps(about).encode(), digest_size=16).hexdigest()}

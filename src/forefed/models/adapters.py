@@ -146,7 +146,7 @@ class HeadOnly(Adapter):
     kind: Literal["head"] = "head"
 
     def conflicts(self, config: Any) -> Iterator[str]:
-        if config.data.task.head == "causal_lm":
+        if config.data.task.writes:
             yield (
                 "adapter.kind = 'head': a language model has no classification head to train; "
                 "set adapter.kind = 'lora' or 'tinylora'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,7 +11,9 @@ from forefed.core.errors import UserError
 from forefed.core.types import Params
 from forefed.models.functional import Call
 from forefed.models.inspect import longest_text
-from forefed.models.task import Logits
+
+if TYPE_CHECKING:
+    from forefed.models.task import Logits
 
 
 def continuations(

@@ -15,9 +15,10 @@ from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.attach import draw_missing
 from forefed.models.attention import attend_in
+from forefed.models.begin import begun_with
 from forefed.models.inspect import Facts, look
 from forefed.models.intact import check_tokens, check_values, judge, untrained_poolers
-from forefed.models.objectives import AnswerSpans, NextToken, Objective, objective_of
+from forefed.models.objectives import AnswerSpans, Objective, objective_of
 from forefed.models.place import explained, portable_name, quiet
 from forefed.models.pooling import choose, install
 from forefed.models.relabel import fit_head
@@ -79,6 +80,8 @@ def load_task(
         head=head,
         notes=base.notes,
     )
+    if settings.adapter is not None:
+        task = begun_with(task, settings.adapter)
     return task, base.tokenizer
 
 
@@ -248,16 +251,16 @@ def _fits(facts: Facts, objective: Objective, name: str) -> None:
             f"model.name: '{name}' is an encoder-decoder model; only encoders "
             "(BERT and its kin) and decoders (Llama, GPT-2, OPT and their kin) are supported"
         )
-    if isinstance(objective, NextToken) and not facts.decoder:
-        raise _looks_ahead(name)
+    if objective.writes and not facts.decoder:
+        raise _looks_ahead(name, objective)
     if isinstance(objective, AnswerSpans) and facts.decoder:
         raise _sees_nothing(name)
 
 
 def _sees(model: Any, objective: Objective, name: str) -> None:
     """Refuses a model whose tokens see too much or too little for the task, found by trying."""
-    if isinstance(objective, NextToken) and not _is_causal(model):
-        raise _looks_ahead(name)
+    if objective.writes and not _is_causal(model):
+        raise _looks_ahead(name, objective)
     if isinstance(objective, AnswerSpans) and _is_causal(model):
         raise _sees_nothing(name)
 
@@ -269,10 +272,10 @@ def _sees_nothing(name: str) -> UserError:
     )
 
 
-def _looks_ahead(name: str) -> UserError:
+def _looks_ahead(name: str, objective: Objective) -> UserError:
     return UserError(
         f"model.name: '{name}' is an encoder: its tokens see the ones after them; "
-        "data.task.kind = 'causal_lm' needs a decoder (Llama, GPT-2, OPT and their kin)"
+        f"data.task.kind = '{objective.head}' needs a decoder (Llama, GPT-2, OPT and their kin)"
     )
 
 

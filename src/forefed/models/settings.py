@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from forefed.core.settings import Settings
@@ -46,5 +47,8 @@ class ModelSettings(Settings):
     a time; loading needs the whole model once. The adapter is trained for the rounded base, and an
     export names the base as it was. On MiniLM the gradient differs from that of the exact base by
     5 % (int8) and 40 % (int4); wider models suffer less."""
+    adapter: Path | None = None
+    """The folder of a PEFT adapter (an export of another run, or one that PEFT has trained) whose
+    values training begins with; ``[adapter]`` must have its kind, rank, scale and targets."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
     """``auto``: CUDA, else MPS, else the CPU."""

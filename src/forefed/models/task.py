@@ -21,6 +21,7 @@ from forefed.models.adapters import Adapter, LoraSb
 from forefed.models.attach import attach, head_modules
 from forefed.models.blocks import Blocks
 from forefed.models.functional import Call, CurrentCall, Functional
+from forefed.models.generate import continuations
 from forefed.models.objectives import NextToken, Objective, Sums, merge, objective_of
 from forefed.models.quantised import quantise_blocks
 from forefed.models.recompute import recomputing
@@ -48,6 +49,8 @@ class Logits:
     device: torch.device
     uses_types: bool
     objective: Objective
+    tail: Tail | None = None
+    """What a language model does after its body, where it can be told apart."""
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """[B, ...], as the objective has them; every trainable tensor must be given."""
@@ -60,7 +63,16 @@ class Logits:
 
     def of_call(self, batch: Batch) -> Tensor:
         """Logits of the tensors that ``functional`` has swapped in."""
-        return self.objective.logits(self.model(**self.inputs(batch)))
+        if batch.choices is None:
+            return self.objective.logits(self.model(**self.inputs(batch)))
+        inputs = self.inputs(batch)
+        last_B = inputs["attention_mask"].sum(1) - 1
+        where_B = last_B + torch.arange(len(last_B), device=last_B.device) * batch.length
+        if self.tail is None:
+            logits_BV = self.objective.logits(self.model(**inputs)).flatten(0, 1)[where_B]
+        else:
+            logits_BV = self.tail.logits(self.tail.hidden(**inputs).flatten(0, 1)[where_B])
+        return logits_BV[:, torch.tensor(batch.choices, device=last_B.device)]
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """The model's keyword arguments, on its device."""
@@ -234,7 +246,15 @@ class Task:
         }
         if points:
             sums["points"] = self.objective.points(logits, examples, rows)
-        return {**sums, **self.objective.counts(logits, examples, rows)}
+        sums |= self.objective.counts(logits, examples, rows)
+        speech = examples.speech
+        if not self.objective.speaks or speech is None:
+            return sums
+        prompts = [speech.prompt(examples, int(i)) for i in rows]
+        said = continuations(
+            self.logits, params, prompts, speech.tokens, speech.ends, examples.pad_id
+        )
+        return {**sums, **self.objective.agreement([*map(speech.words, said)], examples, rows)}
 
 
 def task_from_model(
@@ -282,11 +302,13 @@ def task_from_model(
     functional = Functional(wrapped, current)
     uses_types = getattr(model.config, "type_vocab_size", 0) > 1
     device = next(model.parameters()).device
-    forward = Logits(wrapped, functional, frozenset(names), device, uses_types, objective)
+    tail = find_tail(wrapped.get_base_model()) if objective.writes else None
+    forward = Logits(wrapped, functional, frozenset(names), device, uses_types, objective, tail)
     modules = tuple(model.get_submodule(name) for name in blocks.names)
     if quantise != "none":
         quantise_blocks(modules, quantise)
-    tail = find_tail(wrapped.get_base_model()) if isinstance(objective, NextToken) else None
+    if not isinstance(objective, NextToken):
+        tail = None  # the loss is no sum over tokens
     return Task(
         params={n: trainable[n] for n in names},
         units=units,

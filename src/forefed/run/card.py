@@ -144,13 +144,14 @@ def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") ->
     task, base = config.data.task, portable_name(config.model)
     objective = objective_of(run.labels, task.head)
     if form == "gguf":
-        return _with_llama_cpp(task.recipe(tokenizer, run.provenance["columns"]) is not None)
+        said = task.recipe(tokenizer, run.provenance["columns"], run.labels) or ""
+        return _with_llama_cpp("apply_chat_template" in said)
     two = len(task.asked(run.provenance["columns"])) > 1
     texts = '[("a text", "another one"), ("a text", "a third")]' if two else '["a text", "another"]'
     whole = whole_length(config, tokenizer, run.provenance["columns"])
     settings = [f"longest = {max(config.data.max_length, whole or 0)}"]
     columns = run.provenance["columns"]
-    lines = task.recipe(tokenizer, columns) or objective.recipe()
+    lines = task.recipe(tokenizer, columns, run.labels) or objective.recipe()
     settings += [f"ends = {ending(tokenizer)}"] if " ends" in lines else []
     if "longest_answer" in lines:
         settings.append(f"longest_answer = {getattr(task, 'longest_answer', 30)}")

@@ -41,7 +41,7 @@ class PersonalHead(Sharing):
                 "sharing.kind = 'personal_head': with adapter.kind = 'head' there is nothing but "
                 "the head, so nothing would be shared; choose another adapter"
             )
-        if config.data.task.kind == "causal_lm":
+        if config.data.task.writes:
             yield (
                 "sharing.kind = 'personal_head': a language model's adapters have no head; choose "
                 "sharing.kind = 'everything'"

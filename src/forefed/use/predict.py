@@ -57,14 +57,14 @@ class Prediction:
 
 
 def predict(
-    run: Path, texts: Sequence[str], client: int | None = None, tokens: int = CONTINUATION_TOKENS
+    run: Path, texts: Sequence[str], client: int | None = None, tokens: int | None = None
 ) -> Iterator[Prediction]:
     """A prediction for every text, with the parameters of the run's last checkpoint.
 
     Args:
         client: with what this client has trained for itself (``sharing``), by its number from 0;
             None: the model of all clients.
-        tokens: at most, of what a language model says.
+        tokens: at most, of what a language model says; None: what its task says, or 100.
 
     Raises:
         UserError: no run there, nothing trained yet, texts missing where an example has two, a
@@ -87,7 +87,8 @@ def predict(
     params = saved.params
     tokenizer = load_tokenizer(config.model)
     if task.causal:
-        yield from _continuations(run, config, task, params, tokenizer, by_column[0], tokens)
+        most = tokens or getattr(config.data.task, "tokens", CONTINUATION_TOKENS)
+        yield from _continuations(run, config, task, params, tokenizer, by_column[0], most)
         return
     begun = load_begun(run)
     words = None if begun is None else begun.words
@@ -95,6 +96,7 @@ def predict(
     whole = whole_length(config, tokenizer, asked) or 0
     longest = max(config.data.max_length, whole)
     examples = config.data.task.unlabelled(tokenizer, by_column, longest)
+    examples = config.data.task.finish(examples, tokenizer, task.label_names)
     if whole:
         examples = replace(examples, reads=config.data.max_length, end=end_of(tokenizer))
     for start in range(0, len(examples), BATCH):

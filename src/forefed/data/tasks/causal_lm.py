@@ -23,6 +23,7 @@ class CausalLM(TextTask):
 
     kind: Literal["causal_lm"] = "causal_lm"
     head: ClassVar[Head] = "causal_lm"
+    writes: ClassVar[bool] = True
     text: str = AUTO
     """A column of texts; "auto": a column of messages, else ``prompt`` and ``completion``, else
     texts."""
@@ -122,7 +123,9 @@ class CausalLM(TextTask):
             tokenizer.chat_template = chat.template_of(tokenizer)
         return tokenizer
 
-    def recipe(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> str | None:
+    def recipe(
+        self, tokenizer: Any, columns: Mapping[str, Sequence[str]], names: Sequence[str]
+    ) -> str | None:
         if not self._templated(tokenizer, columns):
             return None
         return f"""for text in texts:

@@ -81,6 +81,8 @@ class TextTask(Choice):
     """Base of the tasks."""
 
     head: ClassVar[Head]
+    writes: ClassVar[bool] = False
+    """Is it learned by a language model as it is, without a head beside it?"""
 
     @abstractmethod
     def columns(self, rows: Rows) -> dict[str, list[str]]:
@@ -120,7 +122,17 @@ class TextTask(Choice):
         """The tokeniser as an export carries it, with what it was trained with beside its own."""
         return tokenizer
 
-    def recipe(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> str | None:
+    def finish(self, examples: Examples, tokenizer: Any, names: Sequence[str]) -> Examples:
+        """Examples with what the task adds to them for a model.
+
+        Args:
+            names: of the classes.
+        """
+        return examples
+
+    def recipe(
+        self, tokenizer: Any, columns: Mapping[str, Sequence[str]], names: Sequence[str]
+    ) -> str | None:
         """Lines of a model card in the place of the objective's (``Objective.recipe``)."""
         return None
 
@@ -233,6 +245,7 @@ class TextTask(Choice):
         if more:
             end = end_of(tokenizer)
             first, second = (replace(x, reads=max_length, end=end) for x in (first, second))
+        first, second = (self.finish(x, tokenizer, there.label_names) for x in (first, second))
         counts = {name: n + test.counts.get(name, 0) for name, n in train.counts.items()}
         said = there.train.said(tokenizer, counts)
         return Encoded(

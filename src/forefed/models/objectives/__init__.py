@@ -6,14 +6,18 @@ from forefed.core.errors import UserError
 from forefed.core.plugins import Entries
 from forefed.data.tasks import Head
 from forefed.models.objectives.answer_spans import AnswerSpans
+from forefed.models.objectives.choice import Choice
 from forefed.models.objectives.classes import Classes
+from forefed.models.objectives.generate import Generate
 from forefed.models.objectives.multilabel import MultiLabel
 from forefed.models.objectives.next_token import NextToken
 from forefed.models.objectives.objective import Objective, Sums, head_of, mean_loss, merge
 from forefed.models.objectives.regression import Regression
 
 OBJECTIVES: Entries[type[Objective]] = Entries(
-    "objective", [Classes, MultiLabel, Regression, NextToken, AnswerSpans], head_of
+    "objective",
+    [Classes, MultiLabel, Regression, NextToken, Choice, Generate, AnswerSpans],
+    head_of,
 )
 """By the head that they are of (``TextTask.head``)."""
 
@@ -33,7 +37,9 @@ def objective_of(label_names: Sequence[str] | None, head: Head | None = None) ->
 __all__ = [
     "OBJECTIVES",
     "AnswerSpans",
+    "Choice",
     "Classes",
+    "Generate",
     "MultiLabel",
     "NextToken",
     "Objective",

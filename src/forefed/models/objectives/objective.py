@@ -70,6 +70,13 @@ class Objective(ABC):
     """Is an example right or wrong, wholly or in part (``points``), beside having a loss?"""
     reads_logits: ClassVar[bool] = True
     """Does ``counts`` need logits? Where not, those of a batch are never held at once."""
+    speaks: ClassVar[bool] = False
+    """Is the model asked for words of its own in an evaluation (``agreement``)?"""
+
+    @property
+    def writes(self) -> bool:
+        """Is the model a language model as it is?"""
+        return self.auto == "AutoModelForCausalLM"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -114,6 +121,10 @@ class Objective(ABC):
     @abstractmethod
     def counts(self, logits: Tensor, examples: Examples, rows: Rows) -> Sums:
         """Sums over these examples from which ``results`` follow, for any union of parts."""
+
+    def agreement(self, said: Sequence[str], examples: Examples, rows: Rows) -> Sums:
+        """Sums beside ``counts``, of what the model itself has said of these examples."""
+        return {}
 
     @abstractmethod
     def results(self, sums: Sums) -> dict[str, float]:

@@ -1,0 +1,86 @@
+"""Training that begins with an adapter that is there already (``model.adapter``)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from forefed.core.errors import UserError
+from forefed.core.types import Json
+from forefed.models.adapters import Adapter, Lora
+from forefed.models.inspect import read_object
+from forefed.models.task import Task
+
+CONFIG = "adapter_config.json"
+
+
+def check_adapter(folder: Path, adapter: Adapter, base: str) -> None:
+    """Whether a saved adapter is one of this kind, of these settings, and for this base.
+
+    Args:
+        base: the portable name of the base model.
+
+    Raises:
+        UserError: it is not; says what to set.
+    """
+    path = folder.expanduser() / CONFIG
+    if not path.is_file():
+        raise UserError(
+            f"model.adapter: '{folder}' holds no {CONFIG}; give the folder of an adapter"
+        )
+    about = read_object(path)
+    theirs = str(about.get("base_model_name_or_path") or "")
+    if theirs and _last(theirs) != _last(base):
+        raise UserError(
+            f"model.adapter: '{folder}' is an adapter of '{theirs}', and model.name means "
+            f"'{base}'; set model.name to that base (if it is the same, correct the name in "
+            f"{CONFIG})"
+        )
+    kind = str(about.get("peft_type", "")).lower()
+    ours = "lora" if isinstance(adapter, Lora) else adapter.kind
+    if kind != ours:
+        raise UserError(
+            f"model.adapter: '{folder}' is of the kind '{kind}', and adapter.kind = "
+            f"'{adapter.kind}'; set adapter.kind = '{kind}'"
+        )
+    if isinstance(adapter, Lora):
+        _check_lora(about, adapter, folder)
+
+
+def _check_lora(about: Json, adapter: Lora, folder: Path) -> None:
+    for theirs, ours in (("r", "r"), ("lora_alpha", "alpha"), ("use_rslora", "rslora")):
+        there, here = about.get(theirs), getattr(adapter, ours)
+        if there is not None and there != here:
+            raise UserError(
+                f"model.adapter: '{folder}' has {theirs} = {there}, and adapter.{ours} = {here}; "
+                f"set adapter.{ours} = {str(there).lower()}"
+            )
+    special = [k for k in ("rank_pattern", "alpha_pattern", "use_dora") if about.get(k)]
+    if special:
+        raise UserError(
+            f"model.adapter: '{folder}' uses PEFT's {special[0]}, which no adapter here has; merge "
+            "it into its base and give that as model.name"
+        )
+
+
+def begun_with(task: Task, folder: Path) -> Task:
+    """The task at a saved adapter's values.
+
+    Raises:
+        UserError: the adapter belongs to other matrices or another base; says which.
+    """
+    from forefed.models.export import load_adapter  # which loads models itself
+
+    try:
+        params = load_adapter(task, folder.expanduser())
+    except UserError as error:
+        hint = "adapter.targets and adapter.layers must be those that it was trained with"
+        raise UserError(f"model.{error} ({hint})") from None
+    inside = dict(task.model.named_parameters())
+    for name, value in params.items():
+        inside[name].data = value.clone()  # what the model holds are the first values
+    return replace(task, params=params)
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").replace("\\", "/").rpartition("/")[2].lower()

@@ -1,0 +1,75 @@
+"""Training that begins with an adapter of another run, or of PEFT."""
+
+import json
+
+import pytest
+import torch
+
+from forefed.core import trees
+from forefed.core.errors import UserError
+from forefed.core.keys import Key
+from forefed.models.adapters import Lora
+from forefed.models.load import load_task
+from forefed.models.settings import ModelSettings
+from forefed.run import configure
+from forefed.run.checkpoint import load_checkpoint
+
+
+def test_a_run_begins_where_another_ended(world, tmp_path):
+    """No step: what comes out is what came in; the head with its classes, too."""
+    sets = ["strategy=fedavg", "adapter.r=2", "adapter.alpha=3", "name=first"]
+    first = world.run(tmp_path, *sets)
+    more = [*sets, f"model.adapter='{first.folder / 'adapter'}'", "name=second"]
+    second = world.run(tmp_path, *more, "client.optimiser.lr=0", "client.optimiser.head_lr=0")
+    ends = [
+        load_checkpoint(
+            r.folder,
+            configure(base=json.loads((r.folder / "config.json").read_text())),
+            torch.device("cpu"),
+            to_go_on=False,
+        ).state.params
+        for r in (first, second)
+    ]
+    assert trees.digest(ends[0]) == trees.digest(ends[1])
+    untrained = second.summary["baseline"]["untrained"]
+    assert untrained == first.summary["final"]["accuracy"]
+
+
+def test_an_adapter_that_peft_has_trained(world, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(world.llama)
+    how = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "v_proj"]}
+    theirs = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **how))
+    theirs.save_pretrained(tmp_path / "theirs")
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        wanted = theirs.eval()(ids).logits
+    settings = ModelSettings(name=str(world.llama), adapter=tmp_path / "theirs", dtype="float32")
+    task, _ = load_task(settings, Lora(r=2, alpha=3), Key(0), None)
+    assert torch.allclose(task.model(ids).logits, wanted, atol=1e-5)
+    with pytest.raises(UserError, match=r"belongs to another model or adapter .*adapter.targets"):
+        load_task(settings, Lora(r=2, alpha=3, targets="all-linear"), Key(0), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_model_name_or_path": "org/Other"}, "is an adapter of 'org/Other'"),
+        ({"peft_type": "IA3"}, "set adapter.kind = 'ia3'"),
+        ({"r": 16}, "has r = 16, and adapter.r = 2; set adapter.r = 16"),
+        ({"use_dora": True}, "uses PEFT's use_dora"),
+        (None, "holds no adapter_config.json"),
+    ],
+)
+def test_an_adapter_of_something_else_is_refused_before_anything_runs(
+    world, tmp_path, change, message
+):
+    about = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "base_model_name_or_path": "x/tiny-bert"}
+    if change is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**about, **change}))
+    sets = ["strategy=fedavg", "adapter.r=2", "adapter.alpha=3", f"model.adapter='{tmp_path}'"]
+    with pytest.raises(UserError, match=message):
+        world.run(tmp_path / "runs", *sets)
