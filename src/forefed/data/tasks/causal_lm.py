@@ -18,8 +18,7 @@ from forefed.data.tasks.task import Head, TextTask
 
 
 class CausalLM(TextTask):
-    """The text itself, token by token; after a prompt, where a column gives one; or the assistant's
-    answers in a conversation."""
+    """The text itself, after a prompt where there is one, or the answers in a conversation."""
 
     kind: Literal["causal_lm"] = "causal_lm"
     head: ClassVar[Head] = "causal_lm"

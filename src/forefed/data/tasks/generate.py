@@ -16,10 +16,9 @@ from forefed.data.tasks.task import Head
 
 
 class Generate(CausalLM):
-    """Answers in a conversation, or texts after prompts, as ``causal_lm`` learns them; a test lets
-    the model write them, the likeliest token each time, and compares.
+    """As ``causal_lm`` learns answers; a test lets the model write them, and compares.
 
-    Of a row with several answers the last one is written. An answer that was cut off is compared
+    The likeliest token is taken each time. Of a row with several answers the last one is written. An answer that was cut off is compared
     with what is left of it.
     """
 
