@@ -87,7 +87,7 @@ def predict(
     params = saved.params
     tokenizer = load_tokenizer(config.model)
     if task.causal:
-        most = tokens or getattr(config.data.task, "tokens", CONTINUATION_TOKENS)
+        most = tokens or int(getattr(config.data.task, "tokens", CONTINUATION_TOKENS))
         yield from _continuations(run, config, task, params, tokenizer, by_column[0], most)
         return
     begun = load_begun(run)

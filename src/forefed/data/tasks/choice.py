@@ -62,7 +62,8 @@ class Prompted(Texts):
 class Choice(Classification):
     """One class per text, by the word that a language model finds likeliest after a prompt.
 
-    Nothing is drawn at random, and an untrained model has an opinion already. A class is scored by the first token of its word, against those of the other classes.
+    Nothing is drawn at random, and an untrained model has an opinion already. A class is scored by
+    the first token of its word, against those of the other classes.
     """
 
     kind: Literal["choice"] = "choice"  # type: ignore[assignment]

@@ -18,8 +18,8 @@ from forefed.data.tasks.task import Head
 class Generate(CausalLM):
     """As ``causal_lm`` learns answers; a test lets the model write them, and compares.
 
-    The likeliest token is taken each time. Of a row with several answers the last one is written. An answer that was cut off is compared
-    with what is left of it.
+    The likeliest token is taken each time. Of a row with several answers the last one is written.
+    An answer that was cut off is compared with what is left of it.
     """
 
     kind: Literal["generate"] = "generate"  # type: ignore[assignment]
