@@ -11,12 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -27,10 +25,9 @@ from pathlib import Path
 from forefed.config.config import Config
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
-from forefed.core.files import append, kept_secret, locked, write_json
+from forefed.core.files import append, kept_secret, locked
 from forefed.core.keys import Secret
 from forefed.core.settings import travelling
-from forefed.core.types import Json
 from forefed.deploy.names import split_address
 from forefed.deploy.peer_folder import (
     Known,
@@ -44,6 +41,7 @@ from forefed.deploy.peer_folder import (
     roster_digest,
     shared_config,
 )
+from forefed.deploy.peer_record import write_record
 from forefed.deploy.peer_talk import Network, receive, send
 from forefed.deploy.site import Prepared, prepare
 from forefed.federation.chains import (
@@ -56,18 +54,10 @@ from forefed.federation.chains import (
     encode_given,
     encode_have,
 )
-from forefed.federation.inprocess import ClientStore
 from forefed.federation.peer import Fold
-from forefed.federation.star import RoundReport, Star
+from forefed.federation.star import Star
 from forefed.federation.state import RunState
-from forefed.models.export import save_adapter
-from forefed.models.load import load_tokenizer
-from forefed.run import record
 from forefed.run.assemble import assemble
-from forefed.run.checkpoint import config_digest, save_checkpoint
-from forefed.run.evaluate import evaluate_clients
-from forefed.run.log import LOG, create_log
-from forefed.run.written import about_model
 from forefed.wire.message import frames
 
 GONE_S = 5.0
@@ -360,64 +350,17 @@ class Peer:
     def write(self) -> None:
         """The record of the run, if it is another than what was written last: a folder that
         ``forefed replay``, ``predict`` and ``export`` read."""
-        view, config, task = self.view(), self.config, self.prepared.task
-        state = self.fold.state(view, config.rounds)
+        view = self.view()
+        state = self.fold.state(view, self.config.rounds)
         digest = trees.digest(state.params)
         if digest == self.written:
             return
-        folder = self.folder.run
-        building = folder.with_name(f".{folder.name}.building")
-        shutil.rmtree(building, ignore_errors=True)
-        building.mkdir()
-        record.write_config(building, config)
-        rows, measures = self.prepared.rows, task.objective.measures
-        environment: Json = {
-            **record.environment(),
-            "measures": measures.to_json(),
-            "data": rows.provenance,
-            "model": about_model(task),
-            "secret": "system",
-        }
-        write_json(building / "environment.json", environment)
-        about: Json = {"labels": rows.label_names, "clients": len(self.peers)}
-        write_json(building / "partition.json", about)
-        log = create_log(building / LOG, config_digest(config), trees.digest(task.params))
-        for i, done in enumerate(self.fold.done, 1):
-            report = RoundReport(i, (), (), (), 0, 0, {}, record=done.record, summed=done.heard)
-            log.append(done.state or RunState(i, {}), report, last=i == config.rounds)
-        save_checkpoint(building, config, state, ClientStore())
-        card = (
-            f"Adapter of {task.base_name}, trained by {len(self.peers)} peers without a server.\n"
+        names = [peer.name for peer in self.peers]
+        write_record(
+            self.folder.run, self.config, self.prepared, names, self.me, self.fold, view, state
         )
-        save_adapter(task, state.params, building / "adapter", card, load_tokenizer(config.model))
-        client, size = self.prepared.data(self.me), config.evaluate.batch_size
-        tested, _ = evaluate_clients(task, state.params, [client], size)
-        first, _ = evaluate_clients(task, task.params, [client], size)
-        for round, line in ((0, first), (config.rounds, tested)):
-            record.append(building, record.EVALUATIONS, {"round": round, **line})
-        refused = Counter(a for done in self.fold.done for a in done.refused)
-        said = sum(len(x) for chain in view.chains.values() for x in chain.payloads)
-        summary: Json = {
-            "status": "finished",
-            # of contributions, as everybody is given them once; frames and talks come on top
-            "totals": {
-                "bytes_up": said,
-                "bytes_down": said * (len(self.peers) - 1),
-                "forwards": sum(done.forwards for done in self.fold.done),
-            },
-            "best": tested,
-            "rounds": config.rounds,
-            "digest": digest,
-            "final": tested,
-            "baseline": {"untrained": measures.decides.of(first)},
-            "contributions": {self.peers[a].name: len(c) for a, c in view.chains.items()},
-            "refused": {self.peers[a].name: n for a, n in sorted(refused.items())},
-        }
-        write_json(building / record.SUMMARY, summary)
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
         self.written = digest
-        self.say(f"digest {digest}; {folder}")
+        self.say(f"digest {digest}; {self.folder.run}")
 
 
 def start_peer(root: Path, say: Callable[[str], None]) -> None:
