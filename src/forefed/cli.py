@@ -218,6 +218,42 @@ def annotate(
 
 
 @app.command()
+def discover(
+    data: Annotated[Path, typer.Argument(help="A file of rows.")],
+    epsilon: Annotated[float, typer.Option(help="What one answer may tell of its user.")],
+    of: Annotated[
+        str, typer.Option(help="labels, or words: those that the model has to cut into pieces.")
+    ] = "words",
+    column: Annotated[str, typer.Option(help="Of labels or texts (default: guessed).")] = "",
+    user: Annotated[str, typer.Option(help="Column: whose row (default: a user a row).")] = "",
+    party: Annotated[str, typer.Option(help="Column: who collects (default: one party).")] = "",
+    top: Annotated[int, typer.Option(help="How many to find.")] = 10,
+    model: Annotated[str, typer.Option(help="Whose tokeniser knows words.")] = "minilm",
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Parties tell one another what is rare (TAPS).")
+    ] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the result there.")] = None,
+) -> None:
+    """Find labels or words that many users hold, from one random answer of each (local DP).
+
+    Nothing is trained. A rehearsal on this machine: what is found stands beside what is true.
+
+    forefed discover notes.csv --of words --epsilon 4 --user patient
+    """
+    from forefed.use import discover as use
+
+    to = None if json is None else new_place(json, "discover")
+    found = use.discover(
+        data, epsilon, of, column, user, party, top, model, prune, say=lambda what: tell(what)
+    )
+    out.print(use.table(found, epsilon, of))
+    for line in use.notes(found, epsilon):
+        out.print(line, soft_wrap=True)
+    if to is not None:
+        use.write(found, to, epsilon, of)
+
+
+@app.command()
 def export(
     run: RunFolder,
     folder: Annotated[Path, typer.Argument(help="New folder for the adapter.")],

@@ -7,7 +7,10 @@ user's limit is the second and an engine's doing is the first.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeVar
 
 import psutil
@@ -32,7 +35,26 @@ def measure_peak(work: Callable[[], T], device: torch.device | None = None) -> t
         return result, torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = work()
-    return result, _peak_of(recorded)
+    peak = _peak_of(recorded)
+    del recorded
+    give_back()
+    return result, peak
+
+
+def give_back() -> None:
+    """Pages that the C library keeps for later go back to the system, where it is glibc.
+
+    The profiler's many small records lie between what stays: 300 small rounds of SPRY ended with
+    910 MB of resident memory, of which 380 were free (docs/LOG.md).
+    """
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@lru_cache(maxsize=1)
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _peak_of(recorded: profile) -> int:
