@@ -21,7 +21,6 @@ from forefed.audit.scalars import recovered
 from forefed.audit.subject import Subject
 from forefed.core import trees
 from forefed.core.types import Order, Params, Update
-from forefed.directions.sets import BasisDirections
 from forefed.local.groups import Group, groups_of
 from forefed.optimisers import AdamW
 
@@ -114,7 +113,7 @@ class Reading:
         found: Params = {}
         for name, group in self.groups.items():
             like = trees.pick(self.order.params, group.names)
-            if isinstance(group.directions, BasisDirections):
+            if group.directions.exact:
                 flat = slopes[name].double().mean(0)
             else:
                 flat = recovered(
@@ -129,13 +128,13 @@ class Reading:
 
     def _measured(self, name: str, slopes: Tensor) -> Tensor:
         group = self.groups[name]
-        if isinstance(group.directions, BasisDirections):
+        if group.directions.exact:
             return slopes.double().mean(0)
         return slopes[: self._looked_at(group, len(slopes), slopes.shape[1])].double().reshape(-1)
 
     def _projected(self, name: str, gradient: Params) -> Tensor:
         group = self.groups[name]
-        if isinstance(group.directions, BasisDirections):
+        if group.directions.exact:
             return group.directions.project(gradient)
         count = group.directions.count(gradient)
         steps = self._looked_at(group, self.steps, count)

@@ -23,7 +23,12 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class StepDirections(DirectionSet, Protocol):
-    """A set of directions for every local step, and the estimate that slopes along it stand for."""
+    """A set of directions for every local step, and the estimate that slopes along it stand for.
+
+    ``exact``: the slopes of a step are the gradient's elements.
+    """
+
+    exact: ClassVar[bool]
 
     def at(self, step: int) -> StepDirections:
         """Those of another step."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class RandomDirections:
     ``tag`` "C": ``stream`` is the client's id, each client has directions of its own; "G": a group
     of clients shares them. Values are identical on every device (core.keys).
     """
+
+    exact: ClassVar[bool] = False
 
     run: int
     round: int
@@ -109,6 +111,8 @@ class RandomDirections:
 @dataclass(frozen=True)
 class BasisDirections:
     """K = D unit vectors over D elements: nothing is random, and every step has the same."""
+
+    exact: ClassVar[bool] = True
 
     def at(self, step: int) -> BasisDirections:
         return self
