@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -210,19 +210,19 @@ def trainers(trainer: Trainer, engines: Engines) -> Callable[[int], Trainer]:
 
 def make_server(config: Config, model: Model, trainer_of: Callable[[int], Trainer]) -> Server:
     """The server's half of the run, which a client that follows by records has, too."""
-    slots: dict[str, Any] = {
-        "key": Key(config.seed),
-        "head": model.head,
-        "aggregator": config.aggregator,
-        "optimiser": config.server,
-        "modifiers": config.modifiers,
-        "units": model.units,
-        "rounds": config.rounds,
-        "trigger": config.trigger,
-        "trainer_of": trainer_of,
-        "averages_slopes": config.codec.sends_slopes and config.directions.shared,
-    }
-    return config.download.server(slots, model.params)
+    plain = Server(
+        key=Key(config.seed),
+        head=model.head,
+        aggregator=config.aggregator,
+        optimiser=config.server,
+        modifiers=config.modifiers,
+        units=model.units,
+        rounds=config.rounds,
+        trigger=config.trigger,
+        trainer_of=trainer_of,
+        averages_slopes=config.codec.sends_slopes and config.directions.shared,
+    )
+    return config.download.server(plain, model.params)
 
 
 def unmeasured(trainer_of: Callable[[int], Trainer]) -> ClientFn:

@@ -6,7 +6,7 @@ alone: they hold the slopes, from which server and client rebuild the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 from forefed.core.settings import Choice
@@ -24,9 +24,9 @@ class Download(Choice):
     """The parameters follow from the run's first ones and sums of slopes, so nothing else may move
     them."""
 
-    def server(self, slots: Mapping[str, Any], first: Params) -> Server:
-        """The server of a run of these slots (``Server``'s) that begins with ``first``."""
-        return Server(**slots)
+    def server(self, plain: Server, first: Params) -> Server:
+        """The server of a run that begins with ``first``, with the slots of ``plain``."""
+        return plain
 
     def held(self, first: Params) -> RunState | None:
         """What every client of a run has before it is asked at all; None: nothing."""

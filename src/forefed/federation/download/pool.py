@@ -16,7 +16,7 @@ uniformly (the -Pro variant draws those with larger slopes more often).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -114,14 +114,15 @@ class PoolDownload(Download):
     by_records: ClassVar[bool] = True
     by_sums: ClassVar[bool] = True
 
-    def server(self, slots: Mapping[str, Any], first: Params) -> Server:
+    def server(self, plain: Server, first: Params) -> Server:
         """As every server's, and the first values, the groups of clients that train everything, and
         their steps."""
-        trainer: Trainer = slots["trainer_of"](0)
-        order = Order(slots["key"].value, 0, 0, tuple(first), first)
+        trainer = plain.trainer(0)
+        order = Order(plain.key.value, 0, 0, tuple(first), first)
         groups = groups_of(
             trainer.engine, trainer.codec, order, trainer.task.head, trainer.directions
         )
+        slots = {f.name: getattr(plain, f.name) for f in fields(Server)}
         steps = trainer.settings.optimiser
         return PooledServer(**slots, first=first, groups=groups, steps=steps)
 
