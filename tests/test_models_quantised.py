@@ -61,9 +61,10 @@ def dequantised_task(task: Task, family: str, causal: bool) -> Task:
     """The same task with the dequantised matrices as plain weights."""
     plain = task_of.__wrapped__(family, causal, "none")
     for name, layer in quantised(task).items():
-        target = plain.model.get_submodule(name)
+        target = plain.model.get_submodule(name.removesuffix(".table"))
         weight = layer.weight_OI().clone()
-        target.weight.data = weight if isinstance(target, nn.Linear) else weight.T.contiguous()
+        transposed = not isinstance(target, nn.Linear | nn.Embedding)
+        target.weight.data = weight.T.contiguous() if transposed else weight
     return plain
 
 
@@ -137,13 +138,19 @@ def test_everything_else_is_exact(family: str, causal: bool, scheme: Scheme) -> 
 
 
 def test_what_is_quantised() -> None:
-    """The blocks' frozen matrices; neither head, embeddings nor anything of the adapter."""
+    """The blocks' frozen matrices, the tokens' embedding and a language model's output, which may
+    be one matrix; neither a head nor anything of the adapter."""
     names = set(quantised(task_of("bert", False, "int8")))
-    assert len(names) == 2 * 6
-    assert all(".encoder.layer." in n and "lora_" not in n for n in names)
-    assert len(quantised(task_of("gpt2", True, "int4"))) == 2 * 4
+    assert len(names) == 2 * 6 + 1
+    embedding = {n for n in names if n.endswith(".word_embeddings.table")}
+    assert len(embedding) == 1
+    assert all(".encoder.layer." in n and "lora_" not in n for n in names - embedding)
+    layers = quantised(task_of("gpt2", True, "int4"))
+    assert len(layers) == 2 * 4 + 2
+    ends = [m.packed.data_ptr() for n, m in layers.items() if ".h." not in n]
+    assert ends[0] == ends[1]
     tiny = task_of("llama", False, "int4", TinyLora(r=2, u=3))
-    assert len(quantised(tiny)) == 2 * 7
+    assert len(quantised(tiny)) == 2 * 7 + 1
     loss, batch = tiny.loss, batch_of(False)
     assert float(loss(tiny.params, batch)) != float(loss(moved(tiny.params), batch))
 

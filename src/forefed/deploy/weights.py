@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from forefed.models.load import load_tokenizer
+from forefed.models.quantised import frozen_dtype, tensors_of
 from forefed.models.settings import ModelSettings
 
 
@@ -26,10 +27,10 @@ def weights_of(model: Any) -> dict[str, str]:
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{getattr(model, 'pooling', '')} {getattr(model, 'layers', '')}".encode())
-    for name, x in sorted(model.state_dict().items()):
+    for name, x in tensors_of(model):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         digest.update(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    dtype = str(frozen_dtype(model)).removeprefix("torch.")
     return {"weights": digest.hexdigest(), "dtype": dtype}
 
 

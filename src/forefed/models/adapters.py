@@ -19,6 +19,8 @@ Layers = str | tuple[int, ...]
 class Adapter(Choice):
     """Base of all adapters. The classification head is trained with every one of them."""
 
+    reads_weights: ClassVar[bool] = False  # its first values follow from the frozen matrices
+
 
 class Targeted(Adapter):
     """Base of the adapters that sit on linear modules of the body."""
@@ -101,6 +103,7 @@ class LoraSb(Lora):
     kind: Literal["lora_sb"] = "lora_sb"  # type: ignore[assignment]
 
     source: ClassVar[str] = "Fed-SB, arXiv 2502.15436; LoRA-XS, arXiv 2405.17604"
+    reads_weights: ClassVar[bool] = True
 
 
 class TinyLora(WithDropout):
@@ -116,6 +119,7 @@ class TinyLora(WithDropout):
     """Seed of the fixed random tensors between the u numbers and the r x r core."""
 
     source: ClassVar[str] = "arXiv 2602.04118; LoRA-XS, arXiv 2405.17604"
+    reads_weights: ClassVar[bool] = True
 
 
 class Ia3(Targeted):

@@ -80,7 +80,7 @@ def _outputs(layer: Any) -> int:
 def _by_input(layer: Any, grad: Tensor) -> Tensor:
     """g W of a frozen linear layer."""
     if isinstance(layer, QuantisedLinear):
-        return grad @ layer.weight_OI()
+        return layer.by_input(grad)
     transposed = not isinstance(layer, nn.Linear)  # GPT-2's Conv1D
     result: Tensor = grad @ (layer.weight.T if transposed else layer.weight)
     return result

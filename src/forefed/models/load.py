@@ -18,7 +18,9 @@ from forefed.models.attention import attend_in
 from forefed.models.begin import begun_with
 from forefed.models.inspect import Facts, look
 from forefed.models.intact import check_tokens, check_values, judge, untrained_poolers
+from forefed.models.mapped import CAUSAL, described, filled, place_of, write
 from forefed.models.objectives import AnswerSpans, Objective, objective_of
+from forefed.models.pages import Pages
 from forefed.models.place import explained, portable_name, quiet
 from forefed.models.pooling import choose, install
 from forefed.models.relabel import fit_head
@@ -48,6 +50,8 @@ class Base:
     tokenizer: Any
     facts: Facts
     notes: tuple[str, ...] = ()
+    pages: Pages | None = None
+    """The map in which its matrices are (``model.weights``)."""
 
 
 def load_task(
@@ -69,7 +73,7 @@ def load_task(
     Raises:
         UserError: the model cannot be had, or does not fit the task or the adapter.
     """
-    base = load_base(settings, key, label_names, head)
+    base = load_base(settings, key, label_names, head, whole=adapter.reads_weights)
     task = task_from_model(
         base.model,
         adapter,
@@ -79,6 +83,7 @@ def load_task(
         quantise=settings.quantise,
         head=head,
         notes=base.notes,
+        pages=base.pages,
     )
     if settings.adapter is not None:
         task = begun_with(task, settings.adapter)
@@ -90,11 +95,16 @@ def load_base(
     key: Key,
     label_names: Sequence[str] | None,
     head: Head | None = None,
+    whole: bool = True,
 ) -> Base:
     """The base model and its tokeniser.
 
     A head that the checkpoint lacks, or has for other classes, is drawn from the key; nothing else
     is. torch's global generator is left as it was.
+
+    Args:
+        whole: are its matrices read before they are quantised? Where not, those of a map that is
+            there already are left out.
 
     Raises:
         UserError: the model cannot be had, is damaged, or does not fit the task.
@@ -102,7 +112,11 @@ def load_base(
     device, dtype = choose_device(settings), choose_dtype(settings)
     objective = objective_of(label_names, head)
     seen = _look_closely(settings, objective)
-    model, _ = _from_pretrained(seen.facts, objective, settings.name, dtype=dtype)
+    pages = None if settings.weights == "memory" else _pages(settings, seen, objective, dtype)
+    if pages is None or whole:
+        model, _ = _from_pretrained(seen.facts, objective, settings.name, dtype=dtype)
+    else:
+        model = filled(copy.deepcopy(seen.shape), pages, dtype)
     drawn, note = fit_head(model, objective, seen.facts.classes, seen.drawn, seen.resized)
     poolers = seen.poolers
     if objective.pooled:
@@ -111,14 +125,28 @@ def load_base(
         poolers = poolers if model.pooling == "pooler" else ()
     std = getattr(model.config, "initializer_range", None) or 0.02
     draw_missing(model, drawn, std, key)
-    check_values(model, settings.name)
-    _sees(model, objective, settings.name)
+    if pages is None:
+        check_values(model, settings.name)
+    causal = _is_causal(model) if pages is None else pages.metadata[CAUSAL] == "True"
+    _sees(causal, objective, settings.name)
     attend_in(model.to(device), settings.attention)
     # A pooler that was never trained is part of the head, or it would stay random.
     model.untrained_pooler = poolers
     model.config.pad_token_id = seen.tokenizer.pad_token_id
     notes = tuple(text for text in (seen.facts.note, note) if text)
-    return Base(model.eval(), seen.tokenizer, seen.facts, notes)
+    return Base(model.eval(), seen.tokenizer, seen.facts, notes, pages)
+
+
+def _pages(settings: ModelSettings, seen: _Seen, objective: Objective, dtype: torch.dtype) -> Pages:
+    """The map of a model, written where there is none yet."""
+    assert settings.quantise != "none", "refused in the settings"
+    said = described(seen.facts.folder, objective.auto, settings.quantise, dtype)
+    place = place_of(said)
+    if not place.is_file():
+        model, _ = _from_pretrained(seen.facts, objective, settings.name, dtype=dtype)
+        check_values(model, settings.name)
+        write(place, model.eval(), settings.quantise, said, _is_causal(model), seen.drawn)
+    return Pages(place, said)
 
 
 def check_model(
@@ -257,11 +285,11 @@ def _fits(facts: Facts, objective: Objective, name: str) -> None:
         raise _sees_nothing(name)
 
 
-def _sees(model: Any, objective: Objective, name: str) -> None:
-    """Refuses a model whose tokens see too much or too little for the task, found by trying."""
-    if objective.writes and not _is_causal(model):
+def _sees(causal: bool, objective: Objective, name: str) -> None:
+    """Refuses a model whose tokens see too much or too little for the task."""
+    if objective.writes and not causal:
         raise _looks_ahead(name, objective)
-    if isinstance(objective, AnswerSpans) and _is_causal(model):
+    if isinstance(objective, AnswerSpans) and causal:
         raise _sees_nothing(name)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from forefed.core.settings import Settings
 
@@ -42,13 +44,33 @@ class ModelSettings(Settings):
     faster one, measured when a run begins, kept in its record and taken from there when it goes
     on. The results differ by the rounding of ``dtype``."""
     quantise: Literal["none", "int8", "int4"] = "none"
-    """Storage of the blocks' frozen matrices: 8 bits with a scale per row, or 4 bits with one per
-    64 columns (a quarter, a seventh of float32). They are computed with in ``dtype``, one matrix at
-    a time; loading needs the whole model once. The adapter is trained for the rounded base, and an
-    export names the base as it was. On MiniLM the gradient differs from that of the exact base by
-    5 % (int8) and 40 % (int4); wider models suffer less."""
+    """Storage of the frozen matrices, of the blocks, the embedding and a language model's output:
+    8 bits with a scale per row, or 4 bits with one per 64 columns (a quarter, a seventh of
+    float32). They are computed with in ``dtype``, one matrix at a time; loading needs the whole
+    model once. The adapter is trained for the rounded base, and an export names the base as it was.
+    On MiniLM the gradient differs from that of the exact base by 5 % (int8) and 40 % (int4); wider
+    models suffer less."""
     adapter: Path | None = None
     """The folder of a PEFT adapter (an export of another run, or one that PEFT has trained) whose
     values training begins with; ``[adapter]`` must have its kind, rank, scale and targets."""
+    weights: Literal["memory", "mapped"] = "memory"
+    """Where quantised matrices are. ``mapped``: in a file below ``~/.cache/forefed`` (or
+    ``FOREFED_CACHE``), which is written once; each is read when it is used and leaves memory when
+    it has been dequantised, the next block is asked for ahead, and later runs read nothing else of
+    the model. TinyLoRA and LoRA-SB read the matrices when a run starts, and so the whole model."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
     """``auto``: CUDA, else MPS, else the CPU."""
+
+    @model_validator(mode="after")
+    def _mapped_is_quantised(self) -> Self:
+        if self.weights == "mapped" and self.quantise == "none":
+            raise ValueError(
+                "model.weights = 'mapped' stores matrices at 8 or 4 bits; set model.quantise = "
+                "'int8' or 'int4'"
+            )
+        if self.weights == "mapped" and self.device not in ("cpu", "auto"):
+            raise ValueError(
+                "model.weights = 'mapped' is for the memory of the processor; set model.device = "
+                "'cpu'"
+            )
+        return self

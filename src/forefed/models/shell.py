@@ -6,7 +6,9 @@ one costs, so a plan for a large model needs neither its weights nor the memory 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter
 from forefed.models.inspect import longest_text, look
 from forefed.models.load import choose_device, choose_dtype
+from forefed.models.mapped import write
 from forefed.models.objectives import Objective, objective_of
+from forefed.models.pages import Pages
 from forefed.models.place import quiet
 from forefed.models.pooling import choose, install
 from forefed.models.settings import ModelSettings
@@ -69,6 +73,13 @@ def random_task(
         pooling = choose(settings, look(settings, weights=False))
         install(model, pooling, objective.outputs, settings.layers)
     model = model.to(choose_device(settings), choose_dtype(settings))
+    pages = None
+    if settings.weights == "mapped":
+        assert settings.quantise != "none", "refused in the settings"
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "map.safetensors"
+            write(place, model, settings.quantise, {}, False)
+            pages = Pages(place)  # which stays open when its name is gone
     return task_from_model(
         model,
         adapter,
@@ -77,6 +88,7 @@ def random_task(
         base_name=settings.name,
         quantise=settings.quantise,
         head=head,
+        pages=pages,
     )
 
 

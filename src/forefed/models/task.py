@@ -23,7 +23,9 @@ from forefed.models.blocks import Blocks
 from forefed.models.functional import Call, CurrentCall, Functional
 from forefed.models.generate import continuations
 from forefed.models.objectives import NextToken, Objective, Sums, merge, objective_of
-from forefed.models.quantised import quantise_blocks
+from forefed.models.pages import Pages
+from forefed.models.quantised import matrices_of
+from forefed.models.quantised import quantise as quantise_model
 from forefed.models.recompute import recomputing
 from forefed.models.structured import Structured
 from forefed.models.tail import Tail, find_tail
@@ -267,6 +269,7 @@ def task_from_model(
     quantise: Literal["none", "int8", "int4"] = "none",
     head: Head | None = None,
     notes: tuple[str, ...] = (),
+    pages: Pages | None = None,
 ) -> Task:
     """A Task from a Hugging Face model that is already built; the model is changed in place.
 
@@ -276,9 +279,10 @@ def task_from_model(
         key: of the adapter's first values.
         label_names: the classes in the order of the logits; None where there are none.
         base_name: what an exported adapter calls the base model.
-        quantise: how the blocks' frozen matrices are stored.
+        quantise: how the frozen matrices are stored.
         head: what the model ends in; None: classes, or the next token without any.
         notes: what a person should know of the model.
+        pages: a map that holds the quantised matrices.
     """
     objective = objective_of(label_names, head)
     current = CurrentCall()
@@ -287,6 +291,7 @@ def task_from_model(
     modules_of_head = head_modules(model, objective)
     blocks = Blocks.find(model, modules_of_head)
     before = {id(p) for p in model.parameters()}
+    matrices = {} if quantise == "none" else matrices_of(model, blocks.names)
     wrapped = attach(model, adapter, key, objective, current)
     trainable = {
         name: p.detach().clone()
@@ -302,11 +307,11 @@ def task_from_model(
     functional = Functional(wrapped, current)
     uses_types = getattr(model.config, "type_vocab_size", 0) > 1
     device = next(model.parameters()).device
+    if quantise != "none":
+        quantise_model(wrapped, matrices, quantise, pages)
     tail = find_tail(wrapped.get_base_model()) if objective.writes else None
     forward = Logits(wrapped, functional, frozenset(names), device, uses_types, objective, tail)
     modules = tuple(model.get_submodule(name) for name in blocks.names)
-    if quantise != "none":
-        quantise_blocks(modules, quantise)
     if not isinstance(objective, NextToken):
         tail = None  # the loss is no sum over tokens
     return Task(

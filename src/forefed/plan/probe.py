@@ -26,6 +26,7 @@ from forefed.core.types import Batch, Order, Params, Unit
 from forefed.data.examples import Examples
 from forefed.gradients.memory import measure_peak, resident_bytes
 from forefed.models.load import load_task
+from forefed.models.quantised import weights_bytes
 from forefed.models.shell import random_task
 from forefed.models.task import Task
 from forefed.plan.scene import Job, Measured, Scene, Step, Way, candidates, units_of
@@ -52,14 +53,12 @@ def measure(job: Job) -> Measured:
     ways = job.ways
     if ways is None:
         ways = tuple(candidates(scene, elements, job.thorough))
-    tensors = [*task.model.parameters(), *task.model.buffers()]
     inference()  # the first pass fills buffers that stay
     before = min((_step(inference, task.device) for _ in range(2)), key=lambda s: s.seconds)
     shared = {id(w): w for m in task.model.modules() if (w := getattr(m, "workspace", None))}
     return Measured(
         blocks=len(task.loss_recomputed.blocks),
-        weights=sum(x.nbytes for x in {x.data_ptr(): x for x in tensors}.values())
-        + sum(w.buffer.nbytes for w in shared.values()),
+        weights=weights_bytes(task.model) + sum(w.buffer.nbytes for w in shared.values()),
         all_units=sum(1 for u in task.units if not u.is_head),
         units=sum(1 for u in task.units if not u.is_head and u.params[0] in params),
         elements=elements,

@@ -185,6 +185,6 @@ def with_precision(model: ModelSettings, precision: str) -> ModelSettings:
     change: dict[str, Any] = (
         {"dtype": "float32", "quantise": precision}
         if precision.startswith("int")
-        else {"dtype": precision, "quantise": "none"}
+        else {"dtype": precision, "quantise": "none", "weights": "memory"}
     )
     return ModelSettings.model_validate({**model.model_dump(), **change})

@@ -22,6 +22,7 @@ from forefed.core.installed import version
 from forefed.core.types import Json
 from forefed.data.examples import Examples
 from forefed.models.attach import ADAPTER_NAME
+from forefed.models.quantised import frozen_dtype, tensors_of
 from forefed.run.build import Federation
 
 PACKAGES = ("forefed", "torch", "transformers", "tokenizers", "peft", "datasets", "numpy")
@@ -51,7 +52,7 @@ def origin_of(federation: Federation) -> Json:
         "labels": text_digest(json.dumps(data.label_names)),
         "clients": str(data.population.summary()["digest"]),
         "weights": weights_digest(model),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(frozen_dtype(model)).removeprefix("torch."),
         "versions": versions(),
     }
 
@@ -79,7 +80,7 @@ def weights_digest(model: Any) -> str:
     digest = hashlib.sha256()
     tensors = {
         name: x
-        for name, x in sorted(model.state_dict().items())
+        for name, x in tensors_of(model)
         if isinstance(x, Tensor) and ADAPTER_NAME not in name.split(".")
     }
     sampled = sum(x.nbytes for x in tensors.values()) > WHOLE

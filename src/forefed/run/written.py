@@ -18,7 +18,7 @@ from forefed.models.attention import attention_of
 from forefed.models.export import CONFIG, save_adapter
 from forefed.models.load import load_tokenizer
 from forefed.models.outside import head_text
-from forefed.models.quantised import parameter_count, weights_bytes
+from forefed.models.quantised import frozen_dtype, parameter_count, weights_bytes
 from forefed.models.task import Task
 from forefed.privacy import Ledger
 from forefed.run import record
@@ -62,7 +62,7 @@ def check_adapter_place(folder: Path) -> None:
 
 def about_model(task: Task) -> Json:
     """What a record says of the model."""
-    dtype = next(task.model.parameters()).dtype
+    dtype = frozen_dtype(task.model)
     return {
         "name": task.base_name,
         "dtype": str(dtype).removeprefix("torch."),

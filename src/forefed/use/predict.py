@@ -179,7 +179,9 @@ def trained(
     """
     model = config.model
     if exact:
-        model = model.model_copy(update={"dtype": "float32", "quantise": "none"})
+        model = model.model_copy(
+            update={"dtype": "float32", "quantise": "none", "weights": "memory"}
+        )
     as_asked = config.model_copy(update={"model": model})
     task = load_model(as_asked, record.label_names(run))
     saved = load_checkpoint(run, config, task.device, file, to_go_on=False)
