@@ -163,7 +163,7 @@ def refuse_changed(cells: Sequence[Cell]) -> None:
         changes = ", ".join(
             f"{k} ({before.get(k)} before, {now.get(k)} now)"
             for k in differing
-            if k not in ("name", "out", "checkpoint_every")
+            if k not in ("name", "out", "checkpoint_every", "workers")
         )
         raise UserError(
             f"{cell.folder}: was run with other settings: {changes}; remove the folder, or give "

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date, time
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -119,6 +119,10 @@ class Config(Settings):
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     """Answers that take longer are lost; makes a run depend on the machine's speed."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], SERVER_ONLY] = 1
+    """Processes that do the work of the clients of a rehearsal, with one thread each: ``auto``, as
+    many as there are cores (1 on a GPU, and on other systems than Linux). 1: this one, with all its
+    threads. Results are those of one thread, whatever the number."""
     strategy: Annotated[StrategySettings, BeforeValidator(lambda x: _named(x))] = StrategySettings()
     model: Annotated[ModelSettings, BeforeValidator(lambda x: _named(x))] = ModelSettings()
     adapter: Annotated[SerializeAsAny[Adapter], Slot(ADAPTERS, "which numbers are trained?")] = (

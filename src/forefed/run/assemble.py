@@ -74,6 +74,7 @@ def assemble(
     measure: bool = True,
     answers: Answering | None = None,
     frozen: frozenset[str] = frozenset(),
+    workers: int = 1,
 ) -> tuple[Star, Carrier]:
     """The loop over a model and its clients; without a transport they are all in this process.
 
@@ -82,6 +83,7 @@ def assemble(
         measure: record the peak memory of a step, which costs a tenth of a second a round.
         answers: how clients answer questions beside training.
         frozen: parameters that nobody trains.
+        workers: processes that do the work of clients in this process.
 
     Raises:
         UserError: nothing would be private in a run that is to keep something so; a delta or a
@@ -111,13 +113,15 @@ def assemble(
             lookup=lambda c: (
                 attack.data_of(c, lookup, who, Key(config.seed)) if c in who else lookup(c)
             ),
-            client=measured(trainer_of) if measure else unmeasured(trainer_of),
+            client=unmeasured(trainer_of),
             party=Party(trainer_of, channel, answers),
             store=ClientStore(),
             faults={reason: getattr(config.faults, reason) for reason in LOSS_REASONS},
             replica=Replica(server, download.held(model.params)) if download.by_records else None,
             secret=secret.fold("clients"),
             seed=config.seed,
+            measuring=Measured(trainer_of) if measure else None,
+            workers=workers,
         )
         transport = inside
         if isinstance(attack, Hostile):
@@ -232,17 +236,39 @@ def unmeasured(trainer_of: Callable[[int], Trainer]) -> ClientFn:
     return lambda order, data, state, secret: trainer_of(order.client)(order, data, state, secret)
 
 
+class Measured:
+    """The first step's peak memory, once per round and engine (a ``Measuring``)."""
+
+    def __init__(self, trainer_of: Callable[[int], Trainer]):
+        self.trainer_of = trainer_of
+        self.seen: set[tuple[int, GradientEngine]] = set()
+
+    def due(self, order: Order, data: Callable[[], ClientData]) -> bool:
+        engine = self.trainer_of(order.client).engine
+        first = (order.round, engine) not in self.seen and len(data().train) > 0
+        if first:
+            self.seen.add((order.round, engine))
+        return first
+
+    @property
+    def client(self) -> ClientFn:
+        def work(
+            order: Order, data: ClientData, state: ClientState, secret: Secret | None
+        ) -> tuple[Update, ClientState]:
+            trainer = replace(self.trainer_of(order.client), measure=True)
+            return trainer(order, data, state, secret)
+
+        return work
+
+
 def measured(trainer_of: Callable[[int], Trainer]) -> ClientFn:
-    """The trainer, with the first step's peak memory measured once per round and engine."""
-    measured: set[tuple[int, GradientEngine]] = set()
+    """Every client's own trainer, measured where it is due."""
+    measuring, plain = Measured(trainer_of), unmeasured(trainer_of)
 
     def client(
         order: Order, data: ClientData, state: ClientState, secret: Secret | None
     ) -> tuple[Update, ClientState]:
-        trainer = trainer_of(order.client)
-        first = (order.round, trainer.engine) not in measured and len(data.train) > 0
-        if first:
-            measured.add((order.round, trainer.engine))
-        return replace(trainer, measure=first)(order, data, state, secret)
+        work = measuring.client if measuring.due(order, lambda: data) else plain
+        return work(order, data, state, secret)
 
     return client

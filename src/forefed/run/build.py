@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -126,8 +128,27 @@ def build(
         transport,
         answers=answering,
         frozen=frozen_head(config, task),
+        workers=workers_of(config, task.device.type),
     )
     return Federation(config, task, data, star, trainer, transport, engines, prefix)
+
+
+def workers_of(config: Config, device: str) -> int:
+    """Processes that do the clients' work.
+
+    Raises:
+        UserError: several, where none can be forked.
+    """
+    able = device == "cpu" and sys.platform == "linux"
+    if config.workers == "auto":
+        cores = len(os.sched_getaffinity(0)) if able else 1
+        return max(1, min(cores, config.cohort))
+    if config.workers > 1 and not able:
+        raise UserError(
+            f"workers = {config.workers}: they are forked, which Linux does, and with a model on "
+            f"the CPU (here: {sys.platform}, {device}); leave it at 1"
+        )
+    return config.workers
 
 
 def start_at(config: Config, task: Task) -> ClosedForm | None:

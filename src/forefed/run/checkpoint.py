@@ -40,7 +40,7 @@ class Checkpoint:
 
 def config_digest(config: Config) -> str:
     """Digest of what decides a run's numbers (not of where it is stored or how often saved)."""
-    content = config.model_dump_json(exclude={"name", "out", "checkpoint_every"})
+    content = config.model_dump_json(exclude={"name", "out", "checkpoint_every", "workers"})
     return hashlib.sha256(content.encode()).hexdigest()
 
 
