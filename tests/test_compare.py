@@ -17,7 +17,7 @@ from commands import Command, mistake, options, plain
 from federation import World, snapshot
 from forefed.compare import cell as process_of_a_cell
 from forefed.compare import compare, schedule, study_of_configs, study_of_file
-from forefed.compare.grid import Cell, cells_of
+from forefed.compare.grid import Cell, cells_of, conditions_of, make_cell
 from forefed.compare.tune import tuning_cells
 from forefed.core.errors import UserError
 from forefed.run import run
@@ -269,3 +269,16 @@ def test_compare_prints_and_writes_results(
         assert result["quality"]["mean"] == pytest.approx(np.mean(finals))
         sent = [read_json(f / "summary.json")["totals"]["bytes_up"] for f in folder_of]
         assert result["costs"]["bytes_up"] == pytest.approx(np.mean(sent))
+
+
+def test_the_committed_studies_use_no_former_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FOREFED_DATA", "/nowhere")
+    studies = Path(__file__).parent.parent / "benchmarks" / "studies"
+    for file in sorted(studies.glob("*.toml")):
+        study = study_of_file(file)
+        dataset, condition = next(iter(study.datasets or ("",))), conditions_of(study)[0]
+        for method in study.methods:
+            make_cell(study, dataset, method, condition, study.seeds[0], ())
+        assert not caplog.records, (file, caplog.text)
