@@ -119,9 +119,7 @@ def prepare(config: Config) -> Prepared:
 def read_rows(config: Config, tokenizer: object) -> Encoded:
     """All rows of this site; the global test set is at the server, so none is held out here."""
     table, _ = load_table(config.data)
-    for note in table.notes:
-        log.info("%s", note)
-    return config.data.task.encode(
+    found = config.data.task.encode(
         replace(table, test=table.rows),
         tokenizer,
         config.data.max_length,
@@ -129,6 +127,9 @@ def read_rows(config: Config, tokenizer: object) -> Encoded:
         Key(config.seed).fold("data"),
         whole=whole_length(config, tokenizer),
     )
+    for note in found.notes:
+        log.info("%s", note)
+    return found
 
 
 @dataclass
