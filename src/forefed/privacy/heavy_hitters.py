@@ -39,7 +39,7 @@ SURE = 0.05
 
 @dataclass(frozen=True)
 class Item:
-    """``share`` of all users, estimated; ``deviation``: its standard deviation, of chance alone."""
+    """``share`` of all users, estimated; ``deviation``: its standard deviation, by the users' own chance and by who was asked which letter."""
 
     text: str
     share: float
@@ -96,25 +96,24 @@ def heavy_hitters(
     rare: set[str] = set()
     for name in order:
         own = prefixes
-        last: dict[str, float] = {}
-        deviation = math.inf
+        last: dict[str, tuple[float, float]] = {}
         for level in range(SHARED, LONGEST):
             asked = [p for p in _continued(own) if p not in rare]
             if not asked:
                 last = {}
                 break
             told_now = _ask(groups[name][level], asked, epsilon, secret.fold("answer", name, level))
-            deviation = told_now.deviation
             at = np.argsort(-told_now.values[: len(asked)], kind="stable")
-            kept = [i for i in at if told_now.values[i] > KEPT * deviation][: 2 * top]
+            kept = [i for i in at if told_now.values[i] > KEPT * told_now.deviation][: 2 * top]
             if prune and told_now.users:
                 rare |= {asked[i] for i in at if told_now.values[i] < 0}
             if level == LONGEST - 1:
                 kept = [i for i in kept if told_now.chance[i] < SURE / len(asked)]
             own = [asked[i] for i in kept]
-            last = {asked[i].rstrip(END): float(told_now.values[i]) for i in kept}
+            values, spreads = told_now.values, told_now.deviations
+            last = {asked[i].rstrip(END): (float(values[i]), float(spreads[i])) for i in kept}
         part = len(parties[name]) / everybody
-        for text, value in last.items():
+        for text, (value, deviation) in last.items():
             total[text] = total.get(text, 0.0) + part * value
             spread[text] = spread.get(text, 0.0) + (part * deviation) ** 2
     found = [Item(t, v, math.sqrt(spread[t])) for t, v in total.items() if t]

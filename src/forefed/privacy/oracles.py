@@ -31,10 +31,11 @@ CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class Shares:
-    """Estimated shares [K] among ``users``, the standard deviation of that of a rare item, and how
-    likely as many answers or more would support an item that nobody holds [K]."""
+    """Estimated shares [K] among ``users``, their standard deviations [K] and that of an item that
+    nobody holds, and how likely as many answers or more would support such an item [K]."""
 
     values: NDArray[np.float64]
+    deviations: NDArray[np.float64]
     deviation: float
     chance: NDArray[np.float64]
     users: int
@@ -56,14 +57,17 @@ def shares(items: NDArray[np.int64], k: int, epsilon: float, secret: Secret) -> 
     if k < 2 or not epsilon > 0 or (n and not 0 <= items.min() <= items.max() < k):
         raise ValueError("items from 0 to k - 1 of two or more, and an epsilon above 0")
     if not n:
-        return Shares(np.zeros(k), math.inf, np.ones(k), 0)
+        return Shares(np.zeros(k), np.full(k, math.inf), math.inf, np.ones(k), 0)
     direct = k < 3 * math.exp(epsilon) + 2
     p = math.exp(epsilon) / (math.exp(epsilon) + k - 1) if direct else 0.5
     q = (1 - p) / (k - 1) if direct else 1 / (math.exp(epsilon) + 1)
     answered = _direct if direct else _unary
     counts = answered(items, k, p, q, secret)
-    deviation = math.sqrt(q * (1 - q) / n) / (p - q)
-    return Shares((counts / n - q) / (p - q), deviation, binom.sf(counts - 1, n, q), n)
+    said = counts / n
+    wide = n**0.5 * (p - q)
+    spread = np.sqrt(np.maximum(said * (1 - said), q * (1 - q))) / wide
+    chance = binom.sf(counts - 1, n, q)
+    return Shares((said - q) / (p - q), spread, math.sqrt(q * (1 - q)) / wide, chance, n)
 
 
 def _direct(
