@@ -39,7 +39,8 @@ SURE = 0.05
 
 @dataclass(frozen=True)
 class Item:
-    """``share`` of all users, estimated; ``deviation``: its standard deviation, by the users' own chance and by who was asked which letter."""
+    """``share`` of all users, estimated; ``deviation``: its standard deviation, by the users' chance
+    and by who was asked for which letter."""
 
     text: str
     share: float
