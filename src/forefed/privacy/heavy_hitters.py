@@ -39,7 +39,7 @@ SURE = 0.05
 
 @dataclass(frozen=True)
 class Item:
-    """``share`` of all users, estimated; ``deviation``: its standard deviation, by the users' chance
+    """``share`` of all users, estimated; ``deviation``: its standard deviation, by users' chance
     and by who was asked for which letter."""
 
     text: str
