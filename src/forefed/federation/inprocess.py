@@ -18,6 +18,7 @@ from weakref import WeakMethod
 
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
+from forefed.core.sizes import format_duration
 from forefed.core.states import below, flat, of_flat
 from forefed.core.types import (
     LOSS_REASONS,
@@ -159,7 +160,7 @@ class InProcess:
                 continue
             self.hold(order.client, done.phase)
             if deadline_s is not None and done.seconds > deadline_s:
-                late = f"answered after {done.seconds:.1f} s"
+                late = f"answered after {format_duration(done.seconds)}"
                 yield Lost(order.round, order.client, "deadline", late, one.bytes_down)
             else:
                 yield Reply(order.round, order.client, done.payload, one.bytes_down)
