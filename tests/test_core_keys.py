@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forefed.core.keys import Key, gauss16_table, philox
+from forefed.core.keys import Key, directions_together, gauss16_table, philox
+from forefed.directions import sets
+from forefed.directions.sets import RandomDirections
 
 KNOWN_ANSWERS = [  # counter, key, output: Salmon et al. 2011, philox4x32-10
     ("0 0 0 0", "0 0", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -148,3 +150,24 @@ def test_stacked_directions_are_the_single_ones(law, shape):
     assert key.directions(law, shape, 3, []).shape == (0, *shape)
     many = key.directions(law, shape, 1, range(300))  # more than one call of the cipher
     assert torch.equal(many[299], key.direction_values(law, shape, 1, 299))
+
+
+@pytest.mark.parametrize("law", ["rademacher", "gauss16"])
+@pytest.mark.parametrize("sizes", [(64, 64, 64), (1, 200, 128, 9)])
+def test_directions_of_several_tensors_are_those_of_each(law, sizes):
+    keys = [Key.direction("C", 7, 3, 12, f"block.{i}") for i in range(len(sizes))]
+    together = directions_together(keys, sizes, law, 2, [0, 3, 5])
+    alone = [k.directions(law, (n,), 2, [0, 3, 5]) for k, n in zip(keys, sizes, strict=True)]
+    assert torch.equal(together, torch.cat(alone, 1))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_an_estimate_of_small_parameters_has_the_bits_of_one_by_one(kind, monkeypatch):
+    like = {f"p{i}": torch.zeros(shape, dtype=kind) for i, shape in enumerate([(8, 3), (5,), (9,)])}
+    slopes = torch.tensor([0.3, float("nan"), -2e5, 1e-7])
+    drawn = RandomDirections(1, 2, 3, 4, "gauss16", scale={"p1": torch.full((5,), 0.5)})
+    together = drawn.combine(like, slopes)
+    monkeypatch.setattr(sets, "SMALL", 0)
+    alone = drawn.combine(like, slopes)
+    assert [*together] == [*alone] == [*like]
+    assert all(torch.equal(together[n], alone[n]) and together[n].dtype == kind for n in like)

@@ -33,7 +33,7 @@ Label = int | str
 Distribution = Literal["rademacher", "gauss16"]
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+_WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _ROUNDS = 10
 _MASK32 = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -42,19 +42,23 @@ _BLOCKS_IN_MEMORY = 1 << 14  # the cipher's own numbers take ten times its outpu
 GAUSS16_SCALE = 0.99998985927487  # standard deviation of the 65,536 midpoint quantiles
 
 
-def philox(counter_N4: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Philox4x32-10 of N counters [N, 4] under one key; returns the N blocks of output [N, 4]."""
+Word = int | NDArray[np.uint64]
+
+
+def philox(counter_N4: NDArray[np.uint32], key: tuple[Word, Word]) -> NDArray[np.uint32]:
+    """Philox4x32-10 of N counters [N, 4] under one key, or under a key for each (two words [N]);
+    returns the N blocks of output [N, 4]."""
     c0, c1, c2, c3 = (counter_N4[:, i].astype(np.uint64) for i in range(4))
-    k0, k1 = key
+    k0, k1 = (np.asarray(word, dtype=np.uint64) for word in key)
     for _ in range(_ROUNDS):
         product0, product1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
         c0, c1, c2, c3 = (
-            (product1 >> _HALF) ^ c1 ^ np.uint64(k0),
+            (product1 >> _HALF) ^ c1 ^ k0,
             product1 & _MASK32,
-            (product0 >> _HALF) ^ c3 ^ np.uint64(k1),
+            (product0 >> _HALF) ^ c3 ^ k1,
             product0 & _MASK32,
         )
-        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+        k0, k1 = (k0 + _WEYL[0]) & _MASK32, (k1 + _WEYL[1]) & _MASK32
     return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
 
 
@@ -161,14 +165,7 @@ class Key:
             counter[:, :, 2] = step
             counter[:, :, 3] = some[:, None]
             words = philox(counter.reshape(-1, 4), (self.value & 0xFFFFFFFF, self.value >> 32))
-            rows = words.astype("<u4").reshape(len(some), 4 * blocks)
-            if law == "rademacher":
-                bits = np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little")
-                signs = values[start : start + at_once]
-                np.multiply(bits[:, :size], np.float32(2), out=signs)
-                signs -= 1
-            else:
-                values[start : start + at_once] = gauss16_table()[rows.view("<u2")[:, :size]]
+            _fill(values[start : start + at_once], law, words.reshape(len(some), 4 * blocks))
         return torch.from_numpy(values).reshape(len(ks), *shape)
 
     def uniform(self, shape: Sequence[int], offset: int = 0) -> Tensor:
@@ -278,3 +275,45 @@ def _encode_label(label: Label) -> bytes:
         encoded = label.encode()
         return b"s" + struct.pack("<I", len(encoded)) + encoded
     return b"i" + struct.pack("<q", label)
+
+
+def _fill(values: NDArray[np.float32], law: Distribution, words: NDArray[np.uint32]) -> None:
+    """Values [K, D] from the blocks that hold them [K, words]."""
+    rows, size = words.astype("<u4"), values.shape[1]
+    if law == "rademacher":
+        bits = np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little")
+        np.multiply(bits[:, :size], np.float32(2), out=values)
+        values -= 1
+    else:
+        values[:] = gauss16_table()[rows.view("<u2")[:, :size]]
+
+
+def directions_together(
+    keys: Sequence[Key], sizes: Sequence[int], law: Distribution, step: int, ks: Sequence[int]
+) -> Tensor:
+    """``Key.directions`` of several tensors, side by side: [len(ks), sum of sizes].
+
+    For small tensors: the cipher runs once for all, so that its overhead, which is what they cost,
+    is paid once.
+    """
+    per = 128 if law == "rademacher" else 8
+    blocks = [-(-size // per) for size in sizes]
+    ends = np.cumsum(blocks)
+    counter = np.zeros((len(ks), int(ends[-1]), 4), dtype=np.uint32)
+    counter[:, :, 0] = np.concatenate([np.arange(n) for n in blocks])
+    counter[:, :, 2] = step
+    counter[:, :, 3] = np.array(ks, dtype=np.uint32)[:, None]
+    words = np.array([(k.value & 0xFFFFFFFF, k.value >> 32) for k in keys], dtype=np.uint64)
+    each = np.tile(np.repeat(words, blocks, axis=0), (len(ks), 1))
+    found = philox(counter.reshape(-1, 4), (each[:, 0], each[:, 1])).reshape(len(ks), -1, 4)
+    values = np.empty((len(ks), sum(sizes)), dtype=np.float32)
+    if len(set(sizes)) == 1:
+        rows = len(ks) * len(sizes)
+        _fill(values.reshape(rows, sizes[0]), law, found.reshape(rows, -1))
+        return torch.from_numpy(values)
+    at = 0
+    for size, n, end in zip(sizes, blocks, ends, strict=True):
+        part = np.ascontiguousarray(found[:, end - n : end]).reshape(len(ks), -1)
+        _fill(values[:, at : at + size], law, part)
+        at += size
+    return torch.from_numpy(values)

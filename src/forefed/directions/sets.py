@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from forefed.core import trees
-from forefed.core.keys import Distribution, Key
+from forefed.core.keys import Distribution, Key, directions_together
 from forefed.core.types import Params
 
 ELEMENTS_AT_ONCE = 1 << 17  # of one parameter's directions; large ones are drawn one by one
+SMALL = 1 << 12  # of one parameter's directions: below, it is the calls that cost
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,24 @@ class RandomDirections:
             return None
         slopes = slopes_K.double()
         estimate: Params = {}
+        small = self._small(like, len(finite))
+        if small:
+            sizes = [like[n].numel() for n in small]
+            step, numbers = self.places(finite)
+            keys = [self._key(n) for n in small]
+            sum_D = torch.zeros(sum(sizes), dtype=torch.float64)
+            for k, v in zip(
+                finite, directions_together(keys, sizes, self.law, step, numbers), strict=True
+            ):
+                sum_D = sum_D + slopes[k] * v.double()
+            mean_D = (sum_D / len(finite)).split(sizes)
+            estimate = {
+                n: part.to(like[n].dtype).reshape(like[n].shape)
+                for n, part in zip(small, mean_D, strict=True)
+            }
         for name, x in like.items():
+            if name in estimate:
+                continue
             total = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
             at_once = max(1, ELEMENTS_AT_ONCE // max(1, x.numel()))
             for start in range(0, len(finite), at_once):
@@ -74,7 +92,24 @@ class RandomDirections:
                 for k, v in zip(ks, self._values(name, x, ks), strict=True):
                     total = total + slopes[k] * v.double()
             estimate[name] = (total / len(finite)).to(x.dtype)
-        return estimate
+        return trees.pick(estimate, like)
+
+    def _small(self, like: Params, count: int) -> list[str]:
+        """Parameters whose directions are drawn together, to the same bits: those that are small,
+        on the CPU, unshaped, and lose nothing as float32."""
+        if type(self).drawn is not RandomDirections.drawn:
+            return []
+        return [
+            n
+            for n, x in like.items()
+            if 0 < x.numel() * count <= SMALL
+            and n not in self.scale
+            and x.device.type == "cpu"
+            and x.dtype in (torch.float32, torch.float64)
+        ]
+
+    def _key(self, name: str) -> Key:
+        return Key.direction(self.tag, self.run, self.round, self.stream, name)
 
     def project(self, grad: Params, ks: range | None = None) -> Tensor:
         """<grad, v_k> for every k, or for ``ks``: [K] float64."""
@@ -95,8 +130,7 @@ class RandomDirections:
 
     def drawn(self, name: str, like: Tensor, step: int, numbers: Sequence[int]) -> Tensor:
         """Directions by their places in the parameter's stream."""
-        key = Key.direction(self.tag, self.run, self.round, self.stream, name)
-        values = key.directions(self.law, like.shape, step, numbers).to(like)
+        values = self._key(name).directions(self.law, like.shape, step, numbers).to(like)
         return values * self.scale[name].to(like) if name in self.scale else values
 
     def places(self, ks: Sequence[int]) -> tuple[int, Sequence[int]]:
