@@ -14,6 +14,7 @@ from benchmarks import (
     first_model,
     forward,
     loop,
+    memory,
     plan,
     reading,
     robust,
@@ -31,6 +32,7 @@ PARTS = {
     "forward": forward,
     "engines": engines,
     "plan": plan,
+    "memory": memory,
     "first_model": first_model,
     "after_start": after_start,
     "reading": reading,
@@ -39,7 +41,7 @@ PARTS = {
     "secure_sum": secure_sum,
 }
 
-LONG = ("after_start", "family", "first_model", "robust", "secure_sum")
+LONG = ("after_start", "family", "first_model", "memory", "robust", "secure_sum")
 """Made by name only: minutes, or data sets that are not shipped."""
 
 HEAD = (

@@ -157,6 +157,31 @@ def test_it_takes_less_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peaks["structured"] < 0.6 * peaks["checkpointed"] < 0.6 * peaks["backprop"]
 
 
+def test_an_input_goes_after_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the first block's gradient is computed, no later block's input is left."""
+    import weakref
+
+    from forefed.models import structured
+
+    task = tiny_task("llama", ADAPTERS[0], True, n_layers=4)
+    inputs: list[Any] = []
+    left: list[int] = []
+    first, again = structured._Again.first, structured._Again.gradients
+
+    def spy_first(self: Any, x: Tensor) -> Any:
+        inputs.append(weakref.ref(x))
+        return first(self, x)
+
+    def spy_again(self: Any, *args: Any) -> Any:
+        left.append(sum(ref() is not None for ref in inputs))
+        return again(self, *args)
+
+    monkeypatch.setattr(structured._Again, "first", spy_first)
+    monkeypatch.setattr(structured._Again, "gradients", spy_again)
+    gradients(task)
+    assert left[:4] == [4, 3, 2, 1]
+
+
 def test_losses_agree() -> None:
     task = tiny_task("llama", ADAPTERS[0], True)
     params = moved(task.params)

@@ -99,12 +99,13 @@ class Structured:
         leaves = [x for x in (hidden, *trained) if isinstance(x, Tensor) and x.requires_grad]
         if not torch.is_grad_enabled() or not leaves:
             return forward(*args, **kwargs)
-        rest = [*args[1:], *(x for n, x in kwargs.items() if args or n != HIDDEN)]
+        by_name, more = not args, args[1:]
+        named = {n: x for n, x in kwargs.items() if args or n != HIDDEN}
 
-        def of_hidden(x: Tensor) -> Any:
-            return forward(x, *args[1:], **kwargs) if args else forward(**{**kwargs, HIDDEN: x})
+        def of_hidden(x: Tensor) -> Any:  # must not hold the input: that goes after its block
+            return forward(**{HIDDEN: x}, **named) if by_name else forward(x, *more, **named)
 
-        if isinstance(hidden, Tensor) and not _tracked(rest):
+        if isinstance(hidden, Tensor) and not _tracked([*more, *named.values()]):
             with suppress(_Unfit):
                 return _Block.apply(_Again(self, call, block, of_hidden, names), hidden, *trained)
         return checkpointed(self.functional, call, forward)(*args, **kwargs)
