@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,14 @@ def test_from_init_to_labelled_rows(
     with (tmp_path / "labelled.csv").open(newline="") as file:
         assert [row["predicted"] in CLASSES for row in csv.DictReader(file)] == [True, True]
     assert json.loads((tmp_path / "runs" / "mine" / "summary.json").read_text())["rounds"] == 1
+
+
+def test_conversations_get_a_language_model(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "a " * 40}, {"role": "assistant", "content": "b"}]
+    rows = write_lines(tmp_path / "rows.jsonl", [{"messages": talk, "site": s} for s in "aabb"])
+    written = tmp_path / "mine.toml"
+    said = write_first(rows, None, written, Machine(10**10, "cpu"))
+    config: Any = configure(base=tomllib.loads(written.read_text()))
+    assert config.data.task.messages == "messages" and config.model.name == "smollm2"
+    assert config.data.max_length == 80  # 81 characters, and what a template writes around them
+    assert 'forefed predict runs/mine "A question' in said

@@ -186,7 +186,10 @@ def _next(seen: Description, output: Path, folder: Path) -> Iterator[str]:
     yield "Next:"
     yield f"  forefed check {output}"
     yield f"  forefed run {output}"
-    yield f"  forefed predict {folder} --file new.csv --output labelled.csv"
+    if seen.task == "causal_lm":
+        yield f'  forefed predict {folder} "A question, or a text to go on with"'
+    else:
+        yield f"  forefed predict {folder} --file new.csv --output labelled.csv"
 
 
 def _tokens(seen: Description) -> int:
