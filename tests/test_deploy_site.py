@@ -61,6 +61,7 @@ def test_all_settings_travel_but_what_is_the_servers_own(world, tmp_path):
     config = deployed(world, tmp_path)
     told = json.loads(for_sites(config))
     own = {"attack", "name", "out", "partition", "faults", "evaluate", "guard", "memory"}
+    own |= {"workers"}
     assert set(told) == {*type(config).model_fields, "digest"} - own
     assert set(type(config.data).model_fields) - set(told["data"]) == {
         *("source", "test_fraction", "test_on", "limit", "split_seed")
