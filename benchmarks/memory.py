@@ -177,6 +177,7 @@ def make(shape: dict[str, int], place: Path) -> None:
         x.data.uniform_(-0.03, 0.03)
     rotary = type(model.model.rotary_emb)(model.config)
     model.model.rotary_emb = rotary
+    model.tie_weights()
     write(place, model, "int8", {}, True)
 
 

@@ -155,6 +155,19 @@ def test_what_is_quantised() -> None:
     assert float(loss(tiny.params, batch)) != float(loss(moved(tiny.params), batch))
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_large_matrices_in_parts(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another function stands in for the layer, as in the second run of a block."""
+    task = task_of("llama", True, scheme)
+    params, batch = moved(task.params), batch_of(True)
+    expected = value_and_grad(task.loss, params, {}, batch)
+    monkeypatch.setattr("forefed.models.quantised.LARGEST", 5 * 16)
+    for loss in (task.loss, task.loss_structured):
+        value, found = value_and_grad(loss, params, {}, batch)
+        assert value == pytest.approx(expected[0], rel=1e-5)
+        assert trees.norm(trees.subtract(found, expected[1])) < 1e-5 * trees.norm(expected[1])
+
+
 @pytest.mark.parametrize(("scheme", "smaller"), [("int8", 3.9), ("int4", 7.0)])
 def test_memory_of_the_weights(scheme: Scheme, smaller: float) -> None:
     size = Size(hidden=256, feed_forward=512)

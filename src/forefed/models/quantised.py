@@ -157,6 +157,7 @@ class QuantisedLinear(nn.Module):
     def part(self, rows: slice | Tensor) -> QuantisedLinear:
         """The layer with some of its outputs only."""
         part, pages = copy(self), self.pages
+        vars(part).pop("forward", None)  # a function that stands in for the whole layer's
         with torch.no_grad(), outside_transforms():
             if pages is not None and isinstance(rows, Tensor):
                 some = {n: pages.rows(x, rows) for n, x in self._buffers.items() if x is not None}
