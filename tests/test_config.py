@@ -14,7 +14,7 @@ from federation import World
 from forefed.config.advice import taken
 from forefed.config.config import SLOTS, merge
 from forefed.core.errors import UserError
-from forefed.core.settings import Registry
+from forefed.core.settings import Registry, parse
 from forefed.models.adapters import Lora
 from forefed.optimisers import OPTIMISERS
 from forefed.run import Config, configure
@@ -344,6 +344,13 @@ def test_an_engine_of_a_former_record_is_read_and_two_draws_are_refused() -> Non
         configure(sets=["engine.candidates=4", "engine.pool=8"])
     with pytest.raises(UserError, match="nothing to draw"):
         configure(sets=["strategy=fedkseed", "engine.directions=all"])
+
+
+def test_the_record_of_a_former_run_is_read() -> None:
+    config = configure(sets=["oversampling=0.3"])
+    record = config.model_dump(mode="json")
+    record["collect"], record["over_select"] = record.pop("trigger"), record.pop("oversampling")
+    assert parse(Config, record) == config
 
 
 def test_former_names_are_read_with_a_note(caplog: pytest.LogCaptureFixture) -> None:

@@ -192,7 +192,8 @@ class Config(Settings):
     @model_validator(mode="before")
     @classmethod
     def _present(cls, raw: Any) -> Any:
-        return present(raw)
+        # records of former runs come here as they were written
+        return present(canonical(raw, cls) if isinstance(raw, dict) else raw)
 
     @property
     def folder(self) -> Path:

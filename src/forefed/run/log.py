@@ -133,8 +133,8 @@ def open_log(path: Path, config: str) -> ScalarLog:
         raise UserError(f"{path}: not a readable scalar log ({error}); restore it") from None
     if log.config != config:
         raise UserError(
-            f"{path}: the log of a run with other settings; it belongs beside the config.json of "
-            "the run that wrote it"
+            f"{path}: the log of a run with other settings (or another version of forefed wrote "
+            "it, which can replay it); it belongs beside the config.json of the run that wrote it"
         )
     return log
 
