@@ -363,7 +363,9 @@ def test_a_million_clients_of_whom_only_the_cohort_is_looked_up(
     many = ["partition=bootstrap", "partition.clients=1000000", "partition.examples_per_client=5"]
     result = world.run(tmp_path, *many)
     cohorts = [c for line in lines(result.folder, "rounds.jsonl") for c in line["cohort"]]
-    assert looked_up == cohorts and len(cohorts) == 6 and max(cohorts) > 1000
+    # whose first step is measured is looked at before, too: has it any rows?
+    assert [*dict.fromkeys(looked_up)] == cohorts and len(looked_up) <= len(cohorts) + 2
+    assert len(cohorts) == 6 and max(cohorts) > 1000
     partition = read(result.folder, "partition.json")
     assert partition["clients"] == 1_000_000 and partition["shown"] == 1000
 

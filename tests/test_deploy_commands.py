@@ -26,6 +26,7 @@ CASES = {
     "engine.emulate": ["strategy=spry", "engine.emulate=true"],
     "faults are": ["faults.crash=0.1"],
     "data.limit": ["data.limit=20"],
+    "model.adapter": ["model.adapter=somewhere"],
     "evaluate.clients": ["evaluate.clients=2"],
 }
 
