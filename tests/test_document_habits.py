@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
 import runpy
 import tomllib
 from pathlib import Path
@@ -30,3 +32,10 @@ def test_every_page_is_in_the_site() -> None:
     docs = ROOT / "docs"
     pages = {p.relative_to(docs).as_posix() for p in docs.rglob("*.md")}
     assert not [page for page in pages if f" {page}" not in nav]
+
+
+def test_what_the_reference_is_made_from_is_there() -> None:
+    pages = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "docs").rglob("*.md"))
+    names = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
+    assert len(names) > 15
+    assert not [name for name in names if pkgutil.resolve_name(name) is None]
