@@ -39,3 +39,11 @@ def test_what_the_reference_is_made_from_is_there() -> None:
     names = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
     assert len(names) > 15
     assert not [name for name in names if pkgutil.resolve_name(name) is None]
+
+
+def test_every_row_of_the_faults_is_a_test_that_came_out() -> None:
+    page = (ROOT / "docs" / "FAULTS.md").read_text(encoding="utf-8")
+    rows = re.findall(r"`(\w+)::(test_\w+)", page)
+    texts = {p.stem: p.read_text(encoding="utf-8") for p in (ROOT / "tests").glob("test_*.py")}
+    assert len(rows) > 60 and "**failed**" not in page
+    assert not [(file, name) for file, name in rows if f"def {name}(" not in texts[file]]
