@@ -15,9 +15,11 @@ from forefed.run import configure
 from forefed.run.checkpoint import load_checkpoint
 
 
-def test_a_run_begins_where_another_ended(world, tmp_path):
+@pytest.mark.parametrize("pooling", ["pooler", "mean"])
+def test_a_run_begins_where_another_ended(world, tmp_path, pooling):
     """No step: what comes out is what came in; the head with its classes, too."""
     sets = ["strategy=fedavg", "adapter.r=2", "adapter.alpha=3", "name=first"]
+    sets += [f"model.pooling={pooling}"]
     first = world.run(tmp_path, *sets)
     more = [*sets, f"model.adapter='{first.folder / 'adapter'}'", "name=second"]
     second = world.run(tmp_path, *more, "client.optimiser.lr=0", "client.optimiser.head_lr=0")
@@ -59,6 +61,7 @@ def test_an_adapter_that_peft_has_trained(world, tmp_path):
     [
         ({"base_model_name_or_path": "org/Other"}, "is an adapter of 'org/Other'"),
         ({"peft_type": "IA3"}, "set adapter.kind = 'ia3'"),
+        ({"peft_type": "VERA"}, "the kind 'vera', which no adapter here is; merge it"),
         ({"r": 16}, "has r = 16, and adapter.r = 2; set adapter.r = 16"),
         ({"use_dora": True}, "uses PEFT's use_dora"),
         (None, "holds no adapter_config.json"),

@@ -303,3 +303,17 @@ def test_what_was_trained_is_a_gguf_file_again(gguf_file, world, tmp_path, monke
 
 def test_a_model_that_came_from_no_gguf_file_does_not_become_one():
     assert "--as model" in str(refusal(Lora(), "gguf"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"role": "user"}]', "text 1 has no messages"),
+        ('[{"role": "assistant", "content": "w5"}]', "an answer and nothing before it"),
+    ],
+)
+def test_messages_that_ask_nothing_are_refused_and_no_user_says_them(text, message):
+    with pytest.raises(UserError, match=message):
+        chat.dialogue_of(text, "predict: text 1")
+    plain = "[w4] [1, 2]"
+    assert chat.dialogue_of(plain, "") == [{"role": chat.USER, "content": plain}]

@@ -16,7 +16,8 @@ import torch
 
 from commands import Command, mistake
 from federation import World, text_rows, write_lines
-from forefed.models.outside import BY_LOAD, load
+from forefed.models.begin import BY_LOAD
+from forefed.models.outside import load
 from forefed.use.export import export_adapter
 from forefed.use.predict import predict
 

@@ -115,7 +115,7 @@ def test_blocks_are_asked_for_ahead(world: World, monkeypatch: pytest.MonkeyPatc
     assert {m.packed.data_ptr() - pages.address for m in used.values()} <= set(let_go)
 
 
-@pytest.mark.parametrize("damage", ["cut", "head", "other", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "head", "other", "empty", "changed"])
 def test_a_damaged_map_is_one_sentence(world: World, cache: Path, damage: str) -> None:
     task_of(world, "bert", quantise="int8", weights="mapped")
     (place,) = cache.iterdir()
@@ -124,6 +124,8 @@ def test_a_damaged_map_is_one_sentence(world: World, cache: Path, damage: str) -
         task_of(world, "llama", quantise="int8", weights="mapped")
         (other,) = set(cache.iterdir()) - {place}
         shutil.copyfile(other, place)
+    elif damage == "changed":
+        place.write_bytes(data.replace(b'"F32"', b'"I32"', 1))
     else:
         length = {"cut": len(data) - 5, "head": 100, "empty": 0}[damage]
         place.write_bytes(data[:length])
@@ -132,6 +134,14 @@ def test_a_damaged_map_is_one_sentence(world: World, cache: Path, damage: str) -
     said = str(error.value)
     assert "remove it" in said and "\n" not in said
     assert ("of other weights" in said) == (damage == "other")
+
+
+def test_a_place_that_takes_no_map_is_said_with_its_remedy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREFED_CACHE", str(world.texts))
+    with pytest.raises(UserError, match="cannot be written .* FOREFED_CACHE"):
+        task_of(world, "bert", quantise="int8", weights="mapped")
 
 
 def test_a_model_that_was_trained_further_has_a_map_of_its_own(

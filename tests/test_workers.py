@@ -25,6 +25,7 @@ from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining
 from forefed.optimisers import AdamW, Sgd
 from forefed.run import Config, run
+from forefed.run.build import workers_of
 from forefed.run.simulate import star_over
 from forefed.wire import Scalars
 from toy import HEAD, ToyLoss, toy_clients, toy_params, toy_units
@@ -123,6 +124,26 @@ def test_a_worker_that_fails_ends_the_round_and_all_workers(
     assert not pool._there
     assert asked(pool, b"a")[0][0] == b"aa"
     pool.close()
+
+
+def test_no_more_workers_than_a_round_has_clients() -> None:
+    config = Config(cohort=3, oversampling=0.4, workers=10**6)
+    assert workers_of(config, "cpu") == 5
+
+
+def test_a_system_that_makes_no_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, made = os.fork, []
+
+    def twice() -> int:
+        if len(made) == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        made.append(fork())
+        return made[-1]
+
+    monkeypatch.setattr(os, "fork", twice)
+    with pytest.raises(UserError, match="workers = 3: after 2 .*; set fewer"):
+        asked(Workers(3, doubled), b"a")
+    assert all(gone(pid) for pid in made)
 
 
 def test_parts_come_back() -> None:

@@ -309,15 +309,26 @@ def contents(value: str) -> list[str]:
     return [message["content"] for message in found] if is_one else []
 
 
-def dialogue_of(text: str) -> list[Message]:
-    """A conversation to be answered: JSON messages, the last answer left out, or a user's text."""
+def dialogue_of(text: str, where: str) -> list[Message]:
+    """A conversation to be answered: JSON messages, the last answer left out, or a user's text.
+
+    Raises:
+        UserError: messages without a role or a text, or nothing but an answer; ``where`` names it.
+    """
     if text.lstrip().startswith("["):
         try:
             messages = json.loads(text)
         except ValueError:
             messages = None
-        if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-            return messages[:-1] if messages[-1]["role"] == ASSISTANT else messages
+        if isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
+            asked = _messages(text, where, "messages")
+            asked = asked[:-1] if asked[-1]["role"] == ASSISTANT else asked
+            if not asked:
+                raise UserError(
+                    f"{where} holds an answer and nothing before it; put a message of the role "
+                    f"'{USER}' there"
+                )
+            return list(asked)
     return [{"role": USER, "content": text}]
 
 

@@ -110,9 +110,18 @@ class Workers:
 
     def _start(self) -> None:
         parent = os.getpid()
+        self._end = weakref.finalize(self, _end, self._there)
         for _ in range(self.count):
-            here, there = Pipe()
-            pid = os.fork()
+            try:
+                here, there = Pipe()
+                pid = os.fork()
+            except OSError as error:
+                made = len(self._there)
+                self.close()
+                raise UserError(
+                    f"workers = {self.count}: after {made} the system made no more processes "
+                    f"({error.strerror}); set fewer"
+                ) from None
             if pid == 0:
                 for _, other in self._there:
                     other.close()
@@ -120,7 +129,6 @@ class Workers:
                 _serve(there, self.work, parent)
             there.close()
             self._there.append((pid, here))
-        self._end = weakref.finalize(self, _end, list(self._there))
 
 
 class _Queue:

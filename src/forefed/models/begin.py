@@ -7,11 +7,15 @@ from pathlib import Path
 
 from forefed.core.errors import UserError
 from forefed.core.types import Json
-from forefed.models.adapters import Adapter, Lora
+from forefed.models.adapters import ADAPTERS, Adapter, Lora
 from forefed.models.inspect import read_object
 from forefed.models.task import Task
 
 CONFIG = "adapter_config.json"
+BY_LOAD = ", to be loaded by forefed.load"
+"""Stands behind the kind of adapter in an export that plain PEFT would read wrongly, without a word
+where the head's shape is that of the class of transformers: PEFT and transformers know no such kind
+and stop with this text (``KeyError``)."""
 
 
 def check_adapter(folder: Path, adapter: Adapter, base: str) -> None:
@@ -36,8 +40,13 @@ def check_adapter(folder: Path, adapter: Adapter, base: str) -> None:
             f"'{base}'; set model.name to that base (if it is the same, correct the name in "
             f"{CONFIG})"
         )
-    kind = str(about.get("peft_type", "")).lower()
+    kind = str(about.get("peft_type", "")).removesuffix(BY_LOAD).lower()
     ours = "lora" if isinstance(adapter, Lora) else adapter.kind
+    if kind != ours and kind not in ADAPTERS.kinds():
+        raise UserError(
+            f"model.adapter: '{folder}' is of the kind '{kind}', which no adapter here is; merge it "
+            "into its base and give that as model.name"
+        )
     if kind != ours:
         raise UserError(
             f"model.adapter: '{folder}' is of the kind '{kind}', and adapter.kind = "

@@ -145,7 +145,14 @@ def _pages(settings: ModelSettings, seen: _Seen, objective: Objective, dtype: to
     if not place.is_file():
         model, _ = _from_pretrained(seen.facts, objective, settings.name, dtype=dtype)
         check_values(model, settings.name)
-        write(place, model.eval(), settings.quantise, said, _is_causal(model), seen.drawn)
+        try:
+            write(place, model.eval(), settings.quantise, said, _is_causal(model), seen.drawn)
+        except OSError as error:
+            raise UserError(
+                f"model.weights: the map {place} cannot be written ({error.strerror}); set the "
+                "environment variable FOREFED_CACHE to a folder that can be, on a disk with room, "
+                "or model.weights = 'memory'"
+            ) from None
     return Pages(place, said)
 
 

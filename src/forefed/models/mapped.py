@@ -20,7 +20,7 @@ from forefed.models.blocks import Blocks
 from forefed.models.pages import LOOKED_UP, PACKED, SCALE, Pages, write_map
 from forefed.models.quantised import Scheme, matrices_of, named_once, pack, weight_of
 
-VERSION = "1"
+VERSION = "2"
 REST, CAUSAL = "rest.", "causal"
 SAMPLE = 4096
 """Bytes of every tensor of a checkpoint that its digest is made of, beside names and shapes."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
+from forefed.models.begin import BY_LOAD, CONFIG
 from forefed.models.load import load_base
 from forefed.models.place import MINILM
 from forefed.models.settings import ModelSettings
@@ -24,11 +25,6 @@ from forefed.models.words import Words
 
 HEAD = "forefed_head.json"
 WORDS = "forefed_words.safetensors"
-CONFIG = "adapter_config.json"
-BY_LOAD = ", to be loaded by forefed.load"
-"""Stands behind the kind of adapter in an export that plain PEFT would read wrongly, without a word
-where the head's shape is that of the class of transformers: PEFT and transformers know no such kind
-and stop with this text (``KeyError``)."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ Source: MeBP (arXiv 2510.03425), which maps the weights of a phone's model so.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import mmap
@@ -28,6 +29,8 @@ PACKED, SCALE = ".packed", ".scale"
 """Ends of a matrix's two tensors' names."""
 LOOKED_UP = "looked_up"
 """Of the metadata: matrices of which single rows are read, and nothing ahead."""
+HEAD = "head"
+"""Of the metadata: SHA-256 of the rest of the head, so that what is read by it lies in the file."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -144,13 +147,14 @@ def write_map(
         tensors: in the same order.
         said: metadata.
     """
-    header: dict[str, Any] = {"__metadata__": dict(said)}
+    header: dict[str, Any] = {}
     at = 0
     for name, (dtype, shape) in shapes.items():
         size = math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [at, at + size]}
         at += size
-    text = json.dumps(header).encode()
+    metadata = {**said, HEAD: _head_of(header, said)}
+    text = json.dumps({"__metadata__": metadata, **header}).encode()
     text += b" " * (-len(text) % 8)
 
     def pieces() -> Iterable[bytes | memoryview]:
@@ -169,13 +173,21 @@ def _header(path: Path) -> tuple[dict[str, Any], dict[str, str], int]:
     try:
         index = json.loads(text) if len(text) == length else {}
         metadata = index.pop("__metadata__", {})
-        ends = [entry["data_offsets"][1] for entry in index.values()]
+        whole = metadata.pop(HEAD, None) == _head_of(index, metadata)
+        ends = [entry["data_offsets"][1] for entry in index.values()] if whole else []
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(path, "its head cannot be read") from None
+    if not whole:
+        raise _damaged(path, "its head was changed")
     expected = 8 + length + max(ends, default=0)
     if not ends or size != expected:
         raise _damaged(path, f"it has {size:,} bytes of {expected:,}")
     return index, metadata, 8 + length
+
+
+def _head_of(index: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    text = json.dumps([index, dict(metadata)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _damaged(path: Path, why: str) -> UserError:

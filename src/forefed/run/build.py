@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -134,21 +135,22 @@ def build(
 
 
 def workers_of(config: Config, device: str) -> int:
-    """Processes that do the clients' work.
+    """Processes that do the clients' work, no more than a round has clients.
 
     Raises:
         UserError: several, where none can be forked.
     """
     able = device == "cpu" and sys.platform == "linux"
+    busy = math.ceil(config.cohort * (1 + config.oversampling))  # more have nothing to do
     if config.workers == "auto":
         cores = len(os.sched_getaffinity(0)) if able else 1
-        return max(1, min(cores, config.cohort))
+        return max(1, min(cores, busy))
     if config.workers > 1 and not able:
         raise UserError(
             f"workers = {config.workers}: they are forked, which Linux does, and with a model on "
             f"the CPU (here: {sys.platform}, {device}); leave it at 1"
         )
-    return config.workers
+    return min(config.workers, busy)
 
 
 def start_at(config: Config, task: Task) -> ClosedForm | None:

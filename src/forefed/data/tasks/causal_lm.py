@@ -106,10 +106,10 @@ class CausalLM(TextTask):
         return [
             chat.prompt(
                 tokenizer,
-                chat.dialogue_of(text) if whole else [{"role": chat.USER, "content": text}],
-                f"predict: text {number}",
+                chat.dialogue_of(text, where) if whole else [{"role": chat.USER, "content": text}],
+                where,
             )
-            for number, text in enumerate(texts, 1)
+            for text, where in ((t, f"predict: text {k}") for k, t in enumerate(texts, 1))
         ]
 
     def ends(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
