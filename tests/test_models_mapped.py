@@ -140,7 +140,7 @@ def test_a_place_that_takes_no_map_is_said_with_its_remedy(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FOREFED_CACHE", str(world.texts))
-    with pytest.raises(UserError, match="cannot be written .* FOREFED_CACHE"):
+    with pytest.raises(UserError, match=r"cannot be written .* FOREFED_CACHE"):
         task_of(world, "bert", quantise="int8", weights="mapped")
 
 

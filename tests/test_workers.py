@@ -141,7 +141,7 @@ def test_a_system_that_makes_no_more_processes(monkeypatch: pytest.MonkeyPatch) 
         return made[-1]
 
     monkeypatch.setattr(os, "fork", twice)
-    with pytest.raises(UserError, match="workers = 3: after 2 .*; set fewer"):
+    with pytest.raises(UserError, match=r"workers = 3: after 2 .*; set fewer"):
         asked(Workers(3, doubled), b"a")
     assert all(gone(pid) for pid in made)
 
