@@ -8,8 +8,12 @@ import torch
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.models.adapters import Lora
+from forefed.models.adapters import ADAPTERS, Lora
+from forefed.models.attach import ADAPTER_NAME
+from forefed.models.begin import _kind, begun_with
+from forefed.models.export import save_adapter
 from forefed.models.load import load_task
+from forefed.models.outside import HEAD, guarded
 from forefed.models.settings import ModelSettings
 from forefed.run import configure
 from forefed.run.checkpoint import load_checkpoint
@@ -35,6 +39,37 @@ def test_a_run_begins_where_another_ended(world, tmp_path, pooling):
     assert trees.digest(ends[0]) == trees.digest(ends[1])
     untrained = second.summary["baseline"]["untrained"]
     assert untrained == first.summary["final"]["accuracy"]
+
+
+@pytest.mark.parametrize("kind", ["bitfit", "head", "ia3", "lora_sb"])
+def test_an_export_of_every_kind_begins_a_run_of_what_it_is(world, kind):
+    """What is written is known by the name that settings have for it."""
+    task, _ = load_task(
+        ModelSettings(name=str(world.bert)), ADAPTERS.parse(kind), Key(0), ("a", "b")
+    )
+    told = guarded(task.model.peft_config[ADAPTER_NAME].to_dict(), task)
+    wanted = "lora" if kind == "lora_sb" else kind
+    assert _kind(json.loads(json.dumps(told, default=str))) == wanted
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"labels": ["b", "a"]}, "tells b, a apart, in this order, and the rows here a, b"),
+        ({"pooling": "cls"}, "set model.pooling = 'cls'"),
+        ({"layers": "last"}, "set model.layers = 'last'"),
+    ],
+)
+def test_a_head_of_other_classes_or_features_is_refused(world, tmp_path, about, message):
+    settings = ModelSettings(name=str(world.bert), pooling="mean")
+    task, _ = load_task(settings, Lora(), Key(0), ("a", "b"))
+    save_adapter(task, task.params, tmp_path / "a", "card")
+    again = begun_with(task, tmp_path / "a")
+    assert trees.digest(again.params) == trees.digest(task.params)
+    head = tmp_path / "a" / HEAD
+    head.write_text(json.dumps({**json.loads(head.read_text()), **about}))
+    with pytest.raises(UserError, match=message):
+        begun_with(task, tmp_path / "a")
 
 
 def test_an_adapter_that_peft_has_trained(world, tmp_path):

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from commands import Command, mistake
+from federation import World
+from forefed.core.errors import UserError
 from forefed.core.keys import Secret
 from forefed.privacy import oracles
 from forefed.privacy.heavy_hitters import LONGEST, heavy_hitters, spelled
 from forefed.privacy.oracles import shares
+from forefed.use.discover import discover
 
 SECRET = Secret.rehearsed(0)
 
@@ -110,3 +113,14 @@ def test_the_command(forefed_command: Command, tmp_path: Path) -> None:
     mistake(
         forefed_command("discover", *asked[:3], "--epsilon", "1", "--user", "w"), "no column 'w'"
     )
+
+
+def test_texts_without_a_word_and_more_than_can_be_found(tmp_path: Path, world: World) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "1 2", "label": ["a"]}\n' * 9)
+    with pytest.raises(UserError, match="nobody holds an item"):
+        discover(rows, 4.0, model=str(world.bert))
+    with pytest.raises(UserError, match=r"--top 2000: give how many to find, from 1 to 1,000"):
+        discover(rows, 4.0, "labels", top=2000)
+    with pytest.raises(UserError, match="holds lists or tables"):
+        discover(rows, 4.0, "labels", "label")

@@ -20,6 +20,7 @@ from forefed.core.errors import UserError, nearest, several
 from forefed.core.files import write_json
 from forefed.core.keys import Key, Secret
 from forefed.core.terminal import one_line
+from forefed.data.chat import plain_tokens
 from forefed.data.columns import LABELS, TEXTS, first_named, guess, named
 from forefed.data.columns import texts as texts_of
 from forefed.data.rows import Rows
@@ -33,6 +34,8 @@ KINDS: tuple[Of, ...] = ("labels", "words")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 MOST = 50.0
 """Of an epsilon: above it every answer is the truth."""
+MOST_ITEMS = 1000
+"""To be found: every one is 2 prefixes, which each letter continues."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ def discover(
         raise UserError(f"--of '{of}': {nearest(of, KINDS)}")
     if not 0 < epsilon <= MOST:
         raise UserError(f"--epsilon {epsilon:g}: give a number above 0, of at most {MOST:g}")
-    if top < 1:
-        raise UserError(f"--top {top}: give how many to find, 1 or more")
+    if not 1 <= top <= MOST_ITEMS:
+        raise UserError(f"--top {top}: give how many to find, from 1 to {MOST_ITEMS:,}")
     rows = Files(path=data).load().rows
     held = _labels(rows, column) if of == "labels" else _words(rows, column, model, say)
     users = _strings(rows, user, "--user") if user else [str(i) for i in range(len(held))]
@@ -188,15 +191,17 @@ def _words(rows: Rows, column: str, model: str, say: Callable[[str], None]) -> l
     tokenizer = load_tokenizer(ModelSettings(name=model))
     distinct = sorted({word for words in found for word in words})
     # with a blank before: tokenisers of decoders write the beginning of a word into its token
-    cut = tokenizer([f" {word}" for word in distinct], add_special_tokens=False)["input_ids"]
-    new = (
-        {w for w, tokens in zip(distinct, cut, strict=True) if len(tokens) > 1} if distinct else {}
-    )
+    cut = plain_tokens(tokenizer, [f" {word}" for word in distinct])
+    new = {w for w, tokens in zip(distinct, cut, strict=True) if len(tokens) > 1}
     return [[spelled(word) for word in words if word in new] for words in found]
 
 
 def _strings(rows: Rows, column: str, where: str) -> list[str]:
     values: Sequence[Any] = rows.array(named(rows, column, where)).to_pylist()
+    if any(isinstance(x, (list, dict)) for x in values):
+        raise UserError(
+            f"{where} '{column}': holds lists or tables; name a column of single values"
+        )
     return ["" if x is None else str(x) for x in values]
 
 
