@@ -8,15 +8,16 @@ import torch
 from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.models.adapters import ADAPTERS, Lora
+from forefed.models.adapters import ADAPTERS, Lora, LoraSb
 from forefed.models.attach import ADAPTER_NAME
-from forefed.models.begin import _kind, begun_with
+from forefed.models.begin import _kind, begun_with, check_adapter
 from forefed.models.export import save_adapter
 from forefed.models.load import load_task
 from forefed.models.outside import HEAD, guarded
 from forefed.models.settings import ModelSettings
 from forefed.run import configure
 from forefed.run.checkpoint import load_checkpoint
+from tiny import moved
 
 
 @pytest.mark.parametrize("pooling", ["pooler", "mean"])
@@ -50,6 +51,16 @@ def test_an_export_of_every_kind_begins_a_run_of_what_it_is(world, kind):
     told = guarded(task.model.peft_config[ADAPTER_NAME].to_dict(), task)
     wanted = "lora" if kind == "lora_sb" else kind
     assert _kind(json.loads(json.dumps(told, default=str))) == wanted
+
+
+def test_three_matrices_are_read_as_they_were_written(world, tmp_path):
+    """B (R A) stands there for plain PEFT, and R beside it."""
+    settings = ModelSettings(name=str(world.bert), dtype="float32")
+    task, _ = load_task(settings, LoraSb(r=2), Key(0), ("a", "b"))
+    params = moved(task.params)
+    save_adapter(task, params, tmp_path / "a", "card")
+    check_adapter(tmp_path / "a", task.adapter, "tiny-bert")
+    assert trees.digest(begun_with(task, tmp_path / "a").params) == trees.digest(params)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,8 @@ def check_adapter(folder: Path, adapter: Adapter, base: str) -> None:
             f"{CONFIG})"
         )
     kind = _kind(about)
+    if kind == "lora" and isinstance(adapter, Lora):
+        kind = adapter.kind  # of one form; which it is its tensors say
     if kind not in ADAPTERS.kinds():
         raise UserError(
             f"model.adapter: '{folder}' is of the kind '{kind}', which no adapter here is; merge "
@@ -59,8 +61,7 @@ def check_adapter(folder: Path, adapter: Adapter, base: str) -> None:
 
 
 def _kind(about: Json) -> str:
-    """Of the adapters here; PEFT's own name in small letters where it is none of them. (An export
-    of ``lora_sb`` is one of LoRA: its three matrices have become two.)"""
+    """Of the adapters here; PEFT's own name in small letters where it is none of them."""
     found = str(about.get("peft_type", "")).removesuffix(BY_LOAD).lower()
     if found == "lora" and about.get("target_modules") == NO_MATRICES:
         return "head"

@@ -289,7 +289,10 @@ def load_adapter(task: Task, folder: Path) -> Params:
             )
         if x.data_ptr() in names:
             params[names[x.data_ptr()]] = saved[key].to(x)
-        elif not torch.equal(saved[key].to(x), x):
+            continue
+        core = saved.get(f"{key.removesuffix('lora_A.weight')}{CORE}") if is_a(key) else None
+        fixed = x if core is None else core.to(x) @ x  # as ``_save_peft`` writes it: R A
+        if not torch.equal(saved[key].to(x), fixed):
             raise UserError(f"adapter: '{folder}' was trained on another base model ('{key}')")
     return {name: params[name] for name in task.params}
 
