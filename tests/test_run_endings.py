@@ -160,6 +160,10 @@ def test_nothing_moved_and_nobody_heard_are_told_apart() -> None:
     assert "3 transport" in found.reason and "not finite" in found.reason
     skipped = rounds(1.0, skipped=2).at_the_end(False)
     assert isinstance(skipped, Ending) and "2 steps had a finite result" in skipped.reason
+    guarded = rounds(1.0).at_the_end(False, kept=0)
+    assert guarded is not None and "the guard left every step out" in guarded.reason
+    taken = rounds(1.0).at_the_end(False, kept=1)
+    assert taken is not None and "too small to change a number" in taken.reason
 
 
 def test_a_stopped_run_that_diverges_comes_to_the_same_end(world: World, tmp_path: Path) -> None:

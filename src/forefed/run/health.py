@@ -110,8 +110,13 @@ class Health:
             return _diverged(self._above("test", losses))
         return None
 
-    def at_the_end(self, moved: bool) -> Ending | None:
-        """What is wrong with a run whose rounds are over; ``moved``: did any parameter?"""
+    def at_the_end(self, moved: bool, kept: int | None = None) -> Ending | None:
+        """What is wrong with a run whose rounds are over.
+
+        Args:
+            moved: did any parameter?
+            kept: steps that the guard let through; None: nothing guards.
+        """
         if not self.replies:
             lost = ", ".join(f"{count} {reason}" for reason, count in self.lost.most_common())
             said = f" (lost: {lost}{'; ' + self.why if self.why else ''})" if lost else ""
@@ -122,6 +127,12 @@ class Health:
             why = "every round was abandoned or waited for more answers"
             if self.steps and self.skipped == self.steps:
                 why = f"none of {self.steps} steps had a finite result"
+            elif kept == 0:
+                why = (
+                    "the guard left every step out, as none lowered the clients' held-out loss by "
+                    "enough; more rows or another client.optimiser.lr may change that, and "
+                    "guard.kind = 'none' takes every step"
+                )
             elif self.steps:
                 why = "the steps were too small to change a number; raise client.optimiser.lr"
             reason = f"no parameter has moved in {self.round} rounds: {why}"

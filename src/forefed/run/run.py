@@ -219,13 +219,13 @@ def _run(
             "clients' held-out loss (guard.patience)",
         )
     kept = steps_kept(record.read_lines(folder, record.ROUNDS))
-    if ending is None and kept == 0:
+    if ending is None and kept == 0 and begun is not None:
         told("note", LEFT_OUT.format(rounds=state.round))
     if ending is None and (begun is None or state.round):
         moved = trees.digest(state.params) != trees.digest(federation.task.params)
         store = federation.transport.store
         moved |= any(store.private(c) for c in store.states)
-        ending = health.at_the_end(moved)
+        ending = health.at_the_end(moved, kept)
     result = write_end(federation, folder, state, ending, begun, ledger)
     told("ended", result.summary)
     return result
