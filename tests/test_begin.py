@@ -87,10 +87,11 @@ def test_an_adapter_that_peft_has_trained(world, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(world.llama)
     how = {"r": 2, "lora_alpha": 3, "target_modules": ["q_proj", "v_proj"]}
-    theirs = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **how))
+    how = LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **how)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(world.llama), how)
     theirs.save_pretrained(tmp_path / "theirs")
     ids = torch.arange(4, 12)[None]
     with torch.no_grad():

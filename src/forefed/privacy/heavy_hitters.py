@@ -79,46 +79,77 @@ def heavy_hitters(
         At most ``top``; fewer, where no more stand out of the noise.
     """
     order = sorted(parties, key=lambda name: (-len(parties[name]), name))
-    groups = {name: _groups(parties[name], secret.fold("groups", name)) for name in order}
-    prefixes = [""]
-    for level in range(SHARED):
-        asked = _continued(prefixes)
-        drawn = {n: secret.fold("answer", n, level) for n in order}
-        told = {n: _ask(groups[n][level], asked, epsilon, drawn[n]) for n in order}
-        users = sum(t.users for t in told.values())
-        if not users:
-            return []
-        values = np.sum([t.values * (t.users / users) for t in told.values()], axis=0)
-        best = np.argsort(-values[: len(asked)], kind="stable")[: 2 * top]
-        prefixes = [asked[i] for i in best if values[i] > 0]
+    ask = {name: _Party(parties[name], epsilon, secret.fold(name)) for name in order}
+    prefixes = _together([ask[name] for name in order], top)
+    everybody = sum(map(len, parties.values()))
     total: dict[str, float] = {}
     spread: dict[str, float] = {}
-    everybody = sum(map(len, parties.values()))
     rare: set[str] = set()
     for name in order:
-        own = prefixes
-        last: dict[str, tuple[float, float]] = {}
-        for level in range(SHARED, LONGEST):
-            asked = [p for p in _continued(own) if p not in rare]
-            if not asked:
-                last = {}
-                break
-            told_now = _ask(groups[name][level], asked, epsilon, secret.fold("answer", name, level))
-            at = np.argsort(-told_now.values[: len(asked)], kind="stable")
-            kept = [i for i in at if told_now.values[i] > KEPT * told_now.deviation][: 2 * top]
-            if prune and told_now.users:
-                rare |= {asked[i] for i in at if told_now.values[i] < 0}
-            if level == LONGEST - 1:
-                kept = [i for i in kept if told_now.chance[i] < SURE / len(asked)]
-            own = [asked[i] for i in kept]
-            values, spreads = told_now.values, told_now.deviations
-            last = {asked[i].rstrip(END): (float(values[i]), float(spreads[i])) for i in kept}
         part = len(parties[name]) / everybody
-        for text, (value, deviation) in last.items():
+        found, unseen = _alone(ask[name], prefixes, rare, top)
+        rare |= unseen if prune else set()
+        for text, (value, deviation) in found.items():
             total[text] = total.get(text, 0.0) + part * value
             spread[text] = spread.get(text, 0.0) + (part * deviation) ** 2
-    found = [Item(t, v, math.sqrt(spread[t])) for t, v in total.items() if t]
-    return sorted(found, key=lambda item: (-item.share, item.text))[:top]
+    items = [Item(t, v, math.sqrt(spread[t])) for t, v in total.items() if t]
+    return sorted(items, key=lambda item: (-item.share, item.text))[:top]
+
+
+class _Party:
+    """A party's users, every one in one group, by lot: group i answers for letter i."""
+
+    def __init__(self, items: Sequence[str], epsilon: float, secret: Secret):
+        words = secret.fold("groups").blocks(0, -(-len(items) // 4)).reshape(-1)[: len(items)]
+        order = np.argsort(words, kind="stable")
+        self.groups = [[items[i] for i in order[level::LONGEST]] for level in range(LONGEST)]
+        self.epsilon, self.secret = epsilon, secret
+
+    def __call__(self, asked: Sequence[str]) -> Shares:
+        """One answer of each user of a group: which of these prefixes, or none of them."""
+        number, length = {prefix: i for i, prefix in enumerate(asked)}, len(asked[0])
+        padded = (item.ljust(LONGEST, END)[:length] for item in self.groups[length - 1])
+        held: NDArray[np.int64] = np.array([number.get(p, len(asked)) for p in padded], np.int64)
+        return shares(held, len(asked) + 1, self.epsilon, self.secret.fold("answer", length))
+
+
+def _together(parties: Sequence[_Party], top: int) -> list[str]:
+    """Phase I: the beginnings that all parties' users have most."""
+    prefixes = [""]
+    for _ in range(SHARED):
+        asked = _continued(prefixes)
+        if not asked:
+            return []
+        told = [party(asked) for party in parties]
+        users = max(1, sum(t.users for t in told))
+        values = np.sum([t.values * (t.users / users) for t in told], axis=0)
+        best = np.argsort(-values[: len(asked)], kind="stable")[: 2 * top]
+        prefixes = [asked[i] for i in best if values[i] > 0]
+    return prefixes
+
+
+def _alone(
+    party: _Party, prefixes: Sequence[str], rare: set[str], top: int
+) -> tuple[dict[str, tuple[float, float]], set[str]]:
+    """Phase II: whole items with their shares and deviations, and prefixes that nobody seems to
+    hold."""
+    own, unseen = [*prefixes], set[str]()
+    found: dict[str, tuple[float, float]] = {}
+    for level in range(SHARED, LONGEST):
+        asked = [p for p in _continued(own) if p not in rare]
+        if not asked:
+            return {}, unseen
+        told = party(asked)
+        best = np.argsort(-told.values[: len(asked)], kind="stable")
+        kept = [i for i in best if told.values[i] > KEPT * told.deviation][: 2 * top]
+        unseen |= {asked[i] for i in best if told.values[i] < 0}
+        if level == LONGEST - 1:
+            kept = [i for i in kept if told.chance[i] < SURE / len(asked)]
+        own = [asked[i] for i in kept]
+        found = {
+            asked[i].rstrip(END): (float(told.values[i]), float(told.deviations[i])) for i in kept
+        }
+    return found, unseen
 
 
 def smallest_share(parties: Mapping[str, Sequence[str]], epsilon: float, top: int) -> float:
@@ -129,24 +160,8 @@ def smallest_share(parties: Mapping[str, Sequence[str]], epsilon: float, top: in
     return (binom.isf(SURE / candidates, n, q) / n - q) / (0.5 - q) if n else math.inf
 
 
-def _groups(items: Sequence[str], secret: Secret) -> list[list[str]]:
-    """Every user in one group, by lot."""
-    words = secret.blocks(0, -(-len(items) // 4)).reshape(-1)[: len(items)]
-    order = np.argsort(words, kind="stable")
-    return [[items[i] for i in order[level::LONGEST]] for level in range(LONGEST)]
-
-
 def _continued(prefixes: Sequence[str]) -> list[str]:
     """By every letter; what has ended stays."""
     return [
         p + c for p in prefixes for c in (END if p.endswith(END) else LETTERS if p else LETTERS[1:])
     ]
-
-
-def _ask(items: Sequence[str], asked: Sequence[str], epsilon: float, secret: Secret) -> Shares:
-    """One answer of each user: which of these prefixes, or none of them."""
-    number = {prefix: i for i, prefix in enumerate(asked)}
-    length = len(asked[0])
-    padded = (item.ljust(LONGEST, END)[:length] for item in items)
-    held: NDArray[np.int64] = np.array([number.get(p, len(asked)) for p in padded], dtype=np.int64)
-    return shares(held, len(asked) + 1, epsilon, secret)

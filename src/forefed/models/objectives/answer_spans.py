@@ -75,12 +75,6 @@ class AnswerSpans(CrossEntropy):
             "f1": sum(f1(answer, right) for answer, right in pairs),
         }
 
-    def points(self, logits: Tensor, examples: Examples, rows: Rows) -> list[float]:
-        assert examples.passages is not None
-        said = predict(logits, examples, rows)
-        pairs = [(s, examples.passages.answers[i]) for s, i in zip(said, rows, strict=True)]
-        return [f1(answer, right) for answer, right in pairs]
-
     def results(self, sums: Sums) -> dict[str, float]:
         return {"f1": sums["f1"] / sums["n"], "exact_match": sums["exact"] / sums["n"]}
 
