@@ -1,0 +1,5 @@
+"""``python -m forefed.cli``."""
+
+from forefed.cli.entry import main
+
+main()
