@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from forefed.compare import Study, compare
     from forefed.core.errors import UserError
     from forefed.core.keys import Key
+    from forefed.models.black_box import BlackBox
     from forefed.models.outside import load
     from forefed.plan import Scene, plan
     from forefed.report import read_run, report, write_report
@@ -40,6 +41,7 @@ _HOMES = {
     "forefed.compare": ("Study", "compare"),
     "forefed.core.errors": ("UserError",),
     "forefed.core.keys": ("Key",),
+    "forefed.models.black_box": ("BlackBox",),
     "forefed.models.outside": ("load",),
     "forefed.plan": ("Scene", "plan"),
     "forefed.report": ("read_run", "report", "write_report"),
@@ -55,6 +57,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BlackBox",
     "Callback",
     "Config",
     "Key",

@@ -115,6 +115,16 @@ def each_of(loss: LossFn) -> Each | None:
     return each
 
 
+AtPoints = Callable[[Params, Batch], Tensor]
+"""The loss of a batch at P values of the parameters, stacked [P, ...] by name: [P] float64."""
+
+
+def at_points_of(loss: LossFn) -> AtPoints | None:
+    """A loss's attribute ``at_points``; None: it is asked for one point after the other."""
+    many: AtPoints | None = getattr(loss, "at_points", None)
+    return many
+
+
 class DirectionSet(Protocol):
     """The K directions of one step over a set of parameters, as an engine walks along them."""
 

@@ -34,6 +34,7 @@ class GradientEngine(Choice):
     is the same to rounding, so peak memory is a setting."""
     estimates: ClassVar[bool] = False  # slopes instead of a gradient
     undecided: ClassVar[bool] = False  # stands for another one until a run is built
+    by_values: ClassVar[bool] = False  # asks a loss for values alone (beside the head's gradient)
 
     @abstractmethod
     def __call__(

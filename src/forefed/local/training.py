@@ -28,6 +28,7 @@ from forefed.core.settings import Choice, Slot
 from forefed.core.sizes import parse_bytes
 from forefed.core.states import State, States, below, flat, keep, of_flat
 from forefed.core.types import (
+    AtPoints,
     Batch,
     ClientContext,
     ClientState,
@@ -38,6 +39,7 @@ from forefed.core.types import (
     Params,
     Unit,
     Update,
+    at_points_of,
     each_of,
 )
 from forefed.data.examples import ClientData, Indices
@@ -134,6 +136,17 @@ class AssignedLoss:
     def each(self) -> Each | None:
         inner = each_of(self.loss)
         return None if inner is None else lambda p, batch: inner({**self.fixed, **p}, batch)
+
+    @property
+    def at_points(self) -> AtPoints | None:
+        inner = at_points_of(self.loss)
+        return None if inner is None else lambda p, batch: inner(_beside(self.fixed, p), batch)
+
+
+def _beside(fixed: Params, points: Params) -> Params:
+    """Points [P, ...] of some parameters, with the others as they are at each."""
+    count = len(next(iter(points.values())))
+    return {**{n: x.expand(count, *x.shape) for n, x in fixed.items()}, **points}
 
 
 @dataclass(frozen=True)

@@ -27,18 +27,21 @@ from forefed.config.config import Config, configure
 from forefed.core.errors import UserError
 from forefed.core.keys import Key, Secret
 from forefed.core.lora import is_folded
+from forefed.core.texts import Texts
 from forefed.core.types import Batch, LossFn, Lost, Params, Reply, Unit
 from forefed.data.examples import ClientData, Examples, Indices
 from forefed.federation.adversary import Adversary
 from forefed.federation.inprocess import InProcess
 from forefed.federation.report import RoundReport
 from forefed.federation.star import RunState, Star
+from forefed.gradients import GradientEngine
 from forefed.local import TaskView
 from forefed.plan import Way
 from forefed.run.assemble import assemble, make_trainer
 
 Rows = Mapping[str, Tensor]
-"""A client's data: tensors by name, all with one row per example."""
+"""A client's data: tensors by name, all with one row per example; a list of str is a column of
+texts, which losses see as ``Texts``."""
 Loss = Callable[[Params, Rows], Tensor]
 """(parameters, a batch's tensors) -> the mean loss of the batch, a scalar."""
 
@@ -144,9 +147,10 @@ def simulate(
     Args:
         loss: (parameters, batch) -> mean loss of a batch, a scalar tensor. ``batch`` holds the
             client's tensors at the batch's rows. Forward-mode engines run it on dual tensors, so it
-            should use torch's functions and no ``.item()``.
+            should use torch's functions and no ``.item()``. A model that is only a function, or
+            stands behind an address: ``forefed.BlackBox``.
         params: first values by name.
-        clients: one mapping of tensors [rows, ...] per client.
+        clients: one mapping of tensors [rows, ...] (or lists of texts) per client.
         strategy: whose settings to start from (``forefed list strategies``).
         rounds: how many.
         cohort: clients per round (None: all).
@@ -209,10 +213,14 @@ def star_over(
     """The loop that ``simulate`` runs, for callers that go through it round by round."""
     model = OwnModel(params, tuple(_units(params, units, frozenset(head))), frozenset(head))
     whole = cast(LossFn, loss) if hasattr(loss, "weight") else OwnLoss(loss)
+    values_only = getattr(loss, "values_only", False)
+    engine = config.engine.among(not values_only, config.directions)
+    if values_only:
+        engine = _by_values(engine, model.head)
     trainer = make_trainer(
         config,
         TaskView(whole, whole, model.head, None, model.units, params),
-        Way(engine=config.engine.among(True, config.directions), directions=config.directions),
+        Way(engine=engine, directions=config.directions),
     )
     shares = [_share(i, rows) for i, rows in enumerate(clients)]
     secret = Secret.rehearsed(config.seed)
@@ -220,6 +228,31 @@ def star_over(
         config, model, lambda _: trainer, len(shares), shares.__getitem__, secret, measure=False
     )
     return star
+
+
+def _by_values(engine: GradientEngine, head: frozenset[str]) -> GradientEngine:
+    """The engine for a loss that has values alone; it sees whole batches, as calls cost.
+
+    Raises:
+        UserError: one that wants a derivative.
+    """
+    if not engine.by_values:
+        raise UserError(
+            f"engine.kind = '{engine.kind}' differentiates the loss, and a black box gives values "
+            "alone; set engine = 'finite_difference' (or strategy = 'fedmezo', 'fedkseed', ...)"
+        )
+    if getattr(engine, "emulates", False):
+        raise UserError(
+            "engine.emulate takes the slopes from a backward pass, which a black box does not "
+            "have; set engine = {'kind': 'finite_difference', 'emulate': False}"
+        )
+    if head and len(engine.perturbed(sorted(head), head)) < len(head):
+        raise UserError(
+            "head: it gets an exact gradient, which a black box does not have; set "
+            "engine = {'kind': 'finite_difference', 'head': 'perturbed'}, or leave head out"
+        )
+    auto = engine.micro_batch == "auto"
+    return engine.model_copy(update={"micro_batch": None}) if auto else engine
 
 
 def _share(client: int, rows: Rows | ClientData) -> ClientData:
@@ -232,9 +265,16 @@ def _share(client: int, rows: Rows | ClientData) -> ClientData:
             "one row per example each"
         )
     (count,) = counts
+    columns = {n: x if isinstance(x, Tensor) else _texts(client, n, x) for n, x in rows.items()}
     # the local loop asks for batches and lengths, and both kinds of rows have them
-    examples = cast(Examples, TensorRows(rows, count))
+    examples = cast(Examples, TensorRows(columns, count))
     return ClientData(examples, np.arange(count), np.zeros(0, dtype=np.int64))
+
+
+def _texts(client: int, name: str, column: object) -> Tensor:
+    if isinstance(column, list | tuple) and all(isinstance(x, str) for x in column):
+        return cast(Tensor, Texts(tuple(column)))  # losses alone look into what they are given
+    raise UserError(f"client {client}: column '{name}' is neither a tensor nor a list of texts")
 
 
 def _units(
