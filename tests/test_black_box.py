@@ -20,6 +20,7 @@ from forefed.core.errors import UserError
 from forefed.core.types import Batch, Order
 from forefed.directions import Fresh
 from forefed.gradients.finite_difference import FiniteDifference
+from forefed.run.simulate import OwnLoss
 from test_simulate import PLAIN, START, clients, squared
 from toy import ToyLoss, toy_clients, toy_params
 
@@ -73,7 +74,7 @@ def test_many_points_in_one_call_are_the_slopes_of_one_after_the_other(points: i
     engine = FiniteDifference(micro_batch=None)
     box = forefed.BlackBox(counted, batched=True, points=points)
     found = engine(box, START, batch, directions)
-    alone = engine(forefed.BlackBox(as_function), START, batch, directions)
+    alone = engine(OwnLoss(squared), START, batch, directions)
     torch.testing.assert_close(found.slopes_K, alone.slopes_K, rtol=1e-4, atol=1e-4)
     assert found.loss == pytest.approx(alone.loss, rel=1e-5)
     assert sum(asked) == 14 and max(asked) == min(points, 14)
