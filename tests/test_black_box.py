@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -25,7 +25,11 @@ from test_simulate import PLAIN, START, clients, squared
 from toy import ToyLoss, toy_clients, toy_params
 
 ROOT = Path(__file__).parents[1]
-ZEROTH = {"strategy": "fedmezo", "rounds": 3, "client": {"batch_size": 4, "optimiser": {"lr": 0.02}}}
+ZEROTH = {
+    "strategy": "fedmezo",
+    "rounds": 3,
+    "client": {"batch_size": 4, "optimiser": {"lr": 0.02}},
+}
 
 
 def as_function(params: Any, batch: Any) -> Any:
@@ -188,7 +192,7 @@ def test_what_returns_is_said_when_it_is_made() -> None:
 class Service(BaseHTTPRequestHandler):
     """Answers as its path says."""
 
-    seen: list[dict[str, Any]] = []
+    seen: ClassVar[list[dict[str, Any]]] = []
     gate = threading.Event()
 
     def do_POST(self) -> None:
