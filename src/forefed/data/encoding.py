@@ -316,10 +316,15 @@ def _token_counts(texts: list[str], tokenizer: Any) -> list[int]:
     return [len(ids) for ids in found["input_ids"]]
 
 
+def placeholder_of(tokenizer: Any) -> int:
+    """The token that stands for an empty text, where a tokeniser has no special tokens."""
+    specials = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
+    return int(next(i for i in specials if i is not None))
+
+
 def _class_blocks(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Block]:
     assert texts.labels is not None
-    specials = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
-    placeholder = next(i for i in specials if i is not None)
+    placeholder = placeholder_of(tokenizer)
     for start in range(0, max(1, len(texts)), CHUNK):
         whole = [c[start : start + CHUNK] for c in (texts.first, texts.second) if c is not None]
         columns = [list(c) for c in whole]

@@ -1,0 +1,274 @@
+"""The client without torch: its arrays against the tensors of every other client."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from federation import World
+from forefed.core import trees
+from forefed.core.errors import ProtocolError, UserError
+from forefed.core.types import ClientContext, Order, Update
+from forefed.directions import Fresh
+from forefed.gradients.finite_difference import FiniteDifference
+from forefed.local import Trainer
+from forefed.local.training import LocalTraining
+from forefed.optimisers import Sgd
+from forefed.run.build import Federation, build
+from forefed.run.slim import Processes, slim_clients, why_not
+from forefed.slim import codecs, orders, steps
+from forefed.slim.__main__ import serve
+from forefed.slim.client import Client
+from forefed.slim.settings import ROWS, SETTINGS, Settings, read_settings
+from forefed.wire import CODECS
+from forefed.wire.orders import encode_broadcast, encode_order
+from toy import toy_clients, toy_params, toy_task
+
+SETTINGS_OF_TOY = Settings(
+    codec="scalars",
+    k=3,
+    distribution="gauss16",
+    shared=False,
+    clamp=2.0,
+    eps=1e-2,
+    lr=0.1,
+    head_lr=0.3,
+    head=("head.bias", "head.weight"),
+    batch_size=4,
+    epochs=2,
+    max_steps=None,
+    group_by_length=True,
+    micro_batch=-1,
+    max_length=12,
+    pad_id=0,
+    empty_id=0,
+)
+PARAMS = toy_params(torch.float32)
+ORDER = Order(2**63 + 5, 3, 1, tuple(PARAMS), PARAMS)
+
+
+def there(order: Order = ORDER) -> orders.Order:
+    """The order as it arrives."""
+    return orders.read_order(encode_order(order), orders.read_state(encode_broadcast(order)))
+
+
+@pytest.mark.parametrize("codec", ["scalars", "one_byte"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_of_equal_losses_it_makes_the_torch_client_s_bytes(codec: str, shared: bool) -> None:
+    """Two epochs of ragged batches, head and body perturbed, outlying slopes clamped."""
+    data, task = toy_clients()[1], toy_task(torch.float32)
+    training = LocalTraining(batch_size=4, epochs=2, optimiser=Sgd(lr=0.1, head_lr=0.3))
+    trainer = Trainer(
+        training,
+        FiniteDifference(head="perturbed", micro_batch=None),
+        CODECS[codec](),
+        task,
+        directions=Fresh(k=3, distribution="gauss16", shared=shared, clamp=2.0),
+    )
+    update, _ = trainer(ORDER, data, {})
+    expected = trainer.codec.encode(update, ClientContext(order=ORDER))
+
+    def losses(params: orders.Arrays, rows: steps.Indices) -> float:
+        tensors = {n: torch.from_numpy(np.array(x)) for n, x in params.items()}
+        return float(task.loss(tensors, data.examples.batch(data.train[rows])))
+
+    settings = replace(SETTINGS_OF_TOY, codec=codec, shared=shared)
+    answer = steps.train(settings, there(), data.examples.lengths()[data.train], losses)
+    sent = codecs.encode(codec, answer.slopes, there(), answer.n_examples, answer.metrics)
+    assert sent == expected
+    assert answer.metrics["clamped"] > 0 and len(answer.slopes) == 8
+
+
+def test_what_is_not_finite_rests_as_it_does_there() -> None:
+    data = toy_clients()[1]
+
+    def losses(params: orders.Arrays, rows: steps.Indices) -> float:
+        return math.nan
+
+    lengths = data.examples.lengths()[data.train]
+    answer = steps.train(replace(SETTINGS_OF_TOY, codec="one_byte"), there(), lengths, losses)
+    assert answer.metrics["skipped"] == 8 and math.isnan(answer.metrics["loss"])
+    sent = codecs.encode("one_byte", answer.slopes, there(), 13, answer.metrics)
+    assert CODECS["one_byte"]().decode(sent, ORDER).slopes["body"].isnan().all()
+
+
+def test_slopes_round_as_the_codec_rounds() -> None:
+    values = [0.0, -0.0, 1.0, -0.37, 3e-4, -1e-5, 5e3, -5e3, math.inf, -math.inf, math.nan]
+    slopes = np.array(values * 20, dtype=np.float32)
+    ctx = ClientContext(order=ORDER)
+    for step in range(3):
+        want = CODECS["one_byte"]().lossy({"body": torch.tensor(slopes)}, ctx, step)["body"]
+        found = codecs.arriving("one_byte", slopes, there(), step)
+        np.testing.assert_array_equal(found, want.numpy())
+
+
+def test_a_client_of_no_rows_answers_with_no_step() -> None:
+    empty = np.zeros(0, dtype=np.int64)
+    answer = steps.train(SETTINGS_OF_TOY, there(), empty, lambda p, r: 0.0)
+    sent = codecs.encode("scalars", answer.slopes, there(), answer.n_examples, answer.metrics)
+    update = CODECS["scalars"]().decode(sent, ORDER)
+    assert update.n_examples == 0 and update.slopes["body"].shape == (0, 0)
+
+
+def test_batches_are_those_of_the_sampler() -> None:
+    data = toy_clients()[1]
+    for settings in (
+        LocalTraining(batch_size=5, epochs=3, max_steps=7),
+        LocalTraining(batch_size="all", group_by_length=False),
+    ):
+        ours = replace(
+            SETTINGS_OF_TOY,
+            batch_size=0 if settings.batch_size == "all" else settings.batch_size,
+            epochs=settings.epochs,
+            max_steps=settings.max_steps,
+            group_by_length=settings.group_by_length,
+        )
+        want = settings.sampler.batches(settings, data, ClientContext(order=ORDER), lambda i: None)
+        found = steps.batches(ours, data.examples.lengths()[data.train], there().key)
+        assert [data.train[rows].tolist() for rows in found] == [rows.tolist() for rows in want]
+
+
+def test_orders_that_it_cannot_follow_are_refused() -> None:
+    told = replace(ORDER, broadcast={"curvature/x": torch.ones(2)})
+    with pytest.raises(ProtocolError, match="float32 parameters alone"):
+        orders.read_state(encode_broadcast(told))
+    with pytest.raises(ProtocolError, match="no records"):
+        there_params = orders.read_state(encode_broadcast(ORDER))
+        orders.read_order(encode_order(replace(ORDER, digest="ab")), there_params)
+
+
+def test_it_imports_no_torch() -> None:
+    code = "import sys, forefed.slim.__main__, forefed.slim.client; print(sorted(sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    for heavy in ("torch", "pydantic", "transformers", "peft", "scipy"):
+        assert f"'{heavy}'" not in found
+
+
+def test_a_folder_that_is_not_whole_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read .*write the client's folder again"):
+        read_settings(tmp_path)
+    SETTINGS_OF_TOY.write(tmp_path)
+    assert read_settings(tmp_path) == SETTINGS_OF_TOY
+    told = json.loads((tmp_path / SETTINGS).read_text())
+    (tmp_path / SETTINGS).write_text(json.dumps({**told, "k": "many"}))
+    with pytest.raises(UserError, match=r"\(k\)"):
+        read_settings(tmp_path)
+
+
+SETS = (
+    "strategy=fedmezo",
+    "codec=scalars",
+    "directions.k=2",
+    "directions.distribution=rademacher",
+    "client.optimiser.lr=0.05",
+    "adapter.layers=[0]",
+)
+
+
+@pytest.mark.parametrize(
+    ("sets", "word"),
+    [
+        (["engine.emulate=true"], "engine: it has losses alone"),
+        (["engine.head=exact"], "engine.head"),
+        (["directions=pool"], "directions.kind"),
+        (["codec=feedsign"], "codec.kind"),
+        (["client.optimiser=adamw"], "client.optimiser"),
+        (["client.optimiser.momentum=0.9"], "client.optimiser"),
+        (["download=scalars"], "download, channel"),
+        (["adapter.dropout=0.1"], "sharing, adapter.dropout"),
+    ],
+)
+def test_settings_that_it_cannot_do_say_so(
+    world: World, tmp_path: Path, sets: list[str], word: str
+) -> None:
+    assert not why_not(world.config(tmp_path, *SETS))
+    (why,) = why_not(world.config(tmp_path, *SETS, *sets))
+    assert why.startswith(word)
+
+
+@pytest.fixture(scope="module")
+def federation(world: World, tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    return build(world.config(tmp_path_factory.mktemp("slim"), *SETS))
+
+
+@pytest.fixture(scope="module")
+def slim(federation: Federation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    with slim_clients(federation, tmp_path_factory.mktemp("clients")) as smaller:
+        yield smaller
+
+
+def test_a_round_of_processes_is_the_round_of_torch(
+    federation: Federation, slim: Federation
+) -> None:
+    """Slopes to 1e-3 of their size; what follows from them at the server, too."""
+    state, _ = federation.star.round(federation.start())
+    other, report = slim.star.round(slim.start())
+    assert len(report.updates) == 3 and not report.lost
+    expected, _ = federation.star.round(federation.start())
+    assert trees.digest(expected.params) == trees.digest(state.params)
+    moved = trees.norm(trees.subtract(state.params, federation.start().params))
+    apart = trees.norm(trees.subtract(state.params, other.params))
+    assert 0 < apart < 1e-3 * moved
+
+
+def test_its_rows_are_the_tokens_of_everybody_s(federation: Federation, slim: Federation) -> None:
+    processes = slim.star.transport.client
+    assert isinstance(processes, Processes)
+    for number, folder in enumerate(processes.folders):
+        client, data = Client.of(folder), federation.data.population.client(number)
+        found = client.rows.batch(np.arange(len(data.train)))
+        want = data.examples.batch(data.train)
+        np.testing.assert_array_equal(found["input_ids"], want.inputs["input_ids"])
+        np.testing.assert_array_equal(found["attention_mask"], want.inputs["attention_mask"])
+        np.testing.assert_array_equal(client.rows.labels, want.labels)
+
+
+def test_it_answers_on_its_streams_or_ends_with_a_sentence(
+    federation: Federation, slim: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes = slim.star.transport.client
+    client = Client.of(processes.folders[0])
+    params = federation.start().params
+    order = Order(1, 1, 0, tuple(params), params)
+    said = io.BytesIO()
+    serve(client, io.BytesIO(encode_broadcast(order) + encode_order(order)), said)
+    update = federation.config.codec.decode(said.getvalue(), order)
+    assert isinstance(update, Update) and update.slopes["body"].shape[1] == 2
+    with pytest.raises(ProtocolError, match="cut"):
+        serve(client, io.BytesIO(encode_broadcast(order)[:-1]), said)
+    fewer = dict(list(params.items())[1:])
+    with pytest.raises(ProtocolError, match="not those of this graph"):
+        serve(
+            client,
+            io.BytesIO(
+                encode_broadcast(replace(order, params=fewer))
+                + encode_order(replace(order, params=fewer, assigned=()))
+            ),
+            said,
+        )
+    rows = processes.folders[1] / ROWS
+    text = rows.read_text()
+    try:
+        rows.write_text(text + '{"text": "a"}\n')
+        alone = Processes(processes.folders, federation.config.codec)
+        with pytest.raises(
+            UserError, match=r"client 1 without torch has ended: error: .*:\d+: a row"
+        ):
+            alone.ask(replace(order, client=1))
+    finally:
+        alone.close()
+        rows.write_text(text)
