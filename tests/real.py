@@ -148,8 +148,9 @@ class Federation:
         return one(f"start_worker {self.root / site}")
 
     def asking(self, site: str) -> list[int]:
-        """Flower's process for a message at this site."""
-        return find(f"flwr-clientapp 127.0.0.1:{self.port_of[site]}")
+        """Flower's process for a message at this site: what its executor has split off."""
+        found = find(f"flower-superexec 127.0.0.1:{self.port_of[site]}")
+        return [p for p in found if psutil.Process(p).ppid() in found]
 
     @property
     def link(self) -> int:

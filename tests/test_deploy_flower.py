@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("flwr")
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.app.metadata import Metadata
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
 from forefed.core.errors import ProtocolError
-from forefed.deploy.envelope import Envelope
+from forefed.deploy.envelope import VERSION, Envelope
 from forefed.deploy.flower_client import SOCKET, app, left_s
 from forefed.deploy.flower_post import GridPost
-from forefed.deploy.flower_records import BLOBS, HEADER, from_records, to_records
+from forefed.deploy.flower_records import BLOBS, HEADER, SMALL, from_records, to_records
 from forefed.deploy.remote import Failure
 
 QUESTION = Envelope("train", "run", 3, 1, "settings", {"state": bytes(100), "order": b"o"})
@@ -32,13 +34,23 @@ def process_of_a_task(monkeypatch):
 
 
 def test_an_envelope_survives_flowers_records():
-    for envelope in (QUESTION, Envelope("join", "run", text="é")):
+    large = replace(QUESTION, blobs={"state": b"\x00" * (SMALL + 1), "order": b"o"})
+    for envelope in (QUESTION, large, Envelope("join", "run", text="é")):
         assert from_records(to_records(envelope)) == envelope
 
 
 def test_the_header_is_one_versioned_record_of_plain_values():
     header = to_records(QUESTION)[HEADER]
-    assert header["version"] == 1 and all(isinstance(v, str | int) for v in header.values())
+    assert header["version"] == VERSION
+    assert all(isinstance(v, str | int | bytes) for v in header.values())
+
+
+def test_small_blobs_are_three_objects_and_large_ones_are_kept_once():
+    small = get_all_nested_objects(to_records(QUESTION))
+    assert [type(x) for x in small.values()] == [ConfigRecord, RecordDict]  # and the message
+    large = [replace(QUESTION, client=c, blobs={"state": b"s" * (SMALL + 1)}) for c in range(2)]
+    first, second = (set(get_all_nested_objects(to_records(e))) for e in large)
+    assert len(first & second) == 3  # the state, its array and its record of arrays
 
 
 FOREIGN = {
@@ -46,7 +58,14 @@ FOREIGN = {
     "other records": RecordDict({"arrays": ArrayRecord()}),
     "other kinds": RecordDict({HEADER: ArrayRecord(), BLOBS: ConfigRecord()}),
     "another version": RecordDict(
-        {HEADER: ConfigRecord({**QUESTION.header(), "version": 2}), BLOBS: ArrayRecord()}
+        {HEADER: ConfigRecord({**QUESTION.header(), "version": 1}), BLOBS: ArrayRecord()}
+    ),
+    "a blob of words": RecordDict({HEADER: ConfigRecord({**QUESTION.header(), "blob x": "words"})}),
+    "blobs in two places": RecordDict(
+        {
+            HEADER: ConfigRecord({**QUESTION.header(), "blob x": b"1"}),
+            BLOBS: ArrayRecord({"x": Array("bytes", (1,), "bytes", b"2")}),
+        }
     ),
 }
 

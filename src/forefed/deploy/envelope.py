@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from forefed.core.errors import ProtocolError
 from forefed.core.untrusted import json_table
 
-VERSION = 1
+VERSION = 2
 MAGIC = b"FFEV"
 _HEAD = struct.Struct("<4sI")
 MAX_HEADER = 1 << 20

@@ -93,14 +93,16 @@ class SiteFolder:
         return environment(self.root)
 
     def programs(self, server: str, port: int) -> list[Program]:
-        """The warm worker; the SuperNode; and the SuperExec that starts a process per message.
+        """The warm worker; the SuperNode; and the SuperExec that starts a process per message, both
+        with short pauses (flower_site.py).
 
         Process isolation here too: in the other mode Flower asks no secret of whoever fetches
         tasks from the node's port.
         """
         worker = [sys.executable, "-m", "forefed.deploy.start_worker", str(self.root)]
         node = [
-            *(tool("flower-supernode"), "--superlink", server, "--isolation", "process"),
+            *(sys.executable, "-m", "forefed.deploy.flower_site", "flower-supernode"),
+            *("--superlink", server, "--isolation", "process"),
             *("--root-certificates", str(self.authority)),
             *("--auth-supernode-private-key", str(self.key)),
             *("--superexec-auth-secret-file", str(self.secret)),
@@ -108,7 +110,8 @@ class SiteFolder:
             *("--node-config", f'socket="{self.socket}"'),
         ]
         executor = [
-            *(tool("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{port}"),
+            *(sys.executable, "-m", "forefed.deploy.flower_site", "flower-superexec"),
+            *("--runtime-api-address", f"127.0.0.1:{port}"),
             *("--insecure", "--superexec-auth-secret-file", str(self.secret)),
         ]
         return [
@@ -175,7 +178,7 @@ def environment(root: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "PYTHONUNBUFFERED": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
     }
