@@ -42,7 +42,8 @@ def from_records(content: RecordDict) -> Envelope:
     if not isinstance(header, ConfigRecord) or not isinstance(arrays, ArrayRecord):
         raise ProtocolError("the records are of other kinds")
     inside = {n.removeprefix(INSIDE): b for n, b in header.items() if n.startswith(INSIDE)}
-    if not all(isinstance(b, bytes) for b in inside.values()) or (inside and arrays):
+    blobs = {n: b for n, b in inside.items() if isinstance(b, bytes)}
+    if len(blobs) < len(inside) or (blobs and arrays):
         raise ProtocolError("the header's blobs are no bytes, or in two places")
     said = {n: x for n, x in header.items() if not n.startswith(INSIDE)}
-    return Envelope.of(said, inside or {name: array.data for name, array in arrays.items()})
+    return Envelope.of(said, blobs or {name: array.data for name, array in arrays.items()})
