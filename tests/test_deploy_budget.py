@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deployment import FakePost, deployed, make_sites
+from faults import fault
 from federation import World
 from forefed.config.config import configure
+from forefed.core.files import SECRET
 from forefed.deploy.budget import of_order, of_question, spend
 from forefed.deploy.connect import connect_by
 from forefed.deploy.settings import Policy, Refusal
+from forefed.deploy.site import Site
 from forefed.privacy import Ledger, Release, epsilon
 from forefed.run import run
+from forefed.run.build import build
+from forefed.wire.orders import encode_broadcast, encode_order
+from kills import killed_at, points, written
 
 EXAMPLE = [
     *("strategy=fedavg", "rounds=3", "client.sampler.kind=poisson", "client.sampler.rate=0.5"),
@@ -78,3 +85,50 @@ def test_a_poisson_round_counts_whole_and_its_noise_must_be_named(tmp_path: Path
         sets=["strategy=fedavg", "rounds=4", 'modifiers=[{kind="dp_client", target_epsilon=4.377}]']
     )
     assert [r.sigma for r in of_order(fixed)] == [pytest.approx(2.0, rel=5e-3)]
+
+
+@fault(
+    "site: the worker killed before or after any flush or renaming",
+    "while it answers an order or a question that its budget pays for",
+    "no answer is kept that was not entered before; the same task again: the same bytes, and "
+    "entered once",
+)
+@pytest.mark.parametrize("kind", ["train", "ask"])
+def test_a_kill_of_a_site_spends_nothing_twice_and_forgets_nothing(
+    kind: str, world: World, tmp_path: Path
+) -> None:
+    policy = {"max_epsilon": 50.0, "delta": 1e-3}
+    noisy = "start={kind='closed_form', noise_multiplier=2.0, solver='ridge', regularisation=0.1, "
+    sets = ["model.pooling=mean", noisy + "radius=3.0}", f"rounds={0 if kind == 'ask' else 3}"]
+    config = deployed(world, tmp_path, *EXAMPLE, *sets)
+    post = FakePost(make_sites(world, tmp_path / "told"))
+    if kind == "ask":
+        run(config, connect=connect_by(post))
+        asked = next(e for name, e in post.asked if name == "main" and e.kind == "ask")
+    else:
+        federation = build(config, connect=connect_by(post))
+        order = federation.star.plan(federation.start())[1]
+        blobs = {"state": encode_broadcast(order), "order": encode_order(order)}
+        told = next(e for name, e in post.asked if name == "main")
+        asked = replace(told, kind="train", round=1, client=1, blobs=blobs)
+
+    def site(name: str) -> Site:
+        made = make_sites(world, tmp_path / name, policy=policy)["main"]
+        (made.folder / SECRET).write_bytes(bytes(range(32)))
+        return made
+
+    whole = site("whole")
+    with written() as calls:
+        answer = whole(asked)
+    assert answer.kind in ("trained", "answered"), answer.text
+    (entered,) = Ledger.of(whole.folder).made
+    reached = 0
+    for point in points(2 * len(calls), 2):
+        killed = site(f"killed-{point}")
+        reached += killed_at(point, lambda killed=killed: killed(asked))
+        answers = list((killed.folder / "done").rglob("1.safetensors"))
+        assert not answers or Ledger.of(killed.folder).made == [entered]
+        for _ in range(2):  # started again, and the same task twice
+            assert site(f"killed-{point}")(asked).blobs == answer.blobs
+            assert Ledger.of(killed.folder).made == [entered]
+    assert reached

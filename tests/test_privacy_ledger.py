@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from commands import Command
+from faults import fault
 from federation import Interrupted, StopAfter, World, lines
 from forefed.core.errors import UserError
 from forefed.privacy import LEDGER, Ledger, Release
 from forefed.report import report
 from forefed.run import run
+from kills import killed_at, points, written
 
 run_module = importlib.import_module("forefed.run.run")
 PRIVATE = [
@@ -78,6 +81,44 @@ def test_a_kill_spends_nothing_twice_and_forgets_nothing(
     assert (resumed.folder / LEDGER).read_bytes() == (whole.folder / LEDGER).read_bytes()
     assert resumed.summary["digest"] == whole.summary["digest"]
     assert resumed.summary["privacy"] == whole.summary["privacy"]
+
+
+NOISY_START = (
+    "start={kind='closed_form', noise_multiplier=2.0, solver='ridge', regularisation=0.1, "
+    "radius=3.0, unit='client', max_rows=8, delta=1e-3}"
+)
+
+
+@fault(
+    "the process killed before or after any flush or renaming",
+    "a run under 'dp_client' whose start has noise",
+    "whatever can be seen was entered in the ledger before; after --resume every release once, "
+    "same bits",
+)
+def test_a_kill_between_any_two_writes_spends_nothing_twice_and_forgets_nothing(
+    world: World, tmp_path: Path
+) -> None:
+    sets = [*PRIVATE, "rounds=2", "evaluate.every=1", "model.pooling=mean", NOISY_START]
+    with written() as calls:
+        whole = world.run(tmp_path, *sets, "name=whole")
+    ledger = (whole.folder / LEDGER).read_bytes()
+    assert [r.round for r in Ledger.of(whole.folder).made] == [0, 1, 2]
+    entered = 2 * calls.index("start.safetensors")
+    reached = 0
+    for point in sorted({*points(2 * len(calls), 1), entered - 1, entered}):
+        config = world.config(tmp_path, *sets, f"name=killed-{point}")
+        if not killed_at(point, lambda config=config: run(config)):
+            shutil.rmtree(config.folder)
+            continue
+        reached += 1
+        made = [r.round for r in Ledger.of(config.folder).made]
+        assert made == [0, 1, 2][: len(made)]
+        seen = [line["round"] for line in lines(config.folder, "rounds.jsonl")]
+        assert {*seen, *([0] if (config.folder / "start.safetensors").exists() else [])} <= {*made}
+        again = run(config, resume=(config.folder / "config.json").exists())
+        assert (again.folder / LEDGER).read_bytes() == ledger, point
+        assert again.summary["digest"] == whole.summary["digest"], point
+    assert reached >= 2
 
 
 def test_everybody_is_told_mechanism_unit_budget_adversary_and_cap(

@@ -2,6 +2,7 @@
 
     python examples/deploy/make_rows.py     # north.csv south.csv west.csv test.csv, in this folder
     python examples/deploy/make_rows.py rows ana ben cleo     # test.csv and these sites', in rows/
+    python examples/deploy/make_rows.py --rows 400 rows ana ben cleo     # up to 400 each
 
 A site's rows come from modules that no other site has, as hospitals have patients of their own. The
 test rows come from further modules. Nothing is downloaded.
@@ -9,8 +10,8 @@ test rows come from further modules. Nothing is downloaded.
 
 from __future__ import annotations
 
+import argparse
 import csv
-import sys
 from pathlib import Path
 
 from forefed.core.keys import Key
@@ -47,8 +48,14 @@ def main(folder: Path, sites: dict[str, int], at_most: int | None = None) -> Non
 
 
 if __name__ == "__main__":
-    place, *names = sys.argv[1:] or ["."]
-    if names:
-        main(Path(place), dict.fromkeys(names, EACH), EACH // 10)
+    parser = argparse.ArgumentParser(description="Rows for the example of a deployment.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path())
+    parser.add_argument("sites", nargs="*")
+    parser.add_argument("--rows", type=int, help="of each site that is named, at most")
+    given = parser.parse_args()
+    if not given.sites:
+        main(given.folder, SITES)
+    elif given.rows is None:
+        main(given.folder, dict.fromkeys(given.sites, EACH), EACH // 10)
     else:
-        main(Path(place), SITES)
+        main(given.folder, dict.fromkeys(given.sites, given.rows), given.rows // 5)

@@ -74,6 +74,8 @@ def reveals(config: Config) -> str:
         for m in config.modifiers
         if m.private and not m.per_example
     ]
+    if start is not None and start.private:
+        parts.append("the noise of 'start' is the server's own and protects from everybody else")
     return f"what one message reveals: {'; '.join(parts)} ('forefed audit' measures it)"
 
 
