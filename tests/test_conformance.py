@@ -108,8 +108,8 @@ ENTRIES = [
     for place, slot in SLOTS.items()
     for kind in slot.registry.kinds()
     # what "auto" chooses depends on the clock: test_budgets.py; "sites": test_deploy_remote.py;
-    # "hub" is the network
-    if kind not in ("auto", "sites", "hub")
+    # "hub" is the network; "trainer" is a script's (test_hf.py)
+    if kind not in ("auto", "sites", "hub", "trainer")
 ]
 SLOPES = [kind for kind in CODECS.kinds() if CODECS[kind].payload == "projections"]
 EIGHT = ["directions.head_k=8"]

@@ -41,6 +41,7 @@ _HOMES = {
     "forefed.compare": ("Study", "compare"),
     "forefed.core.errors": ("UserError",),
     "forefed.core.keys": ("Key",),
+    "forefed.hf": ("hf",),
     "forefed.models.black_box": ("BlackBox",),
     "forefed.models.outside": ("load",),
     "forefed.plan": ("Scene", "plan"),

@@ -81,7 +81,7 @@ class HeldOut(Guard):
 
 
 class Auto(HeldOut):
-    """held_out where clients hold rows out and tensors travel, none elsewhere."""
+    """held_out where clients hold rows out, answer questions and send tensors; none elsewhere."""
 
     kind: Literal["auto"] = "auto"  # type: ignore[assignment]
 
@@ -96,7 +96,8 @@ def guard_of(config: Any) -> HeldOut | None:
         return None
     # losses of held-out rows would be releases that nobody accounts for
     private = any(m.private for m in config.modifiers)
-    off = not config.topology.central or private or any(HeldOut().conflicts(config))
+    off = not config.topology.central or private or config.client.brought
+    off = off or any(HeldOut().conflicts(config))
     return None if isinstance(guard, Auto) and off else guard
 
 

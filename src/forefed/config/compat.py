@@ -112,11 +112,12 @@ def conflicts(config: Config) -> list[str]:
     return reasons
 
 
-def check(config: Config, deployed: bool | None = None) -> None:
+def check(config: Config, deployed: bool | None = None, brought: bool = False) -> None:
     """Refuse what cannot work together.
 
     Args:
         deployed: is the run about to start between machines, or as a rehearsal? None: neither.
+        brought: do the clients come with their own training (``forefed.hf.simulate``)?
 
     Raises:
         UserError: every broken pair, one line each.
@@ -131,6 +132,12 @@ def check(config: Config, deployed: bool | None = None) -> None:
             if sites
             else f"partition.kind = '{config.partition.kind}' splits rows of this machine; a run "
             "between machines needs partition.kind = 'sites' and partition.names"
+        )
+    if config.client.brought and not sites and not brought:
+        reasons.append(
+            f"client.kind = '{config.client.kind}': a script's own Trainer, and there is none in a "
+            "rehearsal of rows; call forefed.hf.simulate in the script, or set partition.kind = "
+            "'sites'"
         )
     clients = getattr(config.partition, "clients", None)
     if clients is not None and config.cohort > clients:

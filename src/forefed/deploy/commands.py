@@ -28,15 +28,19 @@ def say(text: str) -> None:
 def site_init(
     folder: Folder,
     name: Annotated[str, typer.Option(help="As the server's operator shall register it.")],
-    data: Annotated[Path, typer.Option(help="File or folder with this site's rows.")],
     server_address: Annotated[str, typer.Option("--server", help="host:port of the server.")],
     ca: Annotated[Path, typer.Option(help="The server's ca.crt.")],
+    data: Annotated[Path | None, typer.Option(help="File or folder with this site's rows.")] = None,
+    script: Annotated[
+        Path | None,
+        typer.Option(help="In its place: a script that trains, by forefed.hf.federate(trainer)."),
+    ] = None,
     port: Annotated[int, typer.Option(help="Local port of this site's node.")] = 9094,
 ) -> None:
     """Make a site: its settings, its key pair, and a look at its data."""
     from forefed.deploy.site_folder import init_site
 
-    made, about = init_site(folder, name, data, server_address, ca, port)
+    made, about = init_site(folder, name, data, server_address, ca, port, script)
     say(about)
     say(
         f"settings: {made.root / 'site.toml'}\n"

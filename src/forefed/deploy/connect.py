@@ -32,7 +32,7 @@ def connect_by(post: Post, say: Callable[[str], None] = lambda _: None) -> Conne
             run_id(config),
             for_sites(config),
             config.partition.names,
-            model_of(task.model, config.model),
+            model_of(task.model, config.model, task.params),
             config.cohort_min,
             config.partition.join_s,
             say,

@@ -16,6 +16,8 @@ from forefed.deploy.names import Address, Port, SiteName, with_port
 from forefed.deploy.supervise import Pause, Program, tool
 
 SITE = "site.toml"
+SITE_FOLDER = "FOREFED_SITE"
+"""Tells a script that a site has started where that site is."""
 BAD_KEYS = frozenset({302, 303, 304, 602, 603, 604, 605, 606})
 """Exit codes of Flower that a new start does not mend: keys, certificates, paths, versions."""
 REFUSED = {
@@ -90,16 +92,17 @@ class SiteFolder:
     logs = property(lambda self: self.root / "logs")
 
     def environment(self) -> dict[str, str]:
-        return environment(self.root)
+        return {**environment(self.root), SITE_FOLDER: str(self.root)}
 
-    def programs(self, server: str, port: int) -> list[Program]:
-        """The warm worker; the SuperNode; and the SuperExec that starts a process per message, both
-        with short pauses (flower_site.py).
+    def programs(self, server: str, port: int, script: Path | None = None) -> list[Program]:
+        """The warm worker, or a script that trains in its place; the SuperNode; and the SuperExec
+        that starts a process per message, both with short pauses (flower_site.py).
 
         Process isolation here too: in the other mode Flower asks no secret of whoever fetches
         tasks from the node's port.
         """
-        worker = [sys.executable, "-m", "forefed.deploy.start_worker", str(self.root)]
+        module = ["-m", "forefed.deploy.start_worker", str(self.root)]
+        worker = [sys.executable, *(module if script is None else [str(self.root / script)])]
         node = [
             *(sys.executable, "-m", "forefed.deploy.flower_site", "flower-supernode"),
             *("--superlink", server, "--isolation", "process"),
@@ -130,6 +133,9 @@ class NodeSettings(Settings):
     """host:port of the server."""
     port: Port = 9094
     """Of the node's own interface, on loopback only; another one for every site of a machine."""
+    script: Path | None = None
+    """A Python script that trains here, by ``forefed.hf.federate(trainer)``; a relative path is
+    meant from this folder. It has its own rows and model, so no ``data`` is named then."""
 
 
 def read_node(root: Path) -> NodeSettings:

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, SerializeAsAny
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
 from forefed.channel import CHANNELS
 from forefed.config.config import Config, configure
@@ -101,13 +101,22 @@ class SiteData(Settings):
 class SiteSettings(NodeSettings):
     """site.toml: everything that a site decides by itself."""
 
-    data: SiteData
+    data: SiteData | None = None
     models: Mapping[str, str] = Field(default_factory=lambda: {"minilm": "minilm"})
     """Models that may be trained: the name in the server's configuration, and what is loaded for
     it here (the same, or a folder)."""
     device: str = "cpu"
     """Where to compute: auto, cpu, cuda or mps."""
     policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> Self:
+        if (self.data is None) == (self.script is None):
+            raise ValueError(
+                "a site has rows ([data.source]) or a script that has its own (script = "
+                "'train.py'), and not both"
+            )
+        return self
 
 
 def from_folder(data: SiteData, folder: Path) -> SiteData:
@@ -125,7 +134,9 @@ def read_site(folder: Path) -> SiteSettings:
         UserError: no site there, or mistakes in its settings.
     """
     site = parse(SiteSettings, read_toml(folder / SITE, "site"), str(folder / SITE))
-    return site.model_copy(update={"data": from_folder(site.data, folder)})
+    data = None if site.data is None else from_folder(site.data, folder)
+    script = None if site.script is None else folder / site.script.expanduser()
+    return site.model_copy(update={"data": data, "script": script})
 
 
 def for_sites(config: Config) -> str:
@@ -154,6 +165,8 @@ def at_site(settings: str, site: SiteSettings, folder: Path) -> Config:
         raise Refusal(f"model '{config.model.name}' is not allowed here")
     site.policy.check(config)
     place = {"name": site.models[config.model.name], "device": site.device}
+    if site.data is None:
+        return config.model_copy(update={"out": folder})  # the script has its own
     task = parse(
         type(config.data.task), {**config.data.task.model_dump(), **site.data.columns}, "columns"
     )

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +41,7 @@ from forefed.federation.inprocess import ClientFn
 from forefed.federation.replica import Replica
 from forefed.federation.server import Server
 from forefed.federation.state import RunState
-from forefed.local import Trainer
+from forefed.local import Brought, Trainer
 from forefed.local.party import Party
 from forefed.models.load import check_files
 from forefed.models.shell import check_length
@@ -52,37 +54,74 @@ from forefed.wire.questions import decode_question
 
 log = logging.getLogger("forefed.site")
 DETAILS = "the site's log has the details"
+NO_SCRIPT = "client.kind = '{}': there is no script here that trains (script, in site.toml)"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A run's settings, with this site's model and data loaded for them."""
+class Ready(ABC):
+    """A run's settings, with what this site has for them."""
 
     config: Config
-    task: Task
     trainer: Trainer
-    rows: Encoded
     work: ClientFn
     server: Server
     """The server's half, which a site that follows by records does again."""
     party: Party
     """Its half of the channel."""
 
+    @property
+    @abstractmethod
+    def params(self) -> Params:
+        """First values of what is trained."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> dict[str, str]:
+        """What the server compares when this site joins."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Rows that are here."""
+
+    @abstractmethod
+    def data(self, client: int) -> ClientData:
+        """All rows of this site, as those of this client."""
+
     def sent(self, round: int, client: int) -> Params:
         """The parameters that come with an order: all but those that clients keep to themselves, in
         this client's form."""
-        sharing, params = self.trainer.sharing, self.task.params
+        sharing = self.trainer.sharing
         private = () if sharing.from_common else self.trainer.private(round)
-        here = {n: x for n, x in params.items() if n not in private}
+        here = {n: x for n, x in self.params.items() if n not in private}
         return sharing.sent(here, sharing.form(client))
+
+    def check_sent(self, params: Params, round: int, client: int) -> None:
+        """Raises ProtocolError: an order's parameters are not those of the model that is here."""
+        check_shapes(params, self.sent(round, client), "the order's parameters")
+
+
+@dataclass(frozen=True)
+class Prepared(Ready):
+    """A run's settings, with this site's model and rows loaded for them."""
+
+    task: Task
+    rows: Encoded
+
+    @property
+    def params(self) -> Params:
+        return self.task.params
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """What the server compares when this site joins."""
-        return model_of(self.task.model, self.config.model)
+        return model_of(self.task.model, self.config.model, self.task.params)
+
+    @property
+    def count(self) -> int:
+        return len(self.rows.train)
 
     def data(self, client: int) -> ClientData:
-        """All rows of this site, as those of this client: the same test split as a rehearsal's."""
+        """With the same test split as a rehearsal's."""
         examples = self.rows.train
         everything, nothing = np.arange(len(examples)), np.arange(0)
         shares = [everything if c == client else nothing for c in range(client + 1)]
@@ -102,6 +141,8 @@ def prepare(config: Config) -> Prepared:
     Raises:
         UserError: what cannot be loaded, or does not fit.
     """
+    if config.client.brought:
+        raise UserError(NO_SCRIPT.format(config.client.kind))
     tokenizer = check_files(config.model, config.data.task.head)
     rows = read_rows(config, tokenizer)
     task = load_model(config, rows.label_names)
@@ -113,7 +154,7 @@ def prepare(config: Config) -> Prepared:
     answering = answers(config, task, trainer.task.prefix)
     party = Party(lambda _: trainer, config.channel, answering)
     work = measured(lambda _: trainer)
-    return Prepared(config, task, trainer, rows, work, server, party)
+    return Prepared(config, trainer, work, server, party, task, rows)
 
 
 def read_rows(config: Config, tokenizer: object) -> Encoded:
@@ -134,11 +175,17 @@ def read_rows(config: Config, tokenizer: object) -> Encoded:
 
 @dataclass
 class Site:
-    """Answers envelopes; keeps the model and the data of the last run in memory."""
+    """Answers envelopes; keeps the model and the data of the last run in memory.
+
+    ``prepare``: what it makes of a run's settings; a script's Trainer is another (``hf/site.py``).
+    """
 
     settings: SiteSettings
     folder: Path
-    warm: tuple[str, Prepared] | None = None
+    prepare: Callable[[Config], Ready] = prepare
+    brings: bool = False
+    """Does it train by a script's own steps?"""
+    warm: tuple[str, Ready] | None = None
     """The settings that were prepared last, as they came, and what was made of them."""
 
     def __call__(self, asked: Envelope) -> Envelope:
@@ -165,23 +212,27 @@ class Site:
             text = f"{type(error).__name__}; {DETAILS}"
             return replace(answered, kind="failed", text=text)
 
-    def prepared(self, settings: str) -> Prepared:
+    def prepared(self, settings: str) -> Ready:
         """What this run needs, loaded once. The policy is asked every time."""
         config = at_site(settings, self.settings, self.folder)
+        if config.client.brought and not self.brings:
+            raise Refusal(NO_SCRIPT.format(config.client.kind))
+        if self.brings and not config.client.brought:
+            raise Refusal(f"a script trains here; it takes client.kind = '{Brought.kind_name()}'")
         if self.warm is None or self.warm[0] != settings:
             self.warm = None  # the former model's memory, before the next one is loaded
             log.info("loading %s", config.model.name)
-            self.warm = settings, prepare(config)
+            self.warm = settings, self.prepare(config)
         return self.warm[1]
 
-    def introduction(self, prepared: Prepared) -> str:
+    def introduction(self, prepared: Ready) -> str:
         """Who this is, and on which weights it computes."""
         least = self.settings.policy.min_examples
-        if len(prepared.rows.train) < least:
+        if prepared.count < least:
             raise Refusal(f"fewer than {least} examples")
         return json.dumps({"site": self.settings.name, **prepared.weights})
 
-    def answer(self, prepared: Prepared, asked: Envelope) -> bytes:
+    def answer(self, prepared: Ready, asked: Envelope) -> bytes:
         """Sums over this site's rows; the same bytes when they are asked for again."""
         if asked.blobs.keys() != {"question"} or asked.client < 0:
             raise ProtocolError(f"a question is one blob, not {sorted(asked.blobs)}")
@@ -207,7 +258,7 @@ class Site:
         log.info("answered '%s' of round %d: %d bytes", kind, asked.round, len(payload))
         return payload
 
-    def train(self, prepared: Prepared, asked: Envelope) -> bytes:
+    def train(self, prepared: Ready, asked: Envelope) -> bytes:
         """The update of one order; the same bytes when it is asked for again."""
         most = self.settings.policy.max_rounds
         if most is not None and asked.round > most:
@@ -241,7 +292,7 @@ class Site:
         return payload
 
 
-def read_order(prepared: Prepared, asked: Envelope, journal: Journal) -> Order:
+def read_order(prepared: Ready, asked: Envelope, journal: Journal) -> Order:
     """The order in an envelope, for the model that is here.
 
     Raises:
@@ -258,7 +309,7 @@ def read_order(prepared: Prepared, asked: Envelope, journal: Journal) -> Order:
     order = decode_order(asked.blobs["order"], state.params, told)
     if (order.round, order.client) != (asked.round, asked.client) or order.client < 0:
         raise ProtocolError("the order is not the one that its header announces")
-    check_shapes(state.params, prepared.sent(asked.round, asked.client), "the order's parameters")
+    prepared.check_sent(state.params, asked.round, asked.client)
     if order.digest and trees.digest(state.params)[: len(order.digest)] != order.digest:
         raise ProtocolError("the parameters here are not the server's")
     if by_records:
@@ -277,7 +328,7 @@ def first_question(message: bytes) -> str:
     return decode_question(next(frames(message)))[0]
 
 
-def receive(prepared: Prepared, asked: Envelope, journal: Journal) -> tuple[RunState, Params]:
+def receive(prepared: Ready, asked: Envelope, journal: Journal) -> tuple[RunState, Params]:
     """The server's state before this round, as it came or done again from the records of the rounds
     that this site has missed; and what the modifiers tell.
 
@@ -291,7 +342,7 @@ def receive(prepared: Prepared, asked: Envelope, journal: Journal) -> tuple[RunS
             return RunState(asked.round - 1, params), told
         replica.receive(asked.round, params, carried)
     else:
-        first = prepared.config.download.held(prepared.task.params)
+        first = prepared.config.download.held(prepared.params)
         replica.state = journal.followed(asked.run) or first
         replica.catch_up(asked.blobs["missed"])
     assert replica.state is not None
@@ -300,7 +351,7 @@ def receive(prepared: Prepared, asked: Envelope, journal: Journal) -> tuple[RunS
     return replica.state, replica.held()[1]
 
 
-def checked(prepared: Prepared, order: Order, payload: bytes, site: SiteSettings) -> bytes:
+def checked(prepared: Ready, order: Order, payload: bytes, site: SiteSettings) -> bytes:
     """An update as it travels, read as the server will read it and compared with what may leave.
 
     Raises:

@@ -30,13 +30,7 @@ server = {server}
 port = {port}          # of the node's own interface, on loopback
 device = "cpu"
 
-[data.source]
-kind = "files"
-path = {path}
-
-# [data.columns]       # where they are called otherwise than in the task: text, label, ...
-# text = "note"
-
+{rows}
 [models]               # what may be trained; to the right what is loaded for it here
 minilm = "minilm"
 # smollm2 = "smollm2"
@@ -51,16 +45,37 @@ minilm = "minilm"
 # channels = ["secure_sum"]   # the server sees sums over sites, never this site's own update
 # min_group = 5               # of sites in such a sum, at least
 """
+ROWS = """\
+[data.source]
+kind = "files"
+path = {}
+
+# [data.columns]       # where they are called otherwise than in the task: text, label, ...
+# text = "note"
+"""
+SCRIPT = """\
+script = {}          # trains here: forefed.hf.federate(trainer)
+"""
 
 
 def init_site(
-    root: Path, name: str, data: Path, server: str, authority: Path, port: int
+    root: Path,
+    name: str,
+    data: Path | None,
+    server: str,
+    authority: Path,
+    port: int,
+    script: Path | None = None,
 ) -> tuple[SiteFolder, str]:
     """A new site: settings, keys, and what its data looks like.
 
+    Args:
+        data: file or folder with its rows.
+        script: what trains in the place of a worker, with rows of its own (``forefed.hf``).
+
     Raises:
-        UserError: there is one already, the data cannot be read, the certificate is none, or the
-            path cannot be used.
+        UserError: there is one already, not one of rows and script, the data cannot be read, the
+            certificate is none, or the path cannot be used.
     """
     need_flower()
     folder = SiteFolder(usable_folder(root))
@@ -77,16 +92,20 @@ def init_site(
     read_authority(authority)
     from forefed.deploy.settings import SiteSettings
 
-    raw = {"name": name, "server": server, "port": port}
-    source = {"kind": "files", "path": str(data.resolve())}
-    settings = parse(SiteSettings, {**raw, "data": {"source": source}})
-    about = describe(settings)
+    raw: dict[str, object] = {"name": name, "server": server, "port": port}
+    where = str((data or script or root).resolve())
+    if data is not None:
+        raw["data"] = {"source": {"kind": "files", "path": where}}
+    if script is not None:
+        raw["script"] = where
+    about = describe(parse(SiteSettings, raw))
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.root.chmod(0o700)
     shutil.copyfile(authority, folder.authority)
     write_key_pair(folder.key, folder.public, name)
     write_secret(folder.secret)
-    quoted = {"name": _quote(name), "server": _quote(server), "path": _quote(source["path"])}
+    rows = (ROWS if script is None else SCRIPT).format(_quote(where))
+    quoted = {"name": _quote(name), "server": _quote(server), "rows": rows}
     write_atomic(path, TEMPLATE.format(port=port, **quoted).encode(), 0o600)
     write_atomic(
         folder.root / "install" / "forefed-site.service", unit("site", folder.root).encode()
@@ -98,10 +117,15 @@ def describe(site: SiteSettings) -> str:
     """Files, rows and columns, as this site sees them; none of it leaves.
 
     Raises:
-        UserError: the data cannot be read.
+        UserError: the data cannot be read, or there is no such script.
     """
     from forefed.data.sources import Files
 
+    if site.data is None:
+        assert site.script is not None, "SiteSettings wants one of them"
+        if not site.script.is_file():
+            raise UserError(f"script: there is no '{site.script}'; name the script that trains")
+        return f"{site.script} trains here, on rows of its own"
     rows = site.data.source.load(None).rows
     where = site.data.source.path if isinstance(site.data.source, Files) else site.data.source.kind
     return f"{where}: {len(rows)} rows with the columns {', '.join(rows.column_names)}"
@@ -128,7 +152,8 @@ def start_site(root: Path, say: Callable[[str], None]) -> None:
     if reason := distrust(site.server, folder.authority):
         say(reason)
     try:
-        supervise(folder.programs(site.server, site.port), folder.logs, folder.environment(), told)
+        programs = folder.programs(site.server, site.port, site.script)
+        supervise(programs, folder.logs, folder.environment(), told)
     except Stopped as error:
         raise UserError(str(error)) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from forefed.core.errors import UserError
@@ -13,14 +14,20 @@ from forefed.deploy.site import Site
 from forefed.deploy.worker import serve
 
 
-def main() -> None:
+def work(folder: SiteFolder, make: Callable[[], Site]) -> None:
+    """Answer on the folder's socket until the process is ended; a user's mistake ends it with 2,
+    after which it is not started again."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    folder = SiteFolder(Path(sys.argv[1]))
     try:
-        serve(folder.socket, Site(read_site(folder.root), folder.root))
+        serve(folder.socket, make())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def main() -> None:
+    root = Path(sys.argv[1])
+    work(SiteFolder(root), lambda: Site(read_site(root), root))
 
 
 if __name__ == "__main__":

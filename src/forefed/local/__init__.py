@@ -1,12 +1,14 @@
 """Local training at a client, and its replay at the server."""
 
 from forefed.core.settings import Registry
+from forefed.local.brought import Brought
 from forefed.local.replay import check_slopes, replay, variance_of
 from forefed.local.training import LocalTraining, TaskView, Trainer
 
-CLIENTS: Registry[LocalTraining] = Registry("client", [LocalTraining])
+CLIENTS: Registry[LocalTraining] = Registry("client", [LocalTraining, Brought])
 __all__ = [
     "CLIENTS",
+    "Brought",
     "LocalTraining",
     "TaskView",
     "Trainer",

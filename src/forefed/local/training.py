@@ -11,10 +11,10 @@ under the scalars codec both end with the same bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -89,6 +89,9 @@ class LocalTraining(Choice):
     ] = parse_bytes("500MB")
     """When so much is kept, the run goes on without keeping more."""
 
+    brought: ClassVar[bool] = False
+    """Are the steps a script's own, which is none of this library's (``local/brought.py``)?"""
+
     @property
     def linear(self) -> bool:
         """Is a step a fixed multiple of the gradient that the optimiser is given?"""
@@ -150,6 +153,21 @@ def _beside(fixed: Params, points: Params) -> Params:
 
 
 @dataclass(frozen=True)
+class Walked:
+    """What a round's local steps came to.
+
+    ``examples``: how many of the client's were seen; ``slopes``: [steps, K] by group, where slopes
+    travel.
+    """
+
+    params: Params
+    states: States
+    examples: int
+    metrics: dict[str, float]
+    slopes: Slopes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Trainer:
     """The client slot: everything fixed about local training. Calling it trains one client."""
 
@@ -192,7 +210,29 @@ class Trainer:
                 order, params={**order.params, **own}, assigned=(*order.assigned, *private)
             )
         ctx = ClientContext(order=order, own=secret, head=self.task.head)
-        params = start = trees.pick(order.params, order.assigned)
+        walked = self.walk(order, data, states, ctx)
+        params, states = walked.params, dict(walked.states)
+        if self.codec.sends_slopes:
+            update = Update(order.client, walked.examples, None, walked.slopes, walked.metrics)
+        else:
+            delta = trees.subtract(trees.pick(order.params, shared), params)
+            update = Update(order.client, walked.examples, delta, None, walked.metrics)
+        sending = replace(ctx, arriving=lambda change: self.codec.lossy(change, ctx))
+        for modifier in self.modifiers:
+            update, own = modifier.on_send(update, states.get(modifier.owner, {}), sending)
+            states = keep(states, modifier.owner, own)
+        mine = trees.pick(params, private)
+        if self.sharing.personal and not self.sharing.keeps_trained:
+            mine = self.sharing.kept(torch.as_tensor(data.examples.labels[data.train]))
+        if mine:
+            states = keep(states, PRIVATE, mine)
+        if not self.settings.keep_optimiser:
+            states = keep(states, OPTIMIZER, {})
+        return update, flat(states)
+
+    def walk(self, order: Order, data: ClientData, states: States, ctx: ClientContext) -> Walked:
+        """The round's local steps, from ``order.params`` over ``order.assigned``."""
+        params = trees.pick(order.params, order.assigned)
         base = self.engine.loss_of(self.task)
         prefix = self.task.prefix
         if prefix is not None:
@@ -222,23 +262,8 @@ class Trainer:
         # of examples drawn in secret not even their number is told
         n_examples = len(data.train) if each else min(len(data.train), log.seen)
         metrics = {**log.metrics(), "clamped": float(clamp.count)}
-        if self.codec.sends_slopes:
-            update = Update(order.client, n_examples, None, log.stacked(list(groups)), metrics)
-        else:
-            delta = trees.subtract(trees.pick(start, shared), params)
-            update = Update(order.client, n_examples, delta, None, metrics)
-        sending = replace(ctx, arriving=lambda change: self.codec.lossy(change, ctx))
-        for modifier in self.modifiers:
-            update, own = modifier.on_send(update, states.get(modifier.owner, {}), sending)
-            states = keep(states, modifier.owner, own)
-        mine = trees.pick(params, private)
-        if self.sharing.personal and not self.sharing.keeps_trained:
-            mine = self.sharing.kept(torch.as_tensor(data.examples.labels[data.train]))
-        if mine:
-            states = keep(states, PRIVATE, mine)
-        if not self.settings.keep_optimiser:
-            states = keep(states, OPTIMIZER, {})
-        return update, flat(states)
+        sent = log.stacked(list(groups)) if self.codec.sends_slopes else {}
+        return Walked(params, states, n_examples, metrics, sent)
 
     def private(self, round: int) -> tuple[str, ...]:
         """The parameters that a client trains for itself in this round, in the order of use."""
@@ -383,14 +408,27 @@ def advance(
     step: int,
 ) -> tuple[Params, dict[str, State]]:
     """One local step, at the client and in the server's replay alike; a non-finite one is none."""
-    new = dict(states)
     if not trees.all_finite(grad):
-        return params, new
-    for modifier in trainer.modifiers:
-        grad, own = modifier.on_step(grad, params, new.get(modifier.owner, {}), ctx, step)
-        if own:
-            new[modifier.owner] = own
+        return params, dict(states)
+    grad, new = bent(trainer.modifiers, ctx, params, states, grad, step)
     moments = new.get(OPTIMIZER, {})
     optimiser = trainer.settings.optimiser.at(ctx.round, trainer.rounds)
     new[OPTIMIZER], params = optimiser.step(moments, params, grad, ctx.head)
     return params, new
+
+
+def bent(
+    modifiers: Iterable[Modifier],
+    ctx: ClientContext,
+    params: Params,
+    states: States,
+    grad: Params,
+    step: int,
+) -> tuple[Params, dict[str, State]]:
+    """A local step's gradient after the modifiers, and their states."""
+    new = dict(states)
+    for modifier in modifiers:
+        grad, own = modifier.on_step(grad, params, new.get(modifier.owner, {}), ctx, step)
+        if own:
+            new[modifier.owner] = own
+    return grad, new

@@ -17,6 +17,8 @@ BY_LOAD = ", to be loaded by forefed.load"
 where the head's shape is that of the class of transformers: PEFT and transformers know no such kind
 and stop with this text (``KeyError``)."""
 
+SAME = (("r", "r"), ("lora_alpha", "alpha"), ("use_rslora", "rslora"))
+"""What PEFT's LoRA and ours must have alike: its name of the setting, and ours."""
 NO_MATRICES = "dummy-target-modules"
 """What PEFT calls the targets of an adapter that has none: a head alone."""
 
@@ -69,7 +71,7 @@ def _kind(about: Json) -> str:
 
 
 def _check_lora(about: Json, adapter: Lora, folder: Path) -> None:
-    for theirs, ours in (("r", "r"), ("lora_alpha", "alpha"), ("use_rslora", "rslora")):
+    for theirs, ours in SAME:
         there, here = about.get(theirs), getattr(adapter, ours)
         if there is not None and there != here:
             raise UserError(

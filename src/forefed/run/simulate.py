@@ -170,21 +170,10 @@ def simulate(
     Raises:
         UserError: settings that cannot work together, or clients and units that do not fit.
     """
-    told = sorted(OWN & settings.keys())
-    if told:
-        raise UserError(
-            f"{told[0]}: simulate has a loss, parameters and clients of its own; leave it out"
-        )
     if not clients or not params:
         raise UserError("simulate needs at least one client and one parameter")
-    config = configure(
-        base={
-            **{"strategy": strategy, "rounds": rounds, "seed": seed},
-            **{"cohort": len(clients) if cohort is None else cohort, **settings},
-            "partition": {"kind": "iid", "clients": len(clients)},
-            **{"start": "none", "guard": "none"},
-        }
-    )
+    about = {"strategy": strategy, "rounds": rounds, "seed": seed}
+    config = configured(len(clients), cohort, {**about, **settings})
     check(config)
     reading = [m.kind for m in config.modifiers if m.reads_batches]
     if reading:
@@ -193,8 +182,35 @@ def simulate(
             "has a loss of its own; add it there, and drop the modifier"
         )
     star = star_over(config, loss, params, clients, units, head)
-    state, reports = state or RunState(0, params), []
-    for _ in range(rounds):
+    return went(config, star, state or RunState(0, params), on_round, on_outcome)
+
+
+def configured(clients: int, cohort: int | None, settings: Mapping[str, Any]) -> Config:
+    """The configuration of a simulation among so many clients of the caller's.
+
+    Raises:
+        UserError: a section about what the caller brings, or settings that do not fit.
+    """
+    told = sorted(OWN & settings.keys())
+    if told:
+        raise UserError(
+            f"{told[0]}: simulate has a loss, parameters and clients of its own; leave it out"
+        )
+    base = {"cohort": clients if cohort is None else cohort, **settings}
+    iid = {"kind": "iid", "clients": clients}
+    return configure(base={**base, "partition": iid, "start": "none", "guard": "none"})
+
+
+def went(
+    config: Config,
+    star: Star,
+    state: RunState,
+    on_round: Callable[[RunState, RoundReport], None] | None,
+    on_outcome: Callable[[Reply | Lost], None] | None,
+) -> Simulation:
+    """``config.rounds`` rounds from this state."""
+    reports = []
+    for _ in range(config.rounds):
         state, report = star.round(state, on_outcome)
         reports.append(report)
         if on_round is not None:
@@ -211,7 +227,7 @@ def star_over(
     head: Collection[str] = (),
 ) -> Star:
     """The loop that ``simulate`` runs, for callers that go through it round by round."""
-    model = OwnModel(params, tuple(_units(params, units, frozenset(head))), frozenset(head))
+    model = OwnModel(params, tuple(units_of(params, units, frozenset(head))), frozenset(head))
     whole = cast(LossFn, loss) if hasattr(loss, "weight") else OwnLoss(loss)
     values_only = getattr(loss, "values_only", False)
     engine = config.engine.among(not values_only, config.directions)
@@ -277,7 +293,7 @@ def _texts(client: int, name: str, column: object) -> Tensor:
     raise UserError(f"client {client}: column '{name}' is neither a tensor nor a list of texts")
 
 
-def _units(
+def units_of(
     params: Params, units: Sequence[Unit | Sequence[str]] | None, head: frozenset[str]
 ) -> Iterator[Unit]:
     """Units in the order of use, the head last.

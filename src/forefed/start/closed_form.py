@@ -106,8 +106,8 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
     solvable = config.data.task.head in TARGETS and pooling != "pooler"
     if not solvable or config.download.by_sums or config.sharing.keeps_trained:
         return None
-    if not config.topology.central:
-        return None
+    if not config.topology.central or config.client.brought:
+        return None  # nobody adds up; a script's Trainer answers no questions
     if any(m.private for m in config.modifiers) and not start.private:
         return None  # sums without noise would be a release that nobody accounts for
     alone = config.adapter.kind == "head"
