@@ -341,11 +341,12 @@ def seeded(key: Key) -> Iterator[None]:
     They are global ones, which nothing else here uses; the caller's are as before afterwards.
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (a Trainer's own)
+    python = random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002 (a script's own)
     with torch.random.fork_rng(devices=devices):
         transformers.set_seed(key.value % 2**32)
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+            np.random.set_state(numpy)  # noqa: NPY002 (a script's own)
