@@ -9,6 +9,7 @@ from pathlib import Path
 import forefed  # noqa: F401  (quiets the profiler before torch loads)
 from benchmarks import (
     after_start,
+    cross_fit,
     engines,
     family,
     first_model,
@@ -35,13 +36,14 @@ PARTS = {
     "memory": memory,
     "first_model": first_model,
     "after_start": after_start,
+    "cross_fit": cross_fit,
     "reading": reading,
     "robust": robust,
     "family": family,
     "secure_sum": secure_sum,
 }
 
-LONG = ("after_start", "family", "first_model", "memory", "robust", "secure_sum")
+LONG = ("after_start", "cross_fit", "family", "first_model", "memory", "robust", "secure_sum")
 """Made by name only: minutes, or data sets that are not shipped."""
 
 HEAD = (

@@ -27,9 +27,10 @@ from forefed.run import run
 from forefed.run.begun import load_begun
 from forefed.run.build import answers, build, start_at
 from forefed.run.callback import Callback
-from forefed.run.head_start import begin
+from forefed.run.head_start import begin, params_of
 from forefed.start.answer import ALL, Answers, about
 from forefed.start.closed_form import ClosedForm, start_of
+from forefed.start.features import features
 from forefed.start.solver import Solver
 from forefed.start.sums import STEP, Sums, pack
 from forefed.start.targets import SCALES, Classes
@@ -296,6 +297,22 @@ def test_the_head_is_the_same_bits_for_every_partition(world: World, tmp_path: P
     assert heads[0].notes[-1].startswith("no client holds rows out")
 
 
+def test_the_model_says_what_its_standardised_features_say(world: World, tmp_path: Path) -> None:
+    """Standardisation is folded into the head that the model has."""
+    federation = build(world.config(tmp_path, *START))
+    task, examples = federation.task, federation.data.population.examples
+    some = np.arange(30)
+    x_ND = features(task, task.params, examples, some, 1).double()
+    solver = Solver.of(Sums.of(x_ND, Classes(NAMES).of(examples.labels[some])))
+    head = Classes(NAMES).head(solver, ("ridge", 0.3), "counts")
+    with torch.no_grad():
+        logits = task.logits({**task.params, **params_of(task, head)}, examples.batch(some))
+    z_ND = (x_ND - solver.mean_D) / solver.scale_D
+    weight_CD = head.weight_CD * solver.scale_D
+    bias_C = RIDGE * solver.mean_target_C  # of centred features
+    np.testing.assert_allclose(logits.double(), z_ND @ weight_CD.T + bias_C, atol=1e-5)
+
+
 def test_zero_rounds_end_with_the_head_alone(world: World, tmp_path: Path) -> None:
     result, begun = started(world, tmp_path, "rounds=0")
     assert result.summary["rounds"] == 0
@@ -471,6 +488,25 @@ def test_a_decoder_has_a_solved_head_that_exports(world: World, tmp_path: Path) 
         logits = loaded.model(**{n: torch.tensor(x) for n, x in inputs.items()}).logits
     said = np.array([p.chances for p in use.predict(result.folder, texts)])
     np.testing.assert_allclose(logits.softmax(1).numpy(), said, atol=1e-5)
+
+
+def test_a_decoder_whose_mean_is_too_large_is_refused_with_the_pooling_to_take(
+    world: World, tmp_path: Path
+) -> None:
+    """Many decoders have a first token that is thousands of times as long as the others."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = tmp_path / "large"
+    model = AutoModel.from_pretrained(world.llama)
+    with torch.no_grad():
+        model.embed_tokens.weight[:4] *= 5e4
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(world.llama).save_pretrained(folder)
+    mean = (f"model.name='{folder}'", *START, "rounds=0")
+    with pytest.raises(UserError, match=r"too large to be summed .*set model.pooling = 'last'"):
+        world.run(tmp_path / "a", *mean)
+    begun = load_begun(world.run(tmp_path / "b", *mean, "model.pooling=last").folder)
+    assert begun is not None and begun.line["clients"] == 5  # one has an empty text
 
 
 def test_auto_solves_a_head_only_where_there_is_one_to_solve(world: World, tmp_path: Path) -> None:

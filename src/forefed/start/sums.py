@@ -60,7 +60,10 @@ class Sums:
         """
         units_BD = (x_BD.double() / STEP).round()
         if not bool((units_BD.abs() <= LARGEST).all()):
-            raise ProtocolError("features that are not finite, or too large to be summed")
+            raise ProtocolError(
+                "features that are not finite, or too large to be summed (the first token of many "
+                "decoders is: set model.pooling = 'last')"
+            )
         y_BC = y_BC.double()
         width = x_BD.shape[1]
         upper = torch.triu_indices(width, width)

@@ -1,0 +1,285 @@
+"""`python -m benchmarks cross_fit`: LoRA against heads that have not seen the rows they judge.
+
+Sets, rows and seeds as in `first_model` (CROSS_SETS, CROSS_SEEDS, CROSS_WAYS name them; 1,000
+training rows, 50 clients, Dirichlet 1.0, default runs of FedAvg). CROSS_ROWS=others (the default)
+counts accuracy on 1,000 further training rows that nobody has, by which a way may be chosen;
+CROSS_ROWS=test on the 300 test rows. To be cheap: bfloat16, 32 tokens, and of a round's step the
+guard tries the whole only.
+
+Cross-fitting: clients are in K groups, and those of group k train their adapters against a head
+that was solved from the other groups' rows (and what their words say, solved so too, or no words).
+Every run ends as the product ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import first_model
+from benchmarks.table import markdown
+from forefed.core.keys import Key
+from forefed.core.types import Cohort, Order, Params
+from forefed.federation.questions import Way
+from forefed.federation.star import RunState, Star
+from forefed.guard import HeldOut, guard_of
+from forefed.models.words import WORDS
+from forefed.run import configure
+from forefed.run.asked import Asked
+from forefed.run.begun import Begun, with_start
+from forefed.run.build import Federation, build, start_at, words_at
+from forefed.run.head_start import _scaled, again, begin, finish, head_of, params_of
+from forefed.run.judged import answers_of, guarded_by
+from forefed.start import answer
+from forefed.start.answer import TRAINING, targets_of_task
+from forefed.start.features import features, names_of_head
+from forefed.start.solver import Solver
+
+
+@dataclass(frozen=True)
+class Means:
+    """A way to train.
+
+    Attributes:
+        folds: groups of clients; 1: everybody has the head of all.
+        words: "all": what words say to all; "own": solved without the group; "none".
+        scale: logits of clients are multiplied by it.
+        strength: the head's regularisation in the rounds (0: the chosen one).
+        sets: further settings.
+    """
+
+    folds: int = 1
+    words: str = "all"
+    scale: float = 1.0
+    strength: float = 0.0
+    sets: tuple[str, ...] = ()
+
+
+def lr(rate: float) -> tuple[str, ...]:
+    return (f"client.optimiser.lr={rate}",)
+
+
+WAYS = {
+    "default": Means(),
+    "default, 3e-3": Means(sets=lr(3e-3)),
+    "no words": Means(words="none"),
+    "scale 1/4": Means(scale=0.25),
+    "strong head, no words": Means(words="none", strength=10.0),
+    "2 folds": Means(2, "own"),
+    "4 folds": Means(4, "own"),
+    "4 folds, no words": Means(4, "none"),
+    "4 folds, 3e-4": Means(4, "own", sets=lr(3e-4)),
+    "4 folds, 3e-3": Means(4, "own", sets=lr(3e-3)),
+    "50 folds": Means(50, "own"),
+    "4 folds, 20 rounds": Means(4, "own", sets=("rounds=20",)),
+    "default, 20 rounds": Means(sets=("rounds=20",)),
+}
+
+
+@dataclass(frozen=True)
+class CrossFitted(Star):
+    """A star whose orders have the head and words of the client's group."""
+
+    heads: Sequence[Params] = ()
+    said: Sequence[Params] = ()
+    group: Sequence[int] = ()
+
+    def plan(self, state: RunState, drawn: Cohort | None = None) -> dict[int, Order]:
+        orders = super().plan(state, drawn)
+        if not self.heads:
+            return orders
+        return {client: self.mine(order) for client, order in orders.items()}
+
+    def mine(self, order: Order) -> Order:
+        k = self.group[order.client]
+        others = {n: x for n, x in order.broadcast.items() if not n.startswith(f"{WORDS}/")}
+        told = {f"{WORDS}/{n}": x for n, x in self.said[k].items()}
+        params = {**order.params, **self.heads[k]}
+        return replace(order, params=params, broadcast={**others, **told})
+
+
+def tables() -> Iterator[tuple[str, str]]:
+    names = os.environ.get("CROSS_SETS", "trec, fine;newsgroups20;sick").split(";")
+    seeds = [int(s) for s in os.environ.get("CROSS_SEEDS", "0").split()]
+    ways = os.environ.get("CROSS_WAYS", ";".join(WAYS)).split(";")
+    rows = [row for name in names for seed in seeds for row in measured(name, seed, ways)]
+    columns = ["set", "seed", "way", *COLUMNS]
+    yield "Heads that have not seen the rows they judge", markdown(columns, rows)
+
+
+CHEAP = ("model.dtype=bfloat16", "data.max_length=32")
+COLUMNS = (
+    "head alone",
+    "from all rows",
+    "first head",
+    "again",
+    "all",
+    "end",
+    "kept",
+    "loss 1",
+    "loss 10",
+)
+"""Accuracy of the head alone, and solved from all rows; of the trained model with the first head,
+solved again, and from all rows; of what the run ends with; whether that is the trained model; the
+training loss of the first and the last round."""
+
+
+def measured(name: str, seed: int, ways: Sequence[str]) -> Iterator[list[str]]:
+    kept, steps = answer.features, HeldOut.steps
+    answer.features = first_model.remembered  # type: ignore[assignment]
+    HeldOut.steps = (1.0,)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            scene = Scene.of(Path(folder), name, seed)
+            for way in ways:
+                clock = time.process_time()
+                found = scene.ended(WAYS[way])
+                found["cpu_s"] = round(time.process_time() - clock, 1)
+                print(json.dumps({"set": name, "seed": seed, "way": way, **found}), flush=True)
+                yield [name, str(seed), way, *(f"{found[c]:.3f}" for c in COLUMNS)]
+    finally:
+        answer.features, HeldOut.steps = kept, steps
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One set with its solved head."""
+
+    sets: tuple[str, ...]
+    begun: Begun
+    whole: Begun
+    """The head alone, from all rows."""
+    features: torch.Tensor
+    """Of the rows that are counted, at the first parameters."""
+
+    @staticmethod
+    def of(folder: Path, name: str, seed: int) -> Scene:
+        train, test = first_model.drawn(name, seed)
+        if os.environ.get("CROSS_ROWS", "others") == "others":
+            draw = np.random.default_rng(seed)
+            first = first_model.parts(name)[0]
+            known = {label for _, label in train}
+            order = draw.permutation(len(first))[first_model.OF_TRAIN :][:1000]
+            test = [first[i] for i in order if first[i][1] in known]
+        sets = (
+            *first_model.sets_of(folder, name, train, test, 1.0, seed),
+            "strategy=fedavg",
+            *CHEAP,
+        )
+        federation = build(configure(sets=sets))
+        start = start_at(federation.config, federation.task)
+        assert start is not None
+        words = words_at(federation.config, federation.data.provenance["columns"])
+        begun = begin(start, federation.task, federation.transport, None, words)
+        whole = finish(begun, start, federation.task, federation.transport, None)
+        return Scene(sets, begun, whole, counted(federation, federation.task.params))
+
+    def ended(self, means: Means) -> dict[str, Any]:
+        """Accuracies of all ways to end a run."""
+        federation = build(configure(sets=[*self.sets, *means.sets]))
+        config, task, transport = federation.config, federation.task, federation.transport
+        start = start_at(config, task)
+        assert start is not None
+        star = federation.star
+        if means != Means(sets=means.sets):
+            star = CrossFitted(**vars(star), **self.groups(federation, means))
+        federation = replace(federation, star=star)
+        first = with_start(federation.start(), self.begun)
+        state, guard, losses, steps, rests = first, guard_of(config), [], [], 0
+        assert guard is not None
+        for _ in range(config.rounds):
+            after, report = star.round(state)
+            losses.append(float(np.mean([u.metrics["loss"] for u in report.updates])))
+            state, line = guarded_by(guard, federation, state, after)
+            steps.append(line["step"])
+            rests = rests + 1 if not line["step"] else 0
+            if rests >= (guard.patience or 99):
+                break
+        body = {n: x for n, x in state.params.items() if n not in task.head}
+        moved = any(not torch.equal(x, task.params[n]) for n, x in body.items())
+        x_ND = counted(federation, state.params) if moved else self.features
+        head_alone = self.right(federation, self.features, self.begun)
+        found: dict[str, Any] = {
+            "head alone": head_alone,
+            "from all rows": self.right(federation, self.features, self.whole),
+            "first head": self.right(federation, x_ND, self.begun),
+        }
+        if moved:
+            solved = again(self.begun, start, task, transport, None, body)
+            whole = finish(solved, start, task, transport, None, body=body)
+            old, new = answers_of(self.begun.line), answers_of(solved.line)
+            kept = new["loss"] <= (1 - guard.worth) * old["loss"]
+            kept = kept and new["accuracy"] >= old["accuracy"]
+            found |= {
+                "again": self.right(federation, x_ND, solved),
+                "all": self.right(federation, x_ND, whole),
+                "held": [old["loss"], new["loss"], old["accuracy"], new["accuracy"]],
+            }
+        else:
+            kept = False
+            found |= {"again": found["head alone"], "all": found["from all rows"]}
+        found["kept"] = float(kept)
+        found["end"] = found["all"] if kept else found["from all rows"]
+        return found | {"loss 1": losses[0], "loss 10": losses[-1], "steps": steps}
+
+    def groups(self, federation: Federation, means: Means) -> dict[str, Any]:
+        """Every group's head and words."""
+        task, transport, begun = federation.task, federation.transport, self.begun
+        members = list(transport.members())
+        order = Key(federation.config.seed).fold("folds").permutation(len(members))
+        group = [0] * len(members)
+        for place, client in enumerate(order):
+            group[int(client)] = place % means.folds
+        line = dict(begun.line)
+        if means.strength:
+            line["regularisation"] = means.strength
+        heads, said = [], []
+        for k in range(means.folds):
+            others = [c for c in members if group[c] != k or means.folds == 1]
+            asked = Asked(task, transport, None, others, way=Way.of(federation.star))
+            total = asked.sums(TRAINING)
+            targets = targets_of_task(task)
+            head = head_of(targets, Solver.of(total, targets.unit), line, "counts")
+            words = begun.words
+            if means.words == "none":
+                words = None
+            elif words is not None and means.words == "own":
+                own = asked.words(words.bag, total.mean_target(), TRAINING)
+                assert own is not None
+                words = _scaled(own, line)
+            if words is not None and means.scale != 1:
+                words = replace(
+                    words,
+                    weight=means.scale * words.weight,
+                    times=means.scale * words.times,
+                    shift=None if words.shift is None else means.scale * words.shift,
+                )
+            elif means.scale != 1:
+                head = head.times(means.scale)
+            heads.append(params_of(task, head))
+            said.append({} if words is None else words.packed())
+        return {"heads": heads, "said": said, "group": group}
+
+    def right(self, federation: Federation, x_ND: torch.Tensor, begun: Begun) -> float:
+        """The share of the counted rows that a head and its words get right."""
+        test = federation.data.test
+        weight, bias = names_of_head(federation.task)
+        logits = x_ND @ begun.head[weight].T + begun.head[bias]
+        if begun.words is not None:
+            logits = begun.words.added(logits, *test.tokens_of(np.arange(len(test))))
+        said = logits.argmax(1).numpy()
+        return float(np.mean(said == test.labels))
+
+
+def counted(federation: Federation, params: Params) -> torch.Tensor:
+    test = federation.data.test
+    return features(federation.task, params, test, np.arange(len(test)), 32)
