@@ -16,6 +16,7 @@ from benchmarks import (
     forward,
     loop,
     memory,
+    onnx_client,
     plan,
     reading,
     robust,
@@ -34,6 +35,7 @@ PARTS = {
     "engines": engines,
     "plan": plan,
     "memory": memory,
+    "onnx_client": onnx_client,
     "first_model": first_model,
     "after_start": after_start,
     "cross_fit": cross_fit,
@@ -43,7 +45,10 @@ PARTS = {
     "secure_sum": secure_sum,
 }
 
-LONG = ("after_start", "cross_fit", "family", "first_model", "memory", "robust", "secure_sum")
+LONG = (
+    *("after_start", "cross_fit", "family", "first_model", "memory", "onnx_client", "robust"),
+    "secure_sum",
+)
 """Made by name only: minutes, or data sets that are not shipped."""
 
 HEAD = (
