@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forefed.core.keys import Key, directions_together, gauss16_table, philox
+from forefed.core.philox import FEW
 from forefed.directions import sets
 from forefed.directions.sets import RandomDirections
 
@@ -35,6 +36,13 @@ def words(text: str) -> list[int]:
 def test_philox_known_answers(counter, key, expected):
     block = philox(np.array([words(counter)], dtype=np.uint32), tuple(words(key)))
     assert block[0].tolist() == words(expected)
+
+
+def test_few_blocks_are_those_of_many():
+    key = Key(2**63 + 12345)
+    many = key.blocks(2**40, 3 * FEW, 5, 2**31)
+    few = [key.blocks(2**40 + i, min(FEW, 7), 5, 2**31) for i in range(0, 3 * FEW, 7)]
+    assert np.array_equal(np.concatenate(few)[: len(many)], many)
 
 
 def test_quantile_table_is_the_published_one():

@@ -181,6 +181,6 @@ def test_a_vector_is_what_decode_gives_and_another_form_is_read_the_long_way() -
         whole = Dense().decode(data, order)
         assert update == replace(whole, grad=None) and whole.grad is not None
         assert [*whole.grad] == [*order.assigned]
-        parts = form.tensors(torch.from_numpy(x_D.copy()))
+        parts = form.tensors(x_D.copy())
         assert all(torch.equal(parts[n], grad[n]) for n in like)
         assert all(torch.equal(whole.grad[n], grad[n]) for n in like)

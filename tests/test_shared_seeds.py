@@ -16,7 +16,7 @@ from forefed.core.keys import Key
 from forefed.core.types import Order, Reply, ServerContext, Update
 from forefed.directions import Candidates, Fresh
 from forefed.federation.replica import Replica
-from forefed.federation.server import average_slopes
+from forefed.federation.slopes import average_slopes
 from forefed.federation.star import RunState
 from forefed.federation.state import RunState as State
 from forefed.gradients.backprop import Backprop

@@ -13,7 +13,8 @@ from forefed.core.keys import Key
 from forefed.core.types import Contribution, Lost, Reply, Update
 from forefed.directions import Basis, Fresh
 from forefed.federation.inprocess import ClientStore
-from forefed.federation.server import Server, described
+from forefed.federation.lengths import described
+from forefed.federation.server import Server
 from forefed.federation.star import RunState, losses_by_reason
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward

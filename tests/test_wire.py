@@ -4,7 +4,9 @@ import hashlib
 import struct
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order, Update
 from forefed.wire import CODECS, Dense
+from forefed.wire.flat import finite
 from forefed.wire.message import Limits, pack, pack_tensors, unpack, unpack_tensors
 from forefed.wire.orders import decode_broadcast, decode_order, encode_broadcast, encode_order
 
@@ -24,7 +27,21 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3)
 @given(st.dictionaries(NAMES, SHAPES, max_size=5), st.sampled_from([torch.float32, torch.float64]))
 def test_tensors_survive_the_wire_bit_for_bit(shapes, dtype):
     tensors = {n: Key(i).normal(shape).to(dtype) for i, (n, shape) in enumerate(shapes.items())}
-    assert trees.digest(unpack_tensors(pack_tensors(tensors))) == trees.digest(tensors)
+    packed = pack_tensors(tensors)
+    assert trees.digest(unpack_tensors(packed)) == trees.digest(tensors)
+    assert packed == safetensors.numpy.save({n: x.numpy() for n, x in tensors.items()})
+
+
+def test_columns_travel_as_they_are():
+    x = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(unpack_tensors(pack_tensors({"x": x.T, "y": x[:, 1]}))["x"], x.T)
+
+
+def test_an_update_is_finite_if_its_numbers_are_whatever_their_squares():
+    large = np.full(3, 3e38, dtype=np.float32)
+    assert finite(large) and finite(np.zeros(0, dtype=np.float32))
+    for odd in (np.nan, np.inf):
+        assert not finite(np.append(large, np.float32(odd)))
 
 
 @given(

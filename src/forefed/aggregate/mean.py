@@ -52,7 +52,8 @@ class Mean(Aggregator):
         an unbiased estimate stays unbiased.
         """
         n_N = torch.tensor([c.weight for c in held], dtype=torch.float64)
-        if self.weights == "examples":
+        noise = [c.noise.get(name, 1.0) for c in held]
+        if self.weights == "examples" or min(noise) == max(noise):
             return n_N
-        v_N = torch.tensor([c.noise.get(name, 1.0) for c in held], dtype=torch.float64)
+        v_N = torch.tensor(noise, dtype=torch.float64)
         return n_N * (v_N.max() / v_N).clamp(max=self.max_ratio)

@@ -18,6 +18,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,11 @@ MAGIC = b"FFED"
 VERSION = 2
 FORMER = 1
 _HEAD = struct.Struct("<4sHHIQ8s")
+_LENGTH = struct.Struct("<Q")
+"""How long the header of safetensors is."""
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+SMALL = 1 << 20
+"""Bytes of arrays up to which making their header anew would cost more than their numbers."""
 MESSAGES = {
     "order": 1,
     "state": 4,
@@ -72,7 +78,21 @@ DEFAULT_LIMITS = Limits()
 
 def pack_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Arrays as safetensors bytes."""
-    return safetensors.numpy.save({n: np.asarray(x, order="C") for n, x in arrays.items()})
+    if sum(x.nbytes for x in arrays.values()) > SMALL:
+        return safetensors.numpy.save({n: np.asarray(x, order="C") for n, x in arrays.items()})
+    header, names = layout(tuple((n, x.dtype.str, x.shape) for n, x in arrays.items()))
+    return b"".join([header, *(arrays[n].tobytes() for n in names)])
+
+
+@lru_cache(maxsize=256)
+def layout(form: tuple[tuple[str, str, tuple[int, ...]], ...]) -> tuple[bytes, tuple[str, ...]]:
+    """The bytes before the numbers of arrays of these names, formats and shapes, and the names in
+    the order in which their numbers follow."""
+    like = {n: np.zeros(shape, dtype) for n, dtype, shape in form}
+    packed = safetensors.numpy.save(like)
+    start = _LENGTH.size + _LENGTH.unpack_from(packed)[0]
+    places = json.loads(packed[_LENGTH.size : start])
+    return packed[:start], tuple(sorted(like, key=lambda n: places[n]["data_offsets"]))
 
 
 def unpack_arrays(data: bytes | memoryview) -> dict[str, NDArray[Any]]:
@@ -93,7 +113,7 @@ def unpack_arrays(data: bytes | memoryview) -> dict[str, NDArray[Any]]:
 
 def pack(kind: str, meta: dict[str, Any], body: bytes = b"") -> bytes:
     """One message, of the present version."""
-    encoded = json.dumps(meta, separators=(",", ":")).encode()
+    encoded = _COMPACT.encode(meta).encode()
     digest = xxhash.xxh3_64(encoded)
     digest.update(body)
     head = _HEAD.pack(MAGIC, VERSION, KINDS[kind], len(encoded), len(body), digest.digest())

@@ -124,10 +124,8 @@ class Secret(Key):
 
     def fold(self, *labels: Label) -> Secret:
         """A new secret; this one does not follow from it."""
-        digest = hashlib.sha256(b"forefed-secret-1" + self.bytes)
-        for label in labels:
-            digest.update(encode_label(label))
-        return Secret.of_bytes(digest.digest())
+        said = b"".join([b"forefed-secret-1", self.bytes, *map(encode_label, labels)])
+        return Secret(int.from_bytes(hashlib.sha256(said).digest(), "little"))
 
     def blocks(self, start: int, count: int, word2: int = 0, word3: int = 0) -> NDArray[np.uint32]:
         """As for a key: [count, 4]."""

@@ -98,7 +98,7 @@ class Growing:
         weights: dict[str, float] = {}
         for assigned, running in self.sums.items():
             form = self.forms[next(c for c, o in self.orders.items() if o.assigned == assigned)]
-            parts = form.tensors(running.finished())
+            parts = form.tensors(running.finished().numpy())
             if running.weight == 0:
                 continue
             for name in assigned:

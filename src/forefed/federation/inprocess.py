@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from weakref import WeakMethod
 
 from forefed.core.errors import ProtocolError
@@ -84,8 +84,7 @@ class Measuring(Protocol):
         """A client's work, with its first step's peak memory among its metrics."""
 
 
-@dataclass(frozen=True)
-class Sent:
+class Sent(NamedTuple):
     """An order on its way. ``held``: the number of what its client holds; ``reason``: of a
     simulated loss."""
 
@@ -97,8 +96,7 @@ class Sent:
     measure: bool
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """What came of an order: the answer, what the client keeps, of the channel's phase too, and
     why it would not answer ("": it does)."""
 

@@ -11,12 +11,8 @@ the server's, so both hold the same bits (DeComFL, arXiv 2405.15861).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import torch
-from torch import Tensor
 
 from forefed.aggregate import Aggregator, Mean
 from forefed.aggregate.aggregator import Metrics
@@ -36,6 +32,8 @@ from forefed.core.types import (
     Unit,
     Update,
 )
+from forefed.federation.lengths import described
+from forefed.federation.slopes import average_slopes, fitted
 from forefed.federation.state import RunState
 from forefed.local import Trainer, check_slopes, replay, variance_of
 from forefed.models.words import WORDS
@@ -336,95 +334,3 @@ def averaging_error(cs: Sequence[Contribution], total: Params, ctx: ServerContex
 
 def _over_parts(aggregator: Aggregator) -> Aggregator:
     return aggregator if isinstance(aggregator, Mean) else Mean()
-
-
-def described(contributions: Sequence[Contribution], total: Params | None) -> tuple[Json, ...]:
-    """{client, norm, cosine} of every contribution, against the aggregate over the same parameters.
-
-    All clients that trained the same at once, in float64, and told to six digits: the last ones of
-    a dot product depend on where its numbers lie in memory.
-    """
-
-    def shown(x: float) -> float:
-        return float(f"{x:.6g}")
-
-    alike: dict[tuple[tuple[str, torch.Size], ...], list[Contribution]] = {}
-    for c in contributions:
-        alike.setdefault(tuple((n, x.shape) for n, x in c.delta.items()), []).append(c)
-    told: dict[int, tuple[float, float | None]] = {}
-    for form, some in alike.items():
-        names = [n for n, _ in form]
-        # a client of lower rank has no angle to the whole
-        fits = total is not None and all(total[n].shape == s for n, s in form if n in total)
-        whole = total if fits else None
-        own_N = dot_N = torch.zeros(len(some), dtype=torch.float64)
-        along = torch.zeros((), dtype=torch.float64)
-        for name in names:
-            x_ND = torch.stack([c.delta[name] for c in some]).reshape(len(some), -1).double()
-            own_N = own_N + torch.linalg.vector_norm(x_ND, dim=1).square()
-            if whole is not None and name in whole:
-                total_D = whole[name].reshape(-1).double()
-                along = along + torch.dot(total_D, total_D)
-                dot_N = dot_N + x_ND @ total_D
-        norm_N = own_N.sqrt()
-        products = (norm_N * along.sqrt()).tolist()
-        for c, norm, dot, product in zip(
-            some, norm_N.tolist(), dot_N.tolist(), products, strict=True
-        ):
-            told[c.client] = shown(norm), shown(dot / product) if product else None
-    return tuple(
-        {"client": c.client, "norm": told[c.client][0], "cosine": told[c.client][1]}
-        for c in contributions
-    )
-
-
-def average_slopes(
-    aggregator: Aggregator, state: State, entries: Sequence[Entry], ctx: ServerContext
-) -> tuple[State, list[Entry], tuple[Json, ...], Metrics]:
-    """One entry out of all that walked along the same directions over the same parameters.
-
-    Slopes along shared directions are those of the mean loss once they are averaged. A client with
-    fewer local steps counts with slopes of 0 in the others, as its parameters rested; so does a
-    step in which a slope was not finite.
-    """
-    alike: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in entries:
-        widths = tuple(sorted((group, x.shape[1]) for group, x in entry.slopes.items()))
-        alike.setdefault((entry.assigned, widths), []).append(entry)
-    averaged = []
-    told: list[Json] = []
-    counted: Counter[str] = Counter()
-    # what was aggregated before are parameters, or slopes along other directions
-    ctx = replace(ctx, units=(), previous={})
-    for some in alike.values():
-        steps = max(len(x) for e in some for x in e.slopes.values())
-        slopes = [Contribution(e.client, e.n_examples, _padded(e.slopes, steps)) for e in some]
-        mean, state, numbers = aggregator(slopes, state, ctx)
-        counted.update(numbers)
-        told += described(slopes, mean)
-        total = sum(e.n_examples for e in some)
-        rounded = {group: x.to(torch.float32) for group, x in mean.items()}
-        averaged.append(Entry(some[0].client, total, some[0].assigned, rounded))
-    return state, averaged, tuple(sorted(told, key=lambda c: c["client"])), dict(counted)
-
-
-def fitted(slopes: Mapping[str, Tensor], like: Params) -> Params:
-    """Slopes in the form of ``like``, float64: rows of 0 for steps that were not made."""
-    found: Params = {}
-    steps = max((len(x) for x in like.values()), default=0)
-    for group, zeros in like.items():
-        x = slopes.get(group)
-        fits = x is not None and x.shape[1:] == zeros.shape[1:]
-        rows = _padded({group: x[:steps]}, steps)[group] if x is not None and fits else zeros
-        found[group] = rows.double()
-    return found
-
-
-def _padded(slopes: Mapping[str, Tensor], steps: int) -> Params:
-    """[steps, K] float64 by group, 0 where there was no step."""
-    padded: Params = {}
-    for group, x in slopes.items():
-        whole = torch.isfinite(x).all(1, keepdim=True)
-        rows = torch.where(whole, x, 0.0).double()
-        padded[group] = torch.cat([rows, rows.new_zeros(steps - len(x), x.shape[1])])
-    return padded

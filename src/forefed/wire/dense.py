@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.types import ClientContext, Order, Update
 from forefed.wire.codec import Codec, read_meta, update_meta
-from forefed.wire.flat import Form, form_of
+from forefed.wire.flat import Form, finite, form_of
 from forefed.wire.message import check_shapes, pack, pack_tensors, unpack, unpack_tensors
 
 
@@ -31,10 +30,11 @@ class Dense(Codec):
         update, x_D, form = self._read(data, order)
         if x_D is None or form is None:
             return update
-        grad = form.tensors(torch.from_numpy(x_D.copy()))
-        if not trees.all_finite(grad):
+        x_D = x_D.copy()
+        if not finite(x_D):
             raise _not_finite(order)
-        return replace(update, grad=trees.pick(grad, order.assigned))
+        grad = trees.pick(form.tensors(x_D), order.assigned)
+        return Update(order.client, update.n_examples, grad, None, update.metrics)
 
     def vector(self, data: bytes, order: Order, form: Form) -> tuple[Update, NDArray[np.float32]]:
         update, x_D, _ = self._read(data, order, form)

@@ -8,21 +8,18 @@ Legend: D elements of all tensors together.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from forefed.core.frame import layout
 from forefed.core.types import Params
-from forefed.wire.message import pack_tensors
-
-_LENGTH = 8
-"""Bytes that tell how long the header is (safetensors)."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,11 @@ class Form:
 
     Attributes:
         header: the bytes before the numbers.
-        shapes: by name, in the order of the numbers.
+        places: name, shape, first number and that after the last, in the order of the numbers.
     """
 
     header: bytes
-    shapes: Mapping[str, tuple[int, ...]]
+    places: tuple[tuple[str, tuple[int, ...], int, int], ...]
     size: int
 
     def vector(self, body: memoryview) -> NDArray[np.float32] | None:
@@ -46,33 +43,35 @@ class Form:
             return None
         return np.frombuffer(body, np.float32, offset=start)
 
-    def tensors(self, vector: Tensor) -> Params:
-        """A vector [D] as tensors, in its own memory."""
-        found: Params = {}
-        at = 0
-        for name, shape in self.shapes.items():
-            stop = at + torch.Size(shape).numel()
-            found[name] = vector[at:stop].view(shape)
-            at = stop
-        return found
+    def tensors(self, x_D: NDArray[Any]) -> Params:
+        """A vector as tensors, in its own memory."""
+        return {
+            name: torch.from_numpy(x_D[start:stop].reshape(shape))
+            for name, shape, start, stop in self.places
+        }
 
     def joined(self, tensors: Params) -> NDArray[np.float32]:
         """The inverse of ``tensors``."""
-        return np.concatenate([tensors[n].numpy().reshape(-1) for n in self.shapes])
+        return np.concatenate([tensors[n].numpy().reshape(-1) for n, *_ in self.places])
+
+
+def finite(x_D: NDArray[np.float32]) -> bool:
+    """Is every number finite? (A finite square of its length says so, at much less cost.)"""
+    whole_D = torch.from_numpy(x_D)  # numpy warns of squares that are too large
+    return math.isfinite(whole_D @ whole_D) or bool(np.isfinite(x_D).all())
 
 
 def form_of(like: Params) -> Form | None:
     """The form of tensors like these; None: not all are float32, so no vector holds them."""
     if not like or any(x.dtype != torch.float32 for x in like.values()):
         return None
-    return _form(tuple((n, tuple(x.shape)) for n, x in like.items()))
+    return _form(tuple((n, "<f4", x.shape) for n, x in like.items()))
 
 
 @lru_cache(maxsize=256)
-def _form(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Form:
-    like = {name: torch.zeros(shape) for name, shape in shapes}
-    packed, size = pack_tensors(like), sum(x.numel() for x in like.values())
-    header = packed[: len(packed) - 4 * size]
-    places = json.loads(header[_LENGTH:])
-    ordered = sorted(like, key=lambda name: places[name]["data_offsets"])
-    return Form(header, {n: tuple(like[n].shape) for n in ordered}, size)
+def _form(form: tuple[tuple[str, str, torch.Size], ...]) -> Form:
+    header, names = layout(form)
+    shapes = {n: shape for n, _, shape in form}
+    ends = zip(names, accumulate(shapes[n].numel() for n in names), strict=True)
+    places = [(n, tuple(shapes[n]), end - shapes[n].numel(), end) for n, end in ends]
+    return Form(header, tuple(places), sum(x.numel() for x in shapes.values()))

@@ -53,7 +53,7 @@ __all__ = [
 
 def pack_tensors(tensors: Params) -> bytes:
     """Tensors as safetensors bytes."""
-    return pack_arrays({n: x.detach().cpu().contiguous().numpy() for n, x in tensors.items()})
+    return pack_arrays({n: x.numpy(force=True) for n, x in tensors.items()})
 
 
 def unpack_tensors(data: bytes | memoryview) -> Params:
