@@ -12,7 +12,8 @@ from forefed.core.errors import UserError
 from forefed.core.metrics import ACCURACY, BITS_PER_BYTE
 from forefed.report.comparison import STUDY, Comparison, read_comparison, write_results
 from forefed.report.comparison.loses import losses
-from forefed.report.comparison.parts import doubted, overview
+from forefed.report.comparison.parts import overview
+from forefed.report.comparison.pictures import doubted
 from forefed.report.comparison.results import (
     Interval,
     difference_text,

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from forefed.core.errors import UserError
 from forefed.models.objectives.classes import by_class
-from forefed.report import plots, read_run, write_report
+from forefed.report import pictures, plots, read_run, write_report
+from forefed.report.clients import served
 from forefed.report.content import terminal
 from forefed.report.draw import DASHES, INK, MARKERS, SERIES, colour, look
 from forefed.report.facts import (
@@ -25,8 +26,8 @@ from forefed.report.facts import (
 )
 from forefed.report.headline import headline
 from forefed.report.page import report_page, terminal_tables
-from forefed.report.plots import is_map, smoothing
-from forefed.report.sections import protected, served
+from forefed.report.pictures import is_map, smoothing
+from forefed.report.sections import protected
 from report_records import LABELS, read_lines, record, write_lines
 
 EVIL = '<script>alert("&")</script>'
@@ -121,7 +122,7 @@ def test_everything_of_the_user_is_escaped(tmp_path):
 
 def test_a_map_escapes_its_labels_too():
     partition = {"labels": [EVIL, "$a$", *"abcdefg"], "sizes": [9], "counts": [[1] * 9]}
-    svg = plots.partition(partition).svg
+    svg = pictures.partition(partition).svg
     assert "<script" not in svg and "&lt;script&gt;" in svg
     assert ">$a$<" in svg  # no formula
 
@@ -385,12 +386,12 @@ def test_many_clients_or_labels_become_a_map():
         return {"labels": list(LABELS * 9)[:labels], "sizes": [sum(c) for c in counts],
                 "counts": counts}  # fmt: skip
 
-    assert not is_map(partition(40, 8)) and "<image" not in plots.partition(partition(40, 8)).svg
+    assert not is_map(partition(40, 8)) and "<image" not in pictures.partition(partition(40, 8)).svg
     for clients, labels in ((41, 2), (3, 9)):
         assert is_map(partition(clients, labels))
-        assert "<image" in plots.partition(partition(clients, labels)).svg
-    assert "<image" not in plots.partition(partition(300, 0)).svg  # a language model's clients
-    assert plots.partition({"sizes": [], "labels": []}) is None
+        assert "<image" in pictures.partition(partition(clients, labels)).svg
+    assert "<image" not in pictures.partition(partition(300, 0)).svg  # a language model's clients
+    assert pictures.partition({"sizes": [], "labels": []}) is None
 
 
 def test_a_wide_span_of_bytes_gets_a_logarithmic_axis():

@@ -15,6 +15,8 @@ from forefed.report.read import Run, finite, label_names
 
 MOST_CLIENTS = 12
 """Rows of the terminal's partition table."""
+FOLDED = 12
+"""Rows from which a table is folded away."""
 BAR = 24
 """Characters of its longest bar."""
 Rows = list[tuple[str, ...]]

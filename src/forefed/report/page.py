@@ -13,7 +13,7 @@ from pathlib import Path
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.types import Json
-from forefed.report import facts, words
+from forefed.report import clients, facts, words
 from forefed.report import sections as of
 from forefed.report.content import Table
 from forefed.report.headline import headline
@@ -46,9 +46,9 @@ def report_page(runs: Sequence[Run]) -> str:
     sections = [
         of.learnt(runs, names),
         *(
-            [of.confused(one), of.served(one), of.believed(one)]
+            [of.confused(one), clients.served(one), of.believed(one)]
             if one
-            else [of.served_together(runs, names)]
+            else [clients.served_together(runs, names)]
         ),
         of.cost(runs, names),
         of.protected(runs, names),
@@ -100,8 +100,8 @@ def _kicker(run: Run | None) -> str:
         return "Forefed, federated fine-tuning"
     named = {"strategy": "name", "model": "name", "adapter": "kind"}
     found = [(run.config.get(section) or {}).get(key) for section, key in named.items()]
-    clients = f"{run.partition.get('clients', 0):,} clients, {run.config.get('cohort')} per round"
-    return " · ".join([*(Path(str(each)).name for each in found if each), clients])
+    size = f"{run.partition.get('clients', 0):,} clients, {run.config.get('cohort')} per round"
+    return " · ".join([*(Path(str(each)).name for each in found if each), size])
 
 
 def _cards(run: Run) -> list[Json]:
@@ -131,7 +131,8 @@ def _cards(run: Run) -> list[Json]:
 def terminal_tables(runs: Sequence[Run]) -> tuple[Table, ...]:
     """What ``forefed report`` prints: who holds what, of one run, and results and costs."""
     rows = [*facts.quality_rows(runs), *facts.cost_rows(runs)]
-    for split, (_, *shown) in of.spread_rows(runs[0]).items() if len(runs) == 1 else ():
-        rows.append((f"clients ({of.MODELS[split]}): {', '.join(of.SPREAD)}", " / ".join(shown)))
+    for split, (_, *shown) in clients.spread_rows(runs[0]).items() if len(runs) == 1 else ():
+        what = f"clients ({clients.MODELS[split]}): {', '.join(clients.SPREAD)}"
+        rows.append((what, " / ".join(shown)))
     results = Table(("", *run_labels(runs)), rows)
     return (facts.partition_table(runs[0].partition), results) if len(runs) == 1 else (results,)

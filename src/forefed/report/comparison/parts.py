@@ -1,45 +1,36 @@
-"""What a comparison says, section by section, and where it is written: ``results.json``,
-``results.md`` and ``results.html`` beside ``study.json``."""
+"""What a comparison says in tables, section by section."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 
-from forefed.core.files import write_atomic, write_json
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.report import facts, plots, words
-from forefed.report.comparison.cells import Comparison, Place, read_comparison
+from forefed.report.clients import SPREAD
+from forefed.report.comparison.cells import Comparison, Place
 from forefed.report.comparison.loses import losses, pairing, settings_rows
 from forefed.report.comparison.results import (
     COSTS,
     Interval,
     Result,
     difference_text,
+    ends_of,
     interval,
     quality_text,
-    results_of,
 )
 from forefed.report.comparison.views import (
-    Robustness,
     budget_table,
     cost_to,
     near,
-    robustness,
     target_of,
     under_budgets,
 )
-from forefed.report.content import Figure, Section, Table
-from forefed.report.pages import render
-from forefed.report.plots import AXES, Axis, Curve
+from forefed.report.content import Section, Table
 from forefed.report.read import Run, finite
-from forefed.report.sections import SPREAD, epsilon_of
-
-MOST_MATRICES = 24
-"""Matrices of confusion on a page."""
+from forefed.report.sections import epsilon_of
 
 
 def overview(comparison: Comparison, results: Sequence[Result]) -> Section:
@@ -100,20 +91,12 @@ def main(comparison: Comparison, results: Sequence[Result]) -> Section:
                 f"final-{number}",
                 f"Final {metric.title}",
                 place.label or "means over seeds with 95 % intervals, beside what costs less",
-                [(n, i.mean if i else None, _ends(metric, i)) for n, i in bars],
+                [(n, i.mean if i else None, ends_of(metric, i)) for n, i in bars],
                 partial(words.tick, metric),
                 own=len(here),
             )
         )
     return Section("Results", (), figures, tables)
-
-
-def _ends(metric: Metric, found: Interval | None) -> tuple[float, float] | None:
-    """The interval as drawn: a share lies between 0 and 1."""
-    if found is None or found.half is None:
-        return None
-    low, high = found.mean - found.half, found.mean + found.half
-    return (max(low, 0.0), min(high, 1.0)) if metric.scale == "share" else (low, high)
 
 
 def seeds_text(result: Result) -> str:
@@ -164,62 +147,6 @@ def beside(comparison: Comparison) -> Section:
 
 def _mean(runs: Iterable[Run], of: Callable[[Run], object]) -> Interval | None:
     return interval([value for run in runs if (value := finite(of(run))) is not None])
-
-
-def doubted(comparison: Comparison) -> Section:
-    """What each method confuses, and whether its certainty is to be believed: one run of each."""
-    shown: list[Figure | None] = []
-    more: list[Figure | None] = []
-    for number, place in enumerate(comparison.places):
-        found = {m: list(comparison.runs(place, m).values()) for m in comparison.methods}
-        first = {m: runs[0] for m, runs in found.items() if runs}
-        bins = {m: b for m, run in first.items() if (b := run.details.get("calibration"))}
-        caption = place.label or "share that is right by stated certainty"
-        shown.append(plots.certainty(f"certainty-{number}", caption, bins))
-        for method, run in first.items():
-            names = [str(name) for name in run.partition.get("labels") or []]
-            matrix = run.details.get("confusion")
-            if matrix and len(names) == len(matrix) and len(more) < MOST_MATRICES:
-                title = ", ".join(part for part in (method, place.label) if part)
-                more.append(plots.confusion(matrix, names, f"confusion-{len(more)}", title))
-    return Section("Confusion and certainty", (), shown, (), more)
-
-
-def curves(comparison: Comparison) -> Section:
-    """Quality over rounds, bytes and compute, at every place."""
-    titles = {"round": "Quality over rounds", "bytes": "Quality for its bytes",
-              "forwards": "Quality for its compute"}  # fmt: skip
-    found = []
-    for number, place in enumerate(comparison.places):
-        for against, title in titles.items():
-            drawn = [mean_curve(m, list(comparison.runs(place, m).values()), against)
-                     for m in comparison.methods]  # fmt: skip
-            found.append(
-                plots.lines(
-                    f"curves-{number}-{against}",
-                    title,
-                    place.label or "mean and range of the seeds",
-                    drawn,
-                    AXES[against],
-                    plots.quality_axis(comparison.metric),
-                    wide=against == "round",
-                )
-            )
-    return Section("Curves", (), found)
-
-
-def mean_curve(name: str, runs: Sequence[Run], against: str) -> Curve:
-    """Mean quality with the range of the seeds at every round in which all runs were tested."""
-    scores = [
-        {e["round"]: q for e in run.tests if (q := run.quality(e)) is not None} for run in runs
-    ]
-    common = sorted(set.intersection(*(set(s) for s in scores))) if scores else []
-    xs = common if against == "round" else [
-        fmean(run.spent("bytes" if against == "bytes" else "forwards")[at] for run in runs)
-        for at in common
-    ]  # fmt: skip
-    ys = [[s[at] for s in scores] for at in common]
-    return Curve(name, xs, [fmean(y) for y in ys], [(min(y), max(y)) for y in ys])
 
 
 def failed(comparison: Comparison) -> Section:
@@ -294,46 +221,6 @@ def targets(comparison: Comparison, results: Sequence[Result]) -> Section:
     return Section("Cost to a target", tables=tables)
 
 
-def robust(comparison: Comparison, results: Sequence[Result]) -> Section:
-    """Quality by the values of every setting under ``over``."""
-    metric, tables, figures = comparison.metric, [], []
-    for number, view in enumerate(robustness(comparison, results)):
-        rows = []
-        for method, row in view.by_method.items():
-            means = [i.mean for i in row if i]
-            lost = words.difference(metric, max(means) - min(means)) if len(means) > 1 else ""
-            rows.append((method, *(quality_text(metric, i) for i in row), lost or words.ABSENT))
-        others = [f"{key} = {value}" for key, value in view.others]
-        caption = ", ".join(part for part in (view.dataset, view.key, *others) if part)
-        heads = ("method", *(str(value) for value in view.values), "best to worst")
-        figures.append(_by_setting(metric, view, f"robustness-{number}", caption))
-        tables.append(Table(heads, rows, caption))
-    return Section("Robustness", (), figures, tables)
-
-
-def _by_setting(metric: Metric, view: Robustness, key: str, caption: str) -> Figure | None:
-    """Quality with its interval by the values of a setting, on a scale where they are numbers."""
-    numbers = [finite(value) for value in view.values]
-    known = [value for value in numbers if value is not None]
-    scale = len({*known}) == len(view.values)
-    xs = known if scale else [float(i) for i in range(len(view.values))]
-    drawn = [
-        Curve(
-            method,
-            [x for x, i in zip(xs, row, strict=True) if i],
-            [i.mean for i in row if i],
-            [_ends(metric, i) for i in row if i],
-        )
-        for method, row in view.by_method.items()
-    ]
-    names = dict(zip(xs, map(str, view.values), strict=True))
-    wide_span = scale and min(xs) > 0 and max(xs) >= 10 * min(xs)
-    axis = Axis(view.key, lambda x: names.get(x, ""), at=xs, cost=wide_span)
-    return plots.lines(
-        key, f"Quality by {view.key}", caption, drawn, axis, plots.quality_axis(metric)
-    )
-
-
 def protocol(comparison: Comparison) -> Section:
     """What was held equal, and what differs between the methods."""
     tables = facts.folded(settings_rows(comparison), comparison.methods, "settings")
@@ -342,56 +229,3 @@ def protocol(comparison: Comparison) -> Section:
     if len(comparison.places) > 1:
         said.append(f"Settings are those of {comparison.places[0].label}.")
     return Section("Protocol", [text for text in said if text], tables=tables)
-
-
-def sections_of(comparison: Comparison) -> tuple[list[Result], list[Section]]:
-    """All of them, in the order in which they are read."""
-    results = results_of(comparison)
-    sections = [
-        overview(comparison, results),
-        main(comparison, results),
-        failed(comparison),
-        loses(comparison, results),
-        beside(comparison),
-        curves(comparison),
-        doubted(comparison),
-        budgets(comparison, results),
-        targets(comparison, results),
-        robust(comparison, results),
-        tuning(comparison),
-        protocol(comparison),
-    ]
-    return results, [section for section in sections if not section.empty]
-
-
-def write_results(folder: Path) -> None:
-    """The results of the comparison in ``folder``; raises like ``read_comparison``."""
-    comparison = read_comparison(folder)
-    results, sections = sections_of(comparison)
-    write_json(
-        folder / "results.json",
-        {
-            "study": comparison.study["name"],
-            "metric": comparison.metric.key,
-            "reference": comparison.reference,
-            "results": [result.to_json() for result in results],
-            "tuning": comparison.study["tuning"],
-        },
-    )
-    cells = words.plural(len(comparison.cells), "cell")
-    seeds = words.plural(len(comparison.study["seeds"]), "seed")
-    context = {
-        "title": f"Comparison: {comparison.study['name']}",
-        "sections": sections,
-        "kicker": " · ".join([cells, words.plural(len(comparison.methods), "method"), seeds]),
-        "source": f"Made by Forefed from the records of {cells}.",
-    }
-    write_atomic(folder / "results.md", render("comparison.md.j2", **context).encode())
-    write_atomic(folder / "results.html", render("comparison.html.j2", **context).encode())
-
-
-def main_tables(folder: Path) -> list[Table]:
-    """The main table of every place, and where each method loses (for the terminal)."""
-    comparison = read_comparison(folder)
-    results = results_of(comparison)
-    return [*main(comparison, results).tables, *loses(comparison, results).tables]

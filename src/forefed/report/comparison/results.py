@@ -120,6 +120,14 @@ def _costs(runs: Sequence[Run]) -> dict[str, float]:
     return found
 
 
+def ends_of(metric: Metric, found: Interval | None) -> tuple[float, float] | None:
+    """The interval as drawn: a share lies between 0 and 1."""
+    if found is None or found.half is None:
+        return None
+    low, high = found.mean - found.half, found.mean + found.half
+    return (max(low, 0.0), min(high, 1.0)) if metric.scale == "share" else (low, high)
+
+
 def quality_text(metric: Metric, found: Interval | None) -> str:
     """As in "81.2 ± 0.9 %", "2.661 ± 0.012"; one seed has no interval."""
     if found is None:
