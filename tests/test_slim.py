@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,21 +16,25 @@ import numpy as np
 import pytest
 import torch
 
-from federation import World
+from federation import Interrupted, StopAfter, World
+from forefed.config.compat import check
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import ClientContext, Order, Update
 from forefed.directions import Fresh
 from forefed.gradients.finite_difference import FiniteDifference
+from forefed.gradients.without_torch import why_not
 from forefed.local import Trainer
 from forefed.local.training import LocalTraining
 from forefed.optimisers import Sgd
+from forefed.run import run
 from forefed.run.build import Federation, build
-from forefed.run.slim import Processes, slim_clients, why_not
+from forefed.run.checkpoint import load_checkpoint
+from forefed.run.slim import Processes, slim_clients
 from forefed.slim import codecs, orders, steps
 from forefed.slim.__main__ import serve
 from forefed.slim.client import Client
-from forefed.slim.settings import ROWS, SETTINGS, Settings, read_settings
+from forefed.slim.settings import GRAPH, ROWS, SETTINGS, Settings, read_settings
 from forefed.wire import CODECS
 from forefed.wire.orders import encode_broadcast, encode_order
 from toy import toy_clients, toy_params, toy_task
@@ -188,6 +193,8 @@ SETS = (
         (["client.optimiser.momentum=0.9"], "client.optimiser"),
         (["download=scalars"], "download, channel"),
         (["adapter.dropout=0.1"], "sharing, adapter.dropout"),
+        (["model.dtype=bfloat16"], "model.dtype"),
+        (["start=closed_form"], "start.words"),
     ],
 )
 def test_settings_that_it_cannot_do_say_so(
@@ -196,6 +203,8 @@ def test_settings_that_it_cannot_do_say_so(
     assert not why_not(world.config(tmp_path, *SETS))
     (why,) = why_not(world.config(tmp_path, *SETS, *sets))
     assert why.startswith(word)
+    with pytest.raises(UserError, match=f"engine.runtime = 'onnx': {word}"):
+        check(world.config(tmp_path, *SETS, *sets, "engine.runtime=onnx"))
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +232,28 @@ def test_a_round_of_processes_is_the_round_of_torch(
     moved = trees.norm(trees.subtract(state.params, federation.start().params))
     apart = trees.norm(trees.subtract(state.params, other.params))
     assert 0 < apart < 1e-3 * moved
+
+
+def test_a_whole_run_goes_on_with_them_as_if_never_stopped(
+    world: World, slim: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = slim.star.transport.client
+    written = processes.folders[0]
+
+    def copied(task: object, path: Path) -> None:
+        for name in (GRAPH, GRAPH + ".data"):
+            shutil.copyfile(written / name, path.parent / name)
+
+    monkeypatch.setattr("forefed.run.slim.write_graph", copied)
+    sets = [*SETS, "engine.runtime=onnx", "cohort=1"]
+    whole = run(world.config(tmp_path / "whole", *sets))
+    halved = world.config(tmp_path / "halved", *sets)
+    with pytest.raises(Interrupted):
+        run(halved, watcher=StopAfter(1))
+    rest = run(halved, resume=True)
+    saved = [load_checkpoint(x.folder, halved, torch.device("cpu")) for x in (whole, rest)]
+    first, second = (trees.digest(x.state.params) for x in saved if x is not None)
+    assert first == second and whole.summary["status"] == "finished"
 
 
 def test_its_rows_are_the_tokens_of_everybody_s(federation: Federation, slim: Federation) -> None:

@@ -9,7 +9,7 @@ works. Perturbs copies: adding and subtracting in place drifts in low precision.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from pydantic import Field
 from forefed.core import trees
 from forefed.core.types import AtPoints, Batch, DirectionSet, LossFn, Params, at_points_of
 from forefed.gradients.engine import SlopeEngine, Slopes, value_and_grad
+from forefed.gradients.without_torch import why_not
 
 ELEMENTS_AT_ONCE = 1 << 20
 """Of the directions of one call, where a loss takes many points."""
@@ -28,9 +29,17 @@ class FiniteDifference(SlopeEngine):
     kind: Literal["finite_difference"] = "finite_difference"
     eps: Annotated[float, Field(gt=0)] = 1e-2
     """Half the distance of the two losses, in units of the parameters."""
+    runtime: Literal["torch", "onnx"] = "torch"
+    """"onnx": every client of a rehearsal is a process without torch (forefed.slim; extra "onnx").
+    """
 
     source: ClassVar[str] = "MeZO, arXiv 2305.17333; BAFFLE, arXiv 2301.12195"
     by_values: ClassVar[bool] = True
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if self.runtime == "onnx":
+            yield from (f"engine.runtime = 'onnx': {why}" for why in why_not(config))
 
     def slopes(
         self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet

@@ -41,6 +41,7 @@ from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, open_log
 from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
+from forefed.run.slim import clients_elsewhere
 from forefed.run.tested import best_of, evaluate, tests_of
 from forefed.run.written import Result, check_adapter_place, spent, write_end, write_head
 
@@ -114,6 +115,14 @@ def _run(
 ) -> Result:
     check_adapter_place(folder)
     federation = build(config, partial(told, "loading"), connect=connect)
+    with clients_elsewhere(federation, partial(told, "loading")) as federation:
+        return _rounds(federation, folder, told, resume, accept_changes)
+
+
+def _rounds(
+    federation: Federation, folder: Path, told: Told, resume: bool, accept_changes: bool
+) -> Result:
+    config = federation.config
     state, log, begun = _begin(federation, folder, told, resume, accept_changes)
     told("built", federation, state.round)
     solved = () if begun is None else begun.notes

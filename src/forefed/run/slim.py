@@ -14,7 +14,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,48 +30,14 @@ from forefed.data.encoding import placeholder_of
 from forefed.data.examples import ClientData
 from forefed.data.prepare import chosen_rows
 from forefed.federation.inprocess import InProcess
-from forefed.gradients.finite_difference import FiniteDifference
-from forefed.local.samplers import Shuffled
+from forefed.gradients.without_torch import why_not
 from forefed.models.graph import write_graph
 from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
-from forefed.optimisers import Sgd
 from forefed.run.build import Federation
-from forefed.slim.codecs import CODECS
 from forefed.slim.settings import GRAPH, ROWS, TOKENS, Settings
 from forefed.wire import Codec
 from forefed.wire.orders import encode_broadcast, encode_order
-
-
-def why_not(config: Config) -> list[str]:
-    """What of a run's settings a client without torch cannot do, each with its remedy."""
-    engine, client, found = config.engine, config.client, list[str]()
-    if not isinstance(engine, FiniteDifference) or engine.sub_batches > 1 or engine.emulates:
-        found.append("engine: it has losses alone; set engine.kind = 'finite_difference'")
-    elif engine.head != "perturbed" and getattr(config.start, "then", "") != "frozen":
-        found.append(
-            "engine.head: it has no gradient of the head; set engine.head = 'perturbed', or "
-            "start.then = 'frozen'"
-        )
-    if config.directions.kind != "fresh":
-        found.append("directions.kind: set 'fresh'")
-    if config.codec.kind not in CODECS:
-        found.append(f"codec.kind: set {' or '.join(map(repr, CODECS))}")
-    optimiser = client.optimiser
-    if not (isinstance(optimiser, Sgd) and optimiser.linear and optimiser.steady):
-        found.append(
-            "client.optimiser: its steps are plain; set kind = 'sgd' without momentum, weight "
-            "decay and schedule"
-        )
-    if type(client.sampler) is not Shuffled:
-        found.append("client.sampler: set 'shuffled'")
-    if config.download.by_records or config.channel.sums or config.modifiers:
-        found.append("download, channel, modifiers: leave them as they are by default")
-    if config.sharing.kind != "everything" or getattr(config.adapter, "dropout", 0.0) > 0:
-        found.append("sharing, adapter.dropout: leave them as they are by default")
-    if config.data.task.kind != "classification":
-        found.append("data.task.kind: set 'classification'")
-    return found
 
 
 def settings_of(config: Config, task: Task, tokenizer: Any) -> Settings:
@@ -232,6 +199,25 @@ def slim_clients(
         yield replace(federation, star=star)
     finally:
         processes.close()
+
+
+@contextmanager
+def clients_elsewhere(federation: Federation, say: Callable[[str], None]) -> Iterator[Federation]:
+    """The federation, with its clients in processes without torch where ``engine.runtime`` says so;
+    their folders, which hold texts, last as long as they.
+
+    Raises:
+        UserError: as for ``slim_clients``.
+    """
+    if getattr(federation.config.engine, "runtime", "torch") == "torch":
+        yield federation
+        return
+    say("writing the clients' graph")
+    with (
+        tempfile.TemporaryDirectory(prefix="forefed-clients-") as folder,
+        slim_clients(federation, Path(folder)) as smaller,
+    ):
+        yield smaller
 
 
 def link_graph(folder: Path, client: Path) -> None:
