@@ -12,10 +12,11 @@ import pytest
 
 from forefed.core.keys import Key
 from forefed.data import encoding
-from forefed.data.encoding import Texts, shortened, tokenise
+from forefed.data.encoding import Texts, tokenise
 from forefed.data.files import read_files
 from forefed.data.labels import coded
 from forefed.data.rows import CHUNK, Rows, Strings
+from forefed.data.shorten import shortened
 from forefed.data.tables import Text
 from words import tokenizer as by_words
 

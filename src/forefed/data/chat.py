@@ -20,9 +20,10 @@ import numpy as np
 
 from forefed.core.errors import UserError
 from forefed.data.columns import texts
-from forefed.data.encoding import CHUNK, Block, Row, Texts, blocks_of_rows, shortened
+from forefed.data.encoding import CHUNK, Block, Row, Texts, blocks_of_rows
 from forefed.data.examples import Indices
 from forefed.data.rows import Rows, Strings, first_line
+from forefed.data.shorten import shortened
 
 Message = Mapping[str, Any]
 MESSAGES = (("messages",), ("conversation",), ("conversations",))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forefed.core.errors import UserError
-from forefed.core.files import rename_folder
-from forefed.core.types import Json
 from forefed.data.examples import Examples, Indices
 from forefed.data.prompts import prompt_tokens
 from forefed.data.rows import Strings
+from forefed.data.shorten import in_order, shortened
+from forefed.data.token_files import Tokenised, digest_of_arrays, digest_of_request, load, save
 
 CHUNK = 256  # texts per call of the tokeniser
-MARGIN = 32
-"""Tokens behind those that are kept, which a cut before tokenising may change."""
-CHARS_PER_TOKEN = 6
-PAIR_CHARS = 1 << 16
-"""Characters of the texts of a pair whose tokens are counted to find the longer one."""
-_FORMAT = "forefed-tokens-3"
 
 
 @dataclass(frozen=True)
@@ -115,18 +105,6 @@ def _take(texts: Sequence[str], rows: Indices) -> Sequence[str]:
     return texts.take(rows) if isinstance(texts, Strings) else [texts[i] for i in rows]
 
 
-@dataclass(frozen=True)
-class Tokenised:
-    """``kept`` holds the position of every example among the texts; ``counts`` tells how many texts
-    were blank ("empty"), cut at the maximum length ("truncated") or left out ("dropped"), and how
-    many questions are there whose answer is cut off ("out_of_reach")."""
-
-    examples: Examples
-    kept: Indices
-    counts: dict[str, int]
-    digest: str
-
-
 def tokenise(
     texts: Texts,
     tokenizer: Any,
@@ -159,11 +137,11 @@ def tokenise(
         )
     if cache_dir is None:
         return texts.attach(_tokenise(texts, tokenizer, max_length, testing))
-    folder = cache_dir / _digest_request(texts, tokenizer, max_length, testing)
-    stored = _load(folder)
+    folder = cache_dir / digest_of_request(texts, tokenizer, max_length, testing)
+    stored = load(folder)
     if stored is None:
-        _save(_tokenise(texts, tokenizer, max_length, testing), folder)
-        stored = _load(folder)
+        save(_tokenise(texts, tokenizer, max_length, testing), folder)
+        stored = load(folder)
         assert stored is not None, folder
     return texts.attach(stored)
 
@@ -204,7 +182,7 @@ def _tokenise(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> T
         causal=causal,
     )
     said = {"empty": empty, **counts}
-    return Tokenised(examples, kept, said, _digest_arrays(examples))
+    return Tokenised(examples, kept, said, digest_of_arrays(examples))
 
 
 class Flat:
@@ -254,68 +232,6 @@ def blocks_of_rows(
             return
 
 
-def shortened(texts: list[str], tokenizer: Any, tokens: int) -> list[str]:
-    """The texts, long ones cut to a beginning that has the same first ``tokens`` tokens.
-
-    What stands far behind a token does not change it, but the end of a text does change those near
-    to it: so a beginning ends at a blank and has ``MARGIN`` tokens more than are kept (four times
-    as many where no blank is near), or is taken four times as long until it does, at last whole.
-    """
-    found = list(texts)
-    size = CHARS_PER_TOKEN * (tokens + MARGIN)
-    todo = [i for i, text in enumerate(texts) if len(text) > size]
-    while todo:
-        ends = [_end(texts[i], size) for i in todo]
-        heads = [texts[i][:end] for i, (end, _) in zip(todo, ends, strict=True)]
-        short = []
-        for i, head, (_, margin), n in zip(
-            todo, heads, ends, _token_counts(heads, tokenizer), strict=True
-        ):
-            if n >= tokens + margin:
-                found[i] = head
-            else:
-                short.append(i)
-        size *= 4
-        todo = [i for i in short if len(texts[i]) > size]
-    return found
-
-
-def _end(text: str, size: int) -> tuple[int, int]:
-    """Where to cut a text at about this size, and how many tokens before that may change."""
-    blank = max(text.rfind(c, size // 2, size) for c in " \n")
-    return (blank, MARGIN) if blank > 0 else (size, 4 * MARGIN)
-
-
-def _in_order(whole: list[list[str]], short: list[list[str]], tokenizer: Any) -> list[list[str]]:
-    """Shortened pairs in which the same text is the longer one as before: where both are cut to fit
-    and an odd number of tokens is left, it keeps one more."""
-    changed = [
-        i for i, texts in enumerate(zip(*whole, *short, strict=True)) if texts[:2] != texts[2:]
-    ]
-    if not changed:
-        return short
-    found = [list(column) for column in short]
-    beyond = [[max(0, len(c[i]) - PAIR_CHARS) for i in changed] for c in whole]
-    counts = [_token_counts([c[i][:PAIR_CHARS] for i in changed], tokenizer) for c in whole]
-    heads = [_token_counts([c[i] for i in changed], tokenizer) for c in short]
-    for k, i in enumerate(changed):
-        first_longer = counts[0][k] + beyond[0][k] > counts[1][k] + beyond[1][k]
-        if first_longer != (heads[0][k] > heads[1][k]):
-            shorter, longer = int(first_longer), int(not first_longer)
-            share = 0.8 * heads[longer][k] / heads[shorter][k]
-            found[shorter][i] = found[shorter][i][: int(share * len(found[shorter][i]))]
-    return found
-
-
-def _token_counts(texts: list[str], tokenizer: Any) -> list[int]:
-    lists = tokenizer(texts[:1], add_special_tokens=False, verbose=False)
-    if lists.encodings is not None:  # the call above has set that nothing is cut
-        backend = tokenizer.backend_tokenizer
-        return [len(e) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    found = tokenizer(texts, add_special_tokens=False, verbose=False)
-    return [len(ids) for ids in found["input_ids"]]
-
-
 def placeholder_of(tokenizer: Any) -> int:
     """The token that stands for an empty text, where a tokeniser has no special tokens."""
     specials = (tokenizer.eos_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id)
@@ -330,7 +246,7 @@ def _class_blocks(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Blo
         columns = [list(c) for c in whole]
         if tokenizer.truncation_side == "right":
             short = [shortened(c, tokenizer, max_length) for c in columns]
-            columns = _in_order(columns, short, tokenizer) if len(columns) == 2 else short
+            columns = in_order(columns, short, tokenizer) if len(columns) == 2 else short
         ids, types, cut = _encoded(columns, tokenizer, max_length) if columns[0] else ([], [], 0)
         for i in [i for i, each in enumerate(ids) if not each]:
             ids[i] = [placeholder]  # an empty text and a tokeniser without special tokens
@@ -403,94 +319,3 @@ def _causal_rows(texts: Texts, tokenizer: Any, max_length: int) -> Iterator[Row]
 
 def _flat(rows: list[Any], dtype: type) -> NDArray[Any]:
     return np.fromiter(chain.from_iterable(rows), dtype=dtype)
-
-
-def _digest_request(texts: Texts, tokenizer: Any, max_length: int, testing: bool) -> str:
-    import tokenizers
-
-    if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        state.pop("truncation"), state.pop("padding")  # left over from the last call
-    else:
-        state = sorted(tokenizer.get_vocab().items())
-    head: list[Any] = [
-        _FORMAT,
-        tokenizers.__version__,
-        type(tokenizer).__name__,
-        tokenizer.special_tokens_map,
-        tokenizer.model_input_names,
-        state,
-        max_length,
-        texts.labels is None,
-        type(texts).__name__,
-        testing and texts.tests_keep_more,
-    ]
-    form = texts.form(tokenizer)
-    head += [] if form is None else [form]
-    digest = hashlib.sha256(json.dumps(head, default=str).encode())
-    for column in (texts.first, texts.second or []):
-        digest.update(f"\0{len(column)}\0".encode())
-        for text in column:
-            encoded = text.encode()
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    if texts.labels is not None:
-        digest.update(texts.labels.astype(texts.labels.dtype.newbyteorder("<")).tobytes())
-        digest.update(f"{texts.labels.shape[1:]}".encode() if texts.labels.ndim > 1 else b"")
-    return digest.hexdigest()[:32]
-
-
-def _arrays(examples: Examples) -> dict[str, NDArray[Any]]:
-    names = ("tokens", "types", "offsets", "labels", "n_bytes", "chars", "learned")
-    return {n: x for n in names if (x := getattr(examples, n)) is not None}
-
-
-def _digest_arrays(examples: Examples) -> str:
-    digest = hashlib.sha256(f"{examples.pad_id} {examples.causal}".encode())
-    for name, array in _arrays(examples).items():
-        digest.update(f"{name} {array.dtype.str} {len(array)}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _save(tokenised: Tokenised, folder: Path) -> None:
-    """Build beside ``folder``, then rename: a kill leaves nothing that looks finished."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        for name, array in {**_arrays(tokenised.examples), "kept": tokenised.kept}.items():
-            np.save(building / f"{name}.npy", array, allow_pickle=False)
-        meta: Json = {
-            "pad_id": tokenised.examples.pad_id,
-            "causal": tokenised.examples.causal,
-            "counts": tokenised.counts,
-            "digest": tokenised.digest,
-        }
-        (building / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        try:
-            rename_folder(building, folder)
-        except OSError:  # there is one: of another process, or damaged
-            if _load(folder) is None:
-                shutil.rmtree(folder)
-                rename_folder(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def _load(folder: Path) -> Tokenised | None:
-    """The arrays of ``folder``, memory-mapped; None when they are missing or damaged."""
-    if not (folder / "meta.json").is_file():
-        return None
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        arrays = {
-            path.stem: np.load(path, mmap_mode="r", allow_pickle=False)
-            for path in folder.glob("*.npy")
-        }
-        kept = arrays.pop("kept")
-        examples = Examples(
-            **{"types": None, **arrays}, pad_id=meta["pad_id"], causal=meta["causal"]
-        )
-        found = Tokenised(examples, kept, meta["counts"], meta["digest"])
-    except (OSError, ValueError, TypeError, KeyError, EOFError):
-        return None
-    return found if _digest_arrays(examples) == found.digest else None

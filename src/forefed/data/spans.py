@@ -25,9 +25,11 @@ from torch.nn.functional import pad
 
 from forefed.core.errors import UserError
 from forefed.data.columns import texts
-from forefed.data.encoding import CHUNK, Block, Row, Texts, Tokenised, blocks_of_rows, shortened
+from forefed.data.encoding import CHUNK, Block, Row, Texts, blocks_of_rows
 from forefed.data.examples import IGNORED_LABEL, Examples, Indices, Passages
 from forefed.data.rows import Rows
+from forefed.data.shorten import shortened
+from forefed.data.token_files import Tokenised
 
 NO_ANSWER = (0, 0)
 """The span that stands for "no answer": the first token, which no context begins with."""

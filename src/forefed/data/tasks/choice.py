@@ -11,10 +11,11 @@ from pydantic import field_validator
 
 from forefed.core.errors import UserError
 from forefed.data import chat
-from forefed.data.encoding import CHUNK, Block, Row, Texts, blocks_of_rows, shortened, tokenise
+from forefed.data.encoding import CHUNK, Block, Row, Texts, blocks_of_rows, tokenise
 from forefed.data.examples import Examples, Indices
 from forefed.data.prompts import prompt_tokens
 from forefed.data.rows import Rows
+from forefed.data.shorten import shortened
 from forefed.data.tasks.classification import Classification
 from forefed.data.tasks.task import Head
 

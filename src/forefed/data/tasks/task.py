@@ -17,12 +17,13 @@ from forefed.core.keys import Key
 from forefed.core.settings import Choice
 from forefed.core.types import Json
 from forefed.data.columns import named, texts
-from forefed.data.encoding import Texts, Tokenised, encode_texts, end_of, tokenise
+from forefed.data.encoding import Texts, encode_texts, end_of, tokenise
 from forefed.data.examples import Examples, Indices
 from forefed.data.labels import class_notes, coded, name_of
 from forefed.data.prompts import prompt_tokens
 from forefed.data.rows import Rows
 from forefed.data.sources import Table
+from forefed.data.token_files import Tokenised
 
 Head = str
 """What a model ends in, by the name of its objective (models/objectives): a class, labels, a
