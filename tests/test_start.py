@@ -40,6 +40,8 @@ from forefed.use.forget import forget
 from forefed.wire.message import unpack, unpack_tensors
 from forefed.wire.questions import decode_answer, encode_answer, encode_question
 
+LIE = 100_000 * torch.tensor([[1], [-1], [0]]) * torch.ones(5).long()
+"""Added to the features of two classes, which their sum does not show."""
 START = ("start=closed_form", "model.pooling=mean", "model.layers=spread")
 NAMES = ("a", "b", "c")
 
@@ -122,12 +124,15 @@ def test_sums_travel_in_few_bytes_and_come_back(numbers: list[int]) -> None:
         (lambda s: {**s, "n": 0 * s["n"]}, "sums of no rows"),
         (lambda s: {**s, "n": s["n"] + 1}, "are not those of the rows"),
         (lambda s: {**s, "x": s["x"] + 1}, "contradict each other"),
+        (lambda s: {**s, "xy": s["xy"] + LIE}, "do not fit the features by class"),
     ],
 )
 def test_sums_that_no_rows_can_have_are_refused(change: Any, match: str) -> None:
     parts = change(vars(sums(*rows())))
     with pytest.raises(ProtocolError, match=match):
-        Classes(NAMES).check(Sums.unpacked(Sums(**parts).packed(), 3, 5))
+        told = Sums.unpacked(Sums(**parts).packed(), 3, 5)
+        Classes(NAMES).check(told)
+        Classes(NAMES).inside(told)
     with pytest.raises(ProtocolError, match="is it the same model"):
         Sums.unpacked(sums(*rows()).packed(), 3, 6)
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from forefed.core.errors import ProtocolError
+from forefed.aggregate.aggregator import share_of
+from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Params, Transport
 from forefed.federation.questions import PLAIN, Heard, Question, Way, ask, ask_total
 from forefed.models.task import Task
 from forefed.models.words import BUCKETS, Bag, Words
 from forefed.start.answer import about, targets_of_task
+from forefed.start.contradicting import contradicting
 from forefed.start.features import names_of_head
 from forefed.start.sums import Sums
 from forefed.start.targets import Targets
@@ -43,6 +45,10 @@ class Asked:
     when: str = "start"
     body: Params = field(default_factory=dict)
     """Parameters of the body that features are read with; none: the run's first ones."""
+    check: Callable[[Sums, int], None] = lambda sums, clients: None
+    """Raises ProtocolError: sums of so many clients that pass the start's bounds."""
+    left_out: Sequence[int] = ()
+    """Whose sums contradicted the others'."""
     questions: int = 0
 
     @property
@@ -56,6 +62,7 @@ class Asked:
         tensors: Params,
         shapes: dict[str, tuple[int, ...]],
         read: Callable[[Params], Params],
+        keep: Callable[[int, Params], None] = lambda client, answer: None,
     ) -> tuple[tuple[int, ...], Params]:
         """Put a question to those who have answered so far.
 
@@ -63,6 +70,7 @@ class Asked:
             what: is being done, for whoever waits.
             shapes: of the answer's whole numbers.
             read: these numbers, of one answer as it travels.
+            keep: given every answer that was read.
 
         Returns:
             Who has answered, and the sum.
@@ -70,9 +78,10 @@ class Asked:
         total = {n: torch.zeros(shape, dtype=torch.int64) for n, shape in shapes.items()}
         done, members = 0, list(self.members)
 
-        def take(_: int, answer: Params) -> None:
+        def take(client: int, answer: Params) -> None:
             nonlocal done, total
             numbers = read(answer)
+            keep(client, answer)
             total = {n: x + numbers[n] for n, x in total.items()}
             done += 1
             self.say(what, done, len(members))
@@ -115,21 +124,55 @@ class Asked:
         self.members, found = self.total("documents", "counting words", {}, shapes, read)
         return kept(found["documents"][:, 0], int(found["n"]), most)
 
-    def sums(self, rows: int) -> Sums:
-        """Sums of features."""
+    def sums(self, rows: int, hostile: int | float = 0) -> Sums:
+        """Sums of features.
+
+        Args:
+            hostile: a number of clients or a share; so many are left out at most, whose sums
+                contradict the others' (``left_out``).
+
+        Raises:
+            UserError: a sum over several clients that no rows can have.
+        """
         targets, width = self.targets, self.task.params[names_of_head(self.task)[0]].shape[1]
         shapes = {n: tuple(x.shape) for n, x in vars(Sums.zero(targets.columns, width)).items()}
+        each: dict[int, Params] = {}
 
         def read(answer: Params) -> Params:
             sums = Sums.unpacked(answer, targets.columns, width)
             targets.check(sums)
+            targets.inside(sums)
+            self.check(sums, 1)
             return vars(sums)
 
+        def keep(client: int, answer: Params) -> None:
+            if hostile:
+                each[client] = answer
+
+        def sums_of(client: int) -> Sums:
+            return Sums.unpacked(each[client], targets.columns, width)
+
         asked = {"rows": torch.tensor(rows), **self.body}
-        self.members, found = self.total("sums", "reading texts", asked, shapes, read)
+        self.members, found = self.total("sums", "reading texts", asked, shapes, read, keep)
         total = Sums(**found)
-        total.check()
-        targets.check(total)
+        try:
+            total.check()
+            targets.check(total)
+            targets.inside(total)
+            self.check(total, len(self.members))
+        except ProtocolError as error:
+            raise UserError(
+                f"start: the sum over {len(self.members)} clients is none that rows can have "
+                f"({error}); one of them lies or is broken, and this channel hides which; set "
+                "start.kind = 'none'"
+            ) from None
+        if each:
+            there = [c for c in self.members if sums_of(c).rows]
+            most = share_of(hostile, len(there))
+            self.left_out = contradicting(there, sums_of, targets, most)
+            for client in self.left_out:
+                total = total.plus(sums_of(client), -1)
+            self.members = [c for c in self.members if c not in self.left_out]
         return total
 
     def words(self, bag: Bag, mean_target_C: Tensor, rows: int) -> Words | None:

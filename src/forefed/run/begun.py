@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +39,10 @@ class Begun:
     def finished(self) -> bool:
         """Is it solved from all rows, held-out ones too?"""
         return bool(self.line.get("all_rows"))
+
+    def among(self, clients: Iterable[int]) -> list[int]:
+        """Those of these clients that were not left out."""
+        return [c for c in clients if c not in self.line.get("left_out", ())]
 
     def save(self, folder: Path) -> None:
         """Writes both files of a run's folder."""

@@ -60,9 +60,10 @@ def begin(
         UserError: rows from which no head can be made, or nobody answers.
     """
     clock = time.perf_counter()
-    asked = Asked(task, transport, deadline_s, list(transport.members()), say, way)
+    members = list(transport.members())
+    asked = Asked(task, transport, deadline_s, members, say, way, check=start.check)
     bag = asked.bag(words) if words else None
-    total = asked.sums(TRAINING)
+    total = asked.sums(TRAINING, 0 if start.f == "auto" else start.f)
     if asked.reason:
         raise UserError(f"start: {asked.reason}; see to that, or set start.kind = 'none'")
     if not asked.members:
@@ -71,7 +72,7 @@ def begin(
             "start.kind = 'none'"
         )
     targets = targets_of_task(task)
-    notes = targets.usable(total)
+    notes = [*targets.usable(total), *_said(asked.left_out)]
     if start.private:
         total, release = private_sums(start, targets, total, drawn_from(secret))
         enter([release])
@@ -82,6 +83,7 @@ def begin(
         **chosen,
         "clients": len(asked.members),
         "lost": asked.lost,
+        **({"left_out": list(asked.left_out)} if asked.left_out else {}),
         "examples": total.rows,
         "features": len(total.x),
         "words": 0 if chosen_words is None else len(chosen_words.bag),
@@ -112,8 +114,9 @@ def again(
         body: its parameters.
     """
     clock = time.perf_counter()
-    members = list(transport.members())
+    members = begun.among(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, when="again", body=body)
+    asked.check = start.check
     total = asked.sums(TRAINING)
     if len(asked.members) < begun.line["clients"]:
         return replace(begun, line=_with_costs(begun.line, asked, 0, clock))
@@ -144,7 +147,7 @@ def finish(
         body: the parameters that its features were read with; None: the run's first ones.
     """
     clock = time.perf_counter()
-    members = list(transport.members())
+    members = begun.among(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, when="end", body=body or {})
     line = begun.line
     held_out = asked.sums(HELD_OUT)
@@ -163,6 +166,15 @@ def finish(
     line = _with_costs(line, asked, held_out.rows, clock)
     line = {**line, "all_rows": True, "examples": total.rows}
     return Begun(params_of(task, head), total, line, said)
+
+
+def _said(left_out: Sequence[int]) -> list[str]:
+    """Who was left out, for people."""
+    if not left_out:
+        return []
+    names = ", ".join(map(str, left_out))
+    some = "a client" if len(left_out) == 1 else f"{len(left_out)} clients"
+    return [f"the head was solved without {some} whose sums contradict the others' ({names})"]
 
 
 def _with_costs(line: Json, asked: Asked, forwards: int, clock: float) -> Json:

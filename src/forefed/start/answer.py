@@ -181,7 +181,9 @@ class Answers:
         rows = np.sort(np.concatenate([data.train, data.test])) if rows is None else rows
         if self.min_count > 1:
             rows = rows[self.targets.enough(data.examples.labels[rows], self.min_count)]
-        return rows[: self.max_rows]
+        if self.max_rows is not None and len(rows) > self.max_rows:
+            rows = rows[np.arange(self.max_rows) * len(rows) // self.max_rows]
+        return rows
 
     def entries(self, bag: Bag, data: ClientData, rows: Indices) -> Entries:
         """The bag's words in these rows; computed once."""

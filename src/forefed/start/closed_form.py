@@ -11,8 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from forefed.aggregate.aggregator import Hostile
+from forefed.core.errors import ProtocolError
 from forefed.start.private import troubles
 from forefed.start.start import Start
+from forefed.start.sums import Sums
 from forefed.start.targets import TARGETS
 
 WORDS = 16_384
@@ -64,11 +67,30 @@ class ClosedForm(Start):
     radius: Annotated[float, Field(gt=0)] | None = None
     """With noise: longer features are cut to this length. About their usual one on public texts."""
     max_rows: Annotated[int, Field(ge=1)] | None = None
-    """With noise that hides clients: of each so many rows count at most."""
+    """Of each client so many rows count at most, evenly chosen. A bound on what one can move: in
+    the plain channel the server refuses more, under a secure sum clients keep it by themselves.
+    Noise that hides clients needs it."""
+    f: Hostile | Literal["auto"] = "auto"
+    """Clients that may lie in their sums: a number, or a share of those that answer. At most so
+    many are left out whose sums contradict the others' (start/contradicting.py). "auto": as the
+    aggregator assumes, where it assumes any and single sums are seen."""
 
     @property
     def private(self) -> bool:
         return bool(self.noise_multiplier) or self.target_epsilon is not None
+
+    def check(self, sums: Sums, clients: int) -> None:
+        """Do sums of so many clients keep the bounds?
+
+        Raises:
+            ProtocolError: more rows than they may have, or longer features.
+        """
+        if self.max_rows is not None and sums.rows > clients * self.max_rows:
+            raise ProtocolError(f"sums of {sums.rows} rows, at most {clients * self.max_rows}")
+        if self.private and self.radius is not None:
+            length = float(sums.real()[2].diagonal().sum())
+            if length > sums.rows * self.radius**2:
+                raise ProtocolError(f"features longer than {self.radius:g}")
 
     def conflicts(self, config: Any) -> Iterator[str]:
         if self.private:
@@ -101,8 +123,13 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
         pooling: of the model (``models/pooling.py``); "pooler" is the way of its own class.
     """
     start = config.start
+    if not isinstance(start, ClosedForm):
+        return None
+    if start.f == "auto":
+        seen = not (config.channel.sums or start.private)
+        start = start.model_copy(update={"f": getattr(config.aggregator, "f", 0) if seen else 0})
     if not isinstance(start, Auto):
-        return start if isinstance(start, ClosedForm) else None
+        return start
     solvable = config.data.task.head in TARGETS and pooling != "pooler"
     if not solvable or config.download.by_sums or config.sharing.keeps_trained:
         return None
@@ -146,6 +173,11 @@ def _unfit(start: ClosedForm, config: Any) -> Iterator[str]:
         yield (
             "start.words: rows that clients hold out say how much words count, and there are none; "
             "set data.client_test_fraction, for example 0.2, or start.words = 0"
+        )
+    if start.f not in ("auto", 0) and config.channel.sums:
+        yield (
+            "start.f: who lies is found by looking at single sums, and channel.kind = "
+            f"'{config.channel.kind}' hides them; leave it out, and bound them by start.max_rows"
         )
     if start.prior == "uniform" and not targets.named:
         yield (

@@ -113,8 +113,8 @@ def troubles(start: ClosedForm, config: Any) -> Iterator[str]:
         yield "noise needs a bound on the features; set start.radius (about their usual length)"
     if start.unit == "client" and start.max_rows is None:
         yield "unit = 'client' needs a bound on a client's rows; set start.max_rows"
-    if start.unit == "example" and start.max_rows is not None:
-        yield "max_rows is for start.unit = 'client'; leave it out"
+    if start.f not in ("auto", 0):
+        yield "who is left out would tell of rows without noise; leave start.f out"
     targets = TARGETS.get(config.data.task.head, Classes)
     if start.solver not in targets.solvers or start.regularisation == "held_out":
         yield (

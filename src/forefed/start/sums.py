@@ -117,10 +117,16 @@ class Sums:
             return
         x, _, xx = self.real()
         spread = xx - torch.outer(x, x) / self.rows
-        tolerance = 1e-9 * float(xx.diagonal().abs().sum()) + STEP**2
-        eye = tolerance * torch.eye(len(x), dtype=torch.float64)
-        if int(torch.linalg.cholesky_ex(spread + eye).info) != 0:
-            raise ProtocolError("sums of products that are not positive semidefinite")
+        check_spread(spread, xx, "sums of products that are not positive semidefinite")
+
+
+def check_spread(spread_DD: Tensor, xx_DD: Tensor, what: str) -> None:
+    """Raises ProtocolError (``what``) where sums of products, less those of means, are not positive
+    semidefinite."""
+    tolerance = 1e-9 * float(xx_DD.diagonal().abs().sum()) + STEP**2
+    eye = tolerance * torch.eye(len(xx_DD), dtype=torch.float64)
+    if int(torch.linalg.cholesky_ex(spread_DD + eye).info) != 0:
+        raise ProtocolError(what)
 
 
 def pack(x: Tensor) -> Tensor:

@@ -18,11 +18,12 @@ import torch
 from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.settings import parse
+from forefed.core.types import Params
 from forefed.run import record
 from forefed.run.begun import Begun, load_begun
 from forefed.run.build import answers, build, words_at
 from forefed.run.head_start import head_of, params_of, words_again
-from forefed.start.answer import ALL, TRAINING, targets_of_task
+from forefed.start.answer import HELD_OUT, TRAINING, targets_of_task
 from forefed.start.solver import Solver
 from forefed.use.predict import trained
 
@@ -44,6 +45,8 @@ def forget(run: Path, client: int) -> Begun:
             f"{run}: its sums have noise, which nothing can be subtracted from; start a run "
             "without that client"
         )
+    if not begun.among([client]):
+        raise UserError(f"{run}: the sums of client {client} were left out, so none is in the head")
     gone = list(begun.line.get("forgotten", []))
     if client in gone:
         raise UserError(f"{run}: client {client} is forgotten already")
@@ -56,16 +59,18 @@ def forget(run: Path, client: int) -> Begun:
     if not 0 <= client < population.size:
         raise UserError(f"forget: the run has clients 0 to {population.size - 1}, not {client}")
     task = federation.task
-    which = {"rows": torch.tensor(ALL if begun.finished else TRAINING)}
+    which: Params = {}
     if begun.line.get("adapted"):
         params = trained(run, config)[1].params
         which |= {n: x for n, x in params.items() if n not in task.head}
-    own = answers(config, task, None).sums_of(which, population.client(client))
-    total = begun.total.plus(own, -1)
+    total, answering = begun.total, answers(config, task, None)
+    for rows in (TRAINING, HELD_OUT) if begun.finished else (TRAINING,):  # as they were asked for
+        asked = {**which, "rows": torch.tensor(rows)}
+        total = total.plus(answering.sums_of(asked, population.client(client)), -1)
     targets, line = targets_of_task(task), begun.line
     notes, solver = targets.usable(total), Solver.of(total, targets.unit)
     head = head_of(targets, solver, line, getattr(config.start, "prior", "counts"))
-    others = [c for c in range(population.size) if c not in (*gone, client)]
+    others = [c for c in begun.among(range(population.size)) if c not in (*gone, client)]
     most = words_at(config, federation.data.provenance["columns"])
     words = words_again(begun, task, federation.transport, others, total, most)
     notes = [*notes, *solver.notes]

@@ -14,7 +14,7 @@ from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Params
 from forefed.data.examples import Indices
 from forefed.start.solver import Head, Solver
-from forefed.start.sums import Sums
+from forefed.start.sums import Sums, check_spread
 from forefed.start.targets.targets import (
     SCALES,
     SHARES,
@@ -57,6 +57,16 @@ class Classes(Targets):
             raise ProtocolError("counts of classes are not those of the rows")
         if not torch.equal(sums.xy.sum(0), sums.x):
             raise ProtocolError("sums of features and counts of rows contradict each other")
+
+    def inside(self, sums: Sums) -> None:
+        if sums.rows <= 0:
+            return
+        _, xy_CD, xx_DD = sums.real()
+        there = sums.y > 0
+        if bool(xy_CD[~there].any()):
+            raise ProtocolError("features of a class without rows")
+        between = (xy_CD[there] / sums.y[there, None]).T @ xy_CD[there]
+        check_spread(xx_DD - between, xx_DD, "products that do not fit the features by class")
 
     def possible(self, n: Tensor | None, y_C: Tensor) -> tuple[int, Tensor]:
         y_C = y_C.clamp_min(1)

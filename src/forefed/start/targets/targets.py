@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from forefed.core.errors import ProtocolError
 from forefed.core.types import Json, Params
 from forefed.data.examples import Indices
 from forefed.start.solver import Head, Solver
@@ -88,6 +90,17 @@ class Targets(ABC):
     @abstractmethod
     def check(self, sums: Sums) -> None:
         """Raises ProtocolError: sums of targets that no rows can have."""
+
+    def inside(self, sums: Sums) -> None:
+        """Raises ProtocolError: sums of features by target that no rows can have (by Cauchy and
+        Schwarz). Sums with noise are none of rows, and need not pass."""
+        _, xy_CD, xx_DD = sums.real()
+        most_C = sums.y.double()
+        if not self.named:
+            most_C = torch.full_like(most_C, sums.rows * (self.length / self.unit) ** 2)
+        bound_CD = torch.outer(most_C, xx_DD.diagonal()) * (1 + 1e-9)
+        if bool((xy_CD**2 > bound_CD).any()):
+            raise ProtocolError("features by target longer than the features themselves")
 
     @property
     def blocks(self) -> int:
