@@ -21,7 +21,7 @@ def export(
     run: RunFolder,
     folder: Annotated[Path, typer.Argument(help="New folder for the adapter.")],
     form: Annotated[
-        str, typer.Option("--as", help="peft, lora (plain, small), model (merged, no PEFT needed).")
+        str, typer.Option("--as", help="peft, lora (plain), model (merged), gguf or onnx.")
     ] = "peft",
     best: Annotated[
         bool, typer.Option("--best", help="The parameters of the best evaluation, not the last.")

@@ -5,6 +5,8 @@
 "lora"   the same update as a plain LoRA: LoRA's own, or TinyLoRA's with its exact rank
 "model"  the base with the update added to its weights, which needs no PEFT
 "gguf"   the same as a GGUF file, where the base came from one (``gguf_export.py``)
+"onnx"   of classes, labels and numbers: the same as an ONNX graph from tokens to logits, with the
+         head on the pooling that it stands on and what the texts' words add (``graph.py``)
 
 Beside them: ``README.md``, the model's ``config.json`` (the classes' names, the padding token), the
 tokeniser with the padding token that was chosen for it, and what the head stands on, where the
@@ -33,13 +35,14 @@ from forefed.data.encoding import end_of
 from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
 from forefed.models.attach import ADAPTER_NAME
 from forefed.models.functional import Call
+from forefed.models.graph import inputs_of, write_classifier
 from forefed.models.outside import HEAD, guarded, head_text, save_words
 from forefed.models.place import quiet
 from forefed.models.task import Task
 from forefed.models.words import Words
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-MODEL, CARD = "config.json", "README.md"
+MODEL, CARD, GRAPH = "config.json", "README.md", "model.onnx"
 
 
 def save_adapter(
@@ -76,19 +79,24 @@ def save_adapter(
     building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=PARTIAL, dir=folder.parent))
     building.chmod(0o755)  # mkdtemp's folders are for their owner only
     try:
+        end = None if tokenizer is None else end_of(tokenizer)
         if form == "gguf":
             assert source is not None, "refusal() says it"
             _save_gguf(task, params, source, building / f"{folder.name}.gguf")
+        elif form == "onnx":
+            names = inputs_of(task)  # merging uses the task up
+            merged = _merged(task, params)
+            write_classifier(merged, names, building / GRAPH, words, reads, end)
         else:
             _FORMS[form](task, params, building)
         if form != "gguf":  # which has all of it in one file
             (building / MODEL).write_text(_model_text(task), encoding="utf-8")
         (building / CARD).write_text(card, encoding="utf-8")
-        end = None if tokenizer is None else end_of(tokenizer)
-        if (head := head_text(task, reads, end)) is not None:
-            (building / HEAD).write_text(head, encoding="utf-8")
-        if words is not None:
-            save_words(words, building)
+        if form != "onnx":  # whose graph has both
+            if (head := head_text(task, reads, end)) is not None:
+                (building / HEAD).write_text(head, encoding="utf-8")
+            if words is not None:
+                save_words(words, building)
         if tokenizer is not None and form != "gguf":
             _save_tokenizer(tokenizer, task, building)
         if folder.exists():
@@ -197,6 +205,12 @@ def _factors(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _save_model(task: Task, params: Params, folder: Path) -> None:
     """The base with the update in its weights, in one file or in parts."""
+    if head_text(task) is not None:
+        raise UserError(
+            "export: the head of this model stands on another pooling than the class of "
+            "transformers reads, so there is no whole model of it; leave --as out (forefed.load "
+            "reads it), take --as onnx, or train with model.pooling = 'pooler'"
+        )
     merged = _merged(task, params)
     with quiet():
         merged.save_pretrained(folder)
@@ -216,12 +230,6 @@ BASE = ".base_layer."
 
 def _merged(task: Task, params: Params) -> Any:
     """The model of transformers with the update in its weights; the task's is used up."""
-    if head_text(task) is not None:
-        raise UserError(
-            "export: the head of this model stands on another pooling than the class of "
-            "transformers reads, so there is no whole model of it; leave --as out (forefed.load "
-            "reads it), or train with model.pooling = 'pooler'"
-        )
     without = [
         name
         for name, module in task.model.named_modules()
@@ -249,7 +257,7 @@ def _merged(task: Task, params: Params) -> Any:
     return task.model.merge_and_unload()
 
 
-Form = Literal["peft", "lora", "model", "gguf"]
+Form = Literal["peft", "lora", "model", "gguf", "onnx"]
 FORMS: tuple[Form, ...] = get_args(Form)
 _FORMS: dict[Form, Callable[[Task, Params, Path], None]] = {
     "peft": _save_peft,

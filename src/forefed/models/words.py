@@ -27,7 +27,9 @@ BUCKETS = 2**18
 """Of the hash. Texts of a thousand rows have fewer different words that occur twice."""
 STEP = 2.0**-10
 _MOST = 4096
-_LOGS = [0.0, *(1 + math.log(k) for k in range(1, _MOST + 1))]
+HASH_SHIFT = 64 - (BUCKETS.bit_length() - 1)
+"""Bits of a hash below those that name its bucket."""
+LOGS = [0.0, *(1 + math.log(k) for k in range(1, _MOST + 1))]
 _ONE, _TWO, _PAIR = -7046029254386353131, -4417276706812531889, 1442695040888963407
 """Odd multipliers (two's complement of 64 bits) and what tells a pair from a token."""
 
@@ -40,15 +42,19 @@ def occurrences(row_T: Tensor, id_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         id_T: ids of the tokens, in order.
     """
     row_T, id_T = row_T.long().cpu(), id_T.long().cpu()
-    one_T = id_T * _ONE
+    one_T, two_P = hashes(id_T)
     follows = row_T[1:] == row_T[:-1]
-    two = ((one_T[:-1] + id_T[1:] * _TWO + _PAIR) * _ONE)[follows]
-    hashes = torch.cat([one_T, two])
     rows = torch.cat([row_T, row_T[1:][follows]])
-    bits = BUCKETS.bit_length() - 1
-    buckets = (hashes >> (64 - bits)) & (BUCKETS - 1)
+    buckets = (torch.cat([one_T, two_P[follows]]) >> HASH_SHIFT) & (BUCKETS - 1)
     keys_E, counts_E = (rows * BUCKETS + buckets).unique(return_counts=True)
     return keys_E // BUCKETS, keys_E % BUCKETS, counts_E
+
+
+def hashes(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Of tokens [..., S], int64: each one's hash [..., S], and every two neighbours' [..., S - 1].
+    The bucket is a hash's uppermost bits."""
+    one = ids * _ONE
+    return one, (one[..., :-1] + ids[..., 1:] * _TWO + _PAIR) * _ONE
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Bag:
         slot_E = self._slots[bucket_E]
         kept = slot_E >= 0
         row_E, slot_E, count_E = row_E[kept], slot_E[kept], count_E[kept]
-        logs = torch.tensor(_LOGS, dtype=torch.float64)[count_E.clamp_max(_MOST)]
+        logs = torch.tensor(LOGS, dtype=torch.float64)[count_E.clamp_max(_MOST)]
         value_E = logs * self.idf.double()[slot_E]
         rows = int(row_T.max()) + 1 if len(row_T) else 0
         squares = torch.zeros(rows, dtype=torch.float64).index_add_(0, row_E, value_E**2)

@@ -91,14 +91,17 @@ def model_card(config: Config, run: Trained, tokenizer: Any, form: Form = "peft"
         "model": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights",
         "gguf": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights, for "
         "llama.cpp: the changed matrices at 16 bits, all else as in the base's file",
+        "onnx": f"`{base}` with an adapter ({config.adapter.kind}) merged into its weights, as an "
+        "ONNX graph from a text's tokens to logits",
     }[form]
     seen = config.channel.told()
     attack = config.attack.told() if isinstance(config.attack, Hostile) else ""
     # of "peft" a hub shows code of its own, which would not do
-    library = {"model": "transformers", "gguf": "gguf"}.get(
-        form, "forefed" if run.own_head else "peft"
+    own_head = run.own_head and form != "onnx"  # whose graph has it
+    library = {"model": "transformers", "gguf": "gguf", "onnx": "onnx"}.get(
+        form, "forefed" if own_head else "peft"
     )
-    told = (attack, config.sharing.told(), OWN_HEAD if run.own_head else "")
+    told = (attack, config.sharing.told(), OWN_HEAD if own_head else "")
     caution = "".join(f"**Mind**: {t}.\n\n" for t in told if t)
     return f"""---
 library_name: {library}
@@ -151,6 +154,13 @@ def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") ->
     whole = whole_length(config, tokenizer, run.provenance["columns"])
     settings = [f"longest = {max(config.data.max_length, whole or 0)}"]
     columns = run.provenance["columns"]
+    if form == "onnx":
+        return f"""{GRAPH_LOADING}
+
+texts = {texts}
+{settings[0]}
+{LOGITS_OF_GRAPH}
+{objective.numpy_recipe()}"""
     lines = task.recipe(tokenizer, columns, run.labels) or objective.recipe()
     settings += [f"ends = {ending(tokenizer)}"] if " ends" in lines else []
     if "longest_answer" in lines:
@@ -160,6 +170,30 @@ def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") ->
 texts = {texts}
 {chr(10).join(settings)}
 {lines}"""
+
+
+GRAPH_LOADING = """import json
+
+import numpy
+import onnxruntime
+from tokenizers import Tokenizer
+
+folder = "adapter"  # the folder of this file
+config = json.load(open(f"{folder}/config.json", encoding="utf-8"))
+names = [config.get("id2label", {}).get(str(i)) for i in range(len(config.get("id2label", {})))]
+model = onnxruntime.InferenceSession(f"{folder}/model.onnx")
+tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")"""
+LOGITS_OF_GRAPH = """tokenizer.enable_truncation(longest)
+tokenizer.enable_padding(pad_id=config["pad_token_id"])
+read = tokenizer.encode_batch(texts)
+inputs = {
+    "input_ids": [x.ids for x in read],
+    "attention_mask": [x.attention_mask for x in read],
+    "token_type_ids": [x.type_ids for x in read],
+}
+asked = [x.name for x in model.get_inputs()]
+(logits,) = model.run(None, {n: numpy.array(inputs[n], "int64") for n in asked})"""
+"""The lines of a recipe that read texts by an exported graph."""
 
 
 def _with_llama_cpp(templated: bool) -> str:

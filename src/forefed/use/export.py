@@ -11,6 +11,7 @@ from forefed.core.errors import UserError, nearest
 from forefed.core.files import rename_folder
 from forefed.core.settings import parse
 from forefed.models.export import CARD, CONFIG, FORMS, WEIGHTS, Form, refusal, save_adapter
+from forefed.models.graph import need_exporter
 from forefed.models.load import load_tokenizer
 from forefed.models.objectives import objective_of
 from forefed.models.outside import HEAD, head_text
@@ -34,7 +35,7 @@ def export_adapter(
         What whoever loads it must know beside the card; empty: nothing.
 
     Args:
-        form: "peft", "lora", "model" or "gguf" (``models.export``).
+        form: "peft", "lora", "model", "gguf" or "onnx" (``models.export``).
         force: also of a run that has not finished, or finished without training anything worth
             having; the card says so.
         best: the parameters of the best evaluation instead of the last ones.
@@ -50,6 +51,20 @@ def export_adapter(
     reason = refusal(config.adapter, chosen, file_of(config.model))
     if chosen == "gguf" and objective_of((), config.data.task.head).has_head:
         reason = "export: --as gguf: a head has no place in a GGUF file; leave --as out"
+    if chosen == "onnx":
+        need_exporter()
+        labels = record.label_names(run)
+        if not objective_of(labels, config.data.task.head).numpy_recipe():
+            reason = (
+                f"export: --as onnx: a graph from a text's tokens to logits is made of classes, "
+                f"labels and numbers, not of data.task.kind = '{config.data.task.kind}'; leave "
+                "--as out"
+            )
+        elif not load_tokenizer(config.model).is_fast:
+            reason = (
+                "export: --as onnx: this tokeniser has no tokenizer.json, by which texts are read "
+                "without transformers; leave --as out"
+            )
     if reason is not None:
         raise UserError(reason)
     summary = record.summary(run)
@@ -113,7 +128,7 @@ def _fault(adapter: Path) -> str | None:
 
 def _write(run: Path, config: Config, form: Form, folder: Path, file: str) -> None:
     """From the last checkpoint. A merged model has its base's weights in full, not quantised."""
-    task, state = trained(run, config, exact=form in ("model", "gguf"), file=file)
+    task, state = trained(run, config, exact=form in ("model", "gguf", "onnx"), file=file)
     own_head = head_text(task) is not None
     about = Trained.of(run, state.round, record.summary(run), own_head)
     columns = about.provenance["columns"]

@@ -74,6 +74,12 @@ chances = logits.softmax(-1)
 for text, row in zip(texts, chances):
     print(config.id2label[int(row.argmax())], f"{{float(row.max()):.2f}}", text)"""
 
+    def numpy_recipe(self) -> str:
+        return """chances = numpy.exp(logits - logits.max(1, keepdims=True))
+chances /= chances.sum(1, keepdims=True)
+for text, row in zip(texts, chances):
+    print(names[int(row.argmax())], f"{float(row.max()):.2f}", text)"""
+
     def options(self) -> dict[str, Any]:
         return {
             **super().options(),

@@ -86,6 +86,11 @@ for text, row in zip(texts, logits.sigmoid().tolist()):
     said = [config.id2label[i] for i, chance in enumerate(row) if chance >= {SAID_FROM}]
     print(", ".join(said) or "(no label)", text)"""
 
+    def numpy_recipe(self) -> str:
+        return f"""for text, row in zip(texts, 1 / (1 + numpy.exp(-logits))):
+    said = [names[i] for i, chance in enumerate(row) if chance >= {SAID_FROM}]
+    print(", ".join(said) or "(no label)", text)"""
+
     def options(self) -> dict[str, Any]:
         return {
             **super().options(),

@@ -110,6 +110,11 @@ class Objective(ABC):
         """
         return f"{LOGITS_OF_TEXTS}\nprint(logits)"
 
+    def numpy_recipe(self) -> str:
+        """The same from ``logits``, an array of numpy, and ``names``, the classes' (an ONNX graph
+        gives the logits). Empty: no graph is made of such a model."""
+        return ""
+
     @abstractmethod
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """The loss of every example [B], in float32 or wider."""

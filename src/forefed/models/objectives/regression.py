@@ -72,10 +72,15 @@ class Regression(Objective):
         return 1
 
     def recipe(self) -> str:
+        return f"{LOGITS_OF_TEXTS}\n{self._said('logits.double().flatten().tolist()')}"
+
+    def numpy_recipe(self) -> str:
+        return self._said('logits.astype("float64").ravel()')
+
+    def _said(self, numbers: str) -> str:
         low, high = self.on_scale(np.array([-2.0, 2.0])).tolist()
-        return f"""{LOGITS_OF_TEXTS}
-low, high = {low!r}, {high!r}  # of the scale, on which the model says -2 to 2
-for text, said in zip(texts, logits.double().flatten().tolist()):
+        return f"""low, high = {low!r}, {high!r}  # of the scale, on which the model says -2 to 2
+for text, said in zip(texts, {numbers}):
     print(f"{{low + (said + 2) / 4 * (high - low):.4g}}", text)"""
 
     def options(self) -> dict[str, Any]:
