@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from forefed.core.errors import UserError
 from forefed.core.types import Batch
+from forefed.models.place import few_words
 from forefed.models.task import Task
 from forefed.models.words import BUCKETS, HASH_SHIFT, LOGS, STEP, Words, hashes
 
@@ -187,14 +188,18 @@ def _exported(module: nn.Module, some: Any, shapes: Any, names: list[str]) -> An
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            module.eval(),
-            some,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=names,
-            output_names=["logits"],
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                some,
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=names,
+                output_names=["logits"],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            why = few_words(error)
+            raise UserError(f"torch's exporter makes no graph of this model ({why})") from error
     assert program is not None
     return program
