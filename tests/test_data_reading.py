@@ -14,7 +14,7 @@ from forefed.core.keys import Key
 from forefed.data import encoding
 from forefed.data.encoding import Texts, tokenise
 from forefed.data.files import read_files
-from forefed.data.labels import coded
+from forefed.data.label_column import coded
 from forefed.data.rows import CHUNK, Rows, Strings
 from forefed.data.shorten import shortened
 from forefed.data.tables import Text

@@ -17,7 +17,8 @@ from forefed.core.types import Json
 from forefed.data.chat import MESSAGES, as_json, contents
 from forefed.data.columns import LABELS, PAIRS, TEXTS, first_named, texts
 from forefed.data.files import FILE
-from forefed.data.labels import coded, kind_of, name_of, read_labels
+from forefed.data.label_checks import kind_of
+from forefed.data.label_column import coded, name_of, read_labels
 from forefed.data.rows import Rows, Unreadable
 from forefed.data.sources import Files
 

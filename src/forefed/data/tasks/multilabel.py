@@ -11,7 +11,7 @@ from forefed.core.errors import UserError, nearest
 from forefed.data.columns import AUTO, LABELS, TEXTS, cannot_tell, first_named, guess, named, texts
 from forefed.data.encoding import Texts
 from forefed.data.examples import Indices
-from forefed.data.labels import name_of
+from forefed.data.label_column import name_of
 from forefed.data.rows import Rows
 from forefed.data.tasks.task import ClassNames, Columns, Head, TextTask
 

@@ -19,7 +19,8 @@ from forefed.core.types import Json
 from forefed.data.columns import named, texts
 from forefed.data.encoding import Texts, encode_texts, end_of, tokenise
 from forefed.data.examples import Examples, Indices
-from forefed.data.labels import class_notes, coded, name_of
+from forefed.data.label_column import coded, name_of
+from forefed.data.labels import class_notes
 from forefed.data.prompts import prompt_tokens
 from forefed.data.rows import Rows
 from forefed.data.sources import Table
