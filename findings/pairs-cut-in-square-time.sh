@@ -6,7 +6,7 @@
 # twice the words take four times the pieces and the time.
 # Met by: whoever classifies pairs of documents (retrieval, entailment) at a small maximum length; a few long rows
 # hold up the reading of a whole file. Reported as https://github.com/huggingface/tokenizers/issues/2035 (closed).
-# Forefed cuts both texts before they are tokenised: shortened() and _in_order() in src/forefed/data/encoding.py.
+# Forefed cuts both texts before they are tokenised: shortened() and in_order() in src/forefed/data/shorten.py.
 # Exits 1 if that has changed.
 set -euo pipefail
 place=$(mktemp -d); trap 'rm -rf "$place"' EXIT
