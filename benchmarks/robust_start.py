@@ -3,18 +3,25 @@
 The clients and features of ``benchmarks.robust`` (TREC, 50 clients, frozen MiniLM), all 5,452
 training rows; a quarter (12 of 50) lies in its sums; the head is the discriminant (0.1) of all
 sums, and of those that are left once ``start.contradicting`` has looked (f = 0.25). Three seeds.
+
+Then rounds from such a head: 24 % flip the labels of their sums and attack four rounds (rate 3e-3,
+DnC over cut vectors; who is hostile in a round is drawn anew); a round is taken where the loss of
+500 held-out rows falls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.robust import CLIENTS, SEEDS, F, rows
+import forefed
+from benchmarks.robust import ATTACKS, CLIENTS, RECOMMENDED, RULES, SEEDS, F, loss, rows, world
+from benchmarks.robust import accuracy as head_accuracy
 from benchmarks.table import markdown
 from forefed.aggregate.aggregator import share_of
 from forefed.core.keys import Key
@@ -87,6 +94,39 @@ def cell(lie: Lie, alpha: float, seed: int) -> tuple[float, float, int, int]:
     return accuracy(total), accuracy(left), found, len(out) - found
 
 
+def after_rounds(attack: str, seed: int) -> float:
+    """Accuracy of the solved head after the rounds."""
+    clients, held, test = world(seed)
+    settings: dict[str, Any] = {}
+    if attack in ATTACKS:
+        settings = {"attack": {**ATTACKS[attack], "hostile": 0.24}}
+    who = forefed.configure(base=settings).attack.who(CLIENTS, Key(seed)) if settings else ()
+    each = {
+        i: sums(c["x"], (c["y"] + 1) % 6 if i in who else c["y"]) for i, c in enumerate(clients)
+    }
+    out = contradicting(list(each), each.__getitem__, CLASSES, share_of(F, CLIENTS))
+    head = Solver.of(reduce(Sums.plus, (s for i, s in each.items() if i not in out)))
+    solved = head.discriminant(0.1)
+    params = {"head.weight": solved.weight_CD.T.float().contiguous()}
+    params["head.bias"] = solved.bias_C.float()
+    for number in range(4):
+        tried = forefed.simulate(
+            loss,
+            params,
+            clients,
+            units=[tuple(params)],
+            rounds=1,
+            seed=100 * seed + number,
+            engine={"kind": "backprop", "micro_batch": 64},
+            client={"batch_size": 64, "optimiser": {"kind": "adamw", "lr": 3e-3}},
+            **RULES[RECOMMENDED],
+            **settings,
+        ).params
+        if float(loss(tried, held)) < float(loss(params, held)):
+            params = tried
+    return head_accuracy(params, test)
+
+
 def main() -> None:
     alphas = (1.0, 0.1, 100.0)
     body = []
@@ -98,6 +138,8 @@ def main() -> None:
         print(line, flush=True)
         body.append(line)
     print(markdown(["lie", *(f"Dirichlet {alpha:g}" for alpha in alphas)], body))
+    for attack in ("none", *ATTACKS):
+        print(attack, [after_rounds(attack, seed) for seed in range(SEEDS)], flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ def test_a_kill_of_a_site_spends_nothing_twice_and_forgets_nothing(
     reached = 0
     for point in points(2 * len(calls), 2):
         killed = site(f"killed-{point}")
-        reached += killed_at(point, lambda killed=killed: killed(asked))
+        reached += killed_at(point, partial(killed, asked))
         answers = list((killed.folder / "done").rglob("1.safetensors"))
         assert not answers or Ledger.of(killed.folder).made == [entered]
         for _ in range(2):  # started again, and the same task twice

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_a_kill_between_any_two_writes_spends_nothing_twice_and_forgets_nothing(
     reached = 0
     for point in sorted({*points(2 * len(calls), 1), entered - 1, entered}):
         config = world.config(tmp_path, *sets, f"name=killed-{point}")
-        if not killed_at(point, lambda config=config: run(config)):
+        if not killed_at(point, partial(run, config)):
             shutil.rmtree(config.folder)
             continue
         reached += 1
