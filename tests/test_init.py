@@ -16,6 +16,11 @@ from federation import CLASSES, World, question_rows, snapshot, text_rows, write
 from forefed.config.checking import check_run
 from forefed.config.config import Config, configure
 from forefed.config.init import Machine, write_first
+from forefed.core.errors import UserError
+from forefed.core.keys import Key
+from forefed.data.inspect import describe
+from forefed.data.sources import Files
+from forefed.data.tasks.causal_lm import CausalLM
 
 LAPTOP = Machine(8_000_000_000, "cpu")
 PLAIN = text_rows()
@@ -144,3 +149,20 @@ def test_conversations_get_a_language_model(tmp_path: Path) -> None:
     assert config.data.task.messages == "messages" and config.model.name == "smollm2"
     assert config.data.max_length == 80  # 81 characters, and what a template writes around them
     assert 'forefed predict runs/mine "A question' in said
+
+
+def test_prompts_without_answers_are_said(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "p.jsonl", [{"prompt": f"w{i} w5 and more"} for i in range(9)])
+    found = describe(file)
+    assert found.task == "causal_lm" and "column 'prompt' looks like prompts" in found.notes[0]
+    table = Files(path=file).load()
+    there = CausalLM().arrange(table, 0.2, Key(0))
+    assert any("is learned as text" in note for note in there.notes)
+    odd = write_lines(tmp_path / "n.jsonl", [{"n": 1}, {"n": 2}])
+    with pytest.raises(UserError, match="Give one of texts, of messages"):
+        describe(odd)
+
+
+def test_more_directions_than_any_client_walks_along() -> None:
+    with pytest.raises(UserError, match=r"directions.k: .* 1048576 \(got 100000000\)"):
+        configure(sets=["strategy=fedfgd", "directions.k=100000000"])

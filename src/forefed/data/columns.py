@@ -190,3 +190,17 @@ def check_texts(texts: Strings, column: str, named: bool, setting: str = "text")
             f"'{example}'); name the column of texts"
         )
     return (f"the texts in column '{column}' are single words (like '{example}'): is it the one?",)
+
+
+PROMPTS = ("prompt", "instruction", "question", "input")
+"""What columns of prompts are called."""
+
+
+def unsaid(task: str, text: object) -> tuple[str, ...]:
+    """What to say of prompts that are learned as texts, as no column of answers is there."""
+    if task != "causal_lm" or not isinstance(text, str) or text.lower() not in PROMPTS:
+        return ()
+    return (
+        f"column '{text}' looks like prompts, and is learned as text: answers are learned where "
+        "data.task.prompt names it and data.task.text a column of answers",
+    )

@@ -15,7 +15,7 @@ import numpy as np
 from forefed.core.errors import UserError, several
 from forefed.core.types import Json
 from forefed.data.chat import MESSAGES, as_json, contents
-from forefed.data.columns import LABELS, PAIRS, TEXTS, first_named, texts
+from forefed.data.columns import LABELS, PAIRS, PROMPTS, TEXTS, first_named, texts, unsaid
 from forefed.data.files import FILE
 from forefed.data.label_checks import kind_of
 from forefed.data.label_column import coded, name_of, read_labels
@@ -58,7 +58,6 @@ OWNERS = [
     "station",
 ]
 SCORES = ("score", "rating", "similarity", "stars", "grade", "value")
-PROMPTS = ("prompt", "instruction", "question", "input")
 CONTINUATIONS = ("completion", "response", "output", "answer", "text")
 SHOWN_LABELS = 50
 
@@ -146,7 +145,7 @@ def describe(path: Path, test: Path | None = None) -> Description:
         owners=_owners(rows, columns, used),
         characters=(int(np.median(lengths)), int(np.quantile(lengths, 0.95))),
         files=table.provenance["files"],
-        notes=table.notes,
+        notes=(*table.notes, *unsaid(task, settings.get("text"))),
     )
 
 
@@ -201,6 +200,12 @@ def _label(rows: Rows, columns: dict[str, str]) -> tuple[str | None, str | None]
     return None, None
 
 
+NO_TEXTS = (
+    "no column of texts; columns here: {}. Give one of texts, of messages (each a list of "
+    '{{"role": ..., "content": ...}}), or of prompts and completions'
+)
+
+
 def _task(
     rows: Rows, columns: dict[str, str], label: str | None, kind: str | None
 ) -> tuple[Guess, dict[str, Any]]:
@@ -217,10 +222,10 @@ def _task(
         if prompt and after and prompt != after:
             return "causal_lm", {"kind": "causal_lm", "text": after[0], "prompt": prompt[0]}
         if not one:
-            raise UserError(f"no column of texts; columns here: {several(columns)}")
+            raise UserError(NO_TEXTS.format(several(columns)))
         return "causal_lm", {"kind": "causal_lm", "text": one[0]}
     if not one:
-        raise UserError(f"no column of texts; columns here: {several(columns)}")
+        raise UserError(NO_TEXTS.format(several(columns)))
     tasks: dict[str, Guess] = {"scores": "regression", "several": "multilabel"}
     task = tasks.get(kind or "", "pairs" if pair else "classification")
     if pair and task in ("pairs", "regression"):

@@ -19,7 +19,8 @@ from forefed.core.settings import Choice
 from forefed.core.types import DirectionSet, Order, Params
 from forefed.directions.sets import BasisDirections, RandomDirections
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**20)]
+"""Each is a forward pass of its own; a million are more than any client walks along in a step."""
 
 
 class StepDirections(DirectionSet, Protocol):

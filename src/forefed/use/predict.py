@@ -20,7 +20,7 @@ from forefed.data.sources import Files
 from forefed.federation.state import RunState
 from forefed.models.generate import check_room, continuations
 from forefed.models.load import load_tokenizer
-from forefed.models.objectives import objective_of
+from forefed.models.objectives import OBJECTIVES, NextToken, objective_of
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.begun import load_begun
@@ -82,6 +82,12 @@ def predict(
     for number, text in enumerate(texts, 1):
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             raise UserError(f"predict: text {number} is not UTF-8 ({text[:40]!r}); mend it")
+    writes = issubclass(OBJECTIVES[config.data.task.head], NextToken)
+    if tokens is not None and not writes:
+        raise UserError(
+            f"predict: --tokens says how much a language model writes, and this run "
+            f"(data.task.kind = '{config.data.task.kind}') writes nothing; leave it out"
+        )
     by_column = [list(texts[i :: len(columns)]) for i in range(len(columns))]
     task, saved = trained(run, config, client=client)
     params = saved.params

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import model_validator
 
 from forefed.data import chat
-from forefed.data.columns import AUTO, TEXTS, first_named, guess, named, texts
+from forefed.data.columns import AUTO, TEXTS, first_named, guess, named, texts, unsaid
 from forefed.data.encoding import Texts
 from forefed.data.examples import Indices
 from forefed.data.prompts import prompt_tokens
@@ -70,7 +70,8 @@ class CausalLM(TextTask):
         for place, rows in tables:
             text = texts(rows, columns["text"])
             if not columns["prompt"]:
-                found.append(Texts([""] * len(text), text, None))
+                notes = unsaid(self.kind, columns["text"][0])
+                found.append(Texts([""] * len(text), text, None, notes))
                 continue
             prompt = texts(rows, columns["prompt"])
             if self.template == "none":
