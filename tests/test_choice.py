@@ -90,7 +90,7 @@ def test_a_run_learns_words(world, tmp_path, capsys):
     texts = ["w5 w6 w7", "w21 w22 w23 w24"]
     answers = list(predict(result.folder, texts))
     assert [p.predicted for p in answers] == ["animal", "metal"]
-    with pytest.raises(UserError, match="--tokens .* 'choice'.* writes nothing"):
+    with pytest.raises(UserError, match=r"--tokens .* 'choice'.* writes nothing"):
         list(predict(result.folder, texts, tokens=3))
     assert abs(sum(answers[0].chances) - 1) < 1e-5
     folder = result.folder / "adapter"
