@@ -88,6 +88,7 @@ def test_pooled_head_words_and_long_texts(world: World, tmp_path: Path) -> None:
         np.testing.assert_allclose(many, np.repeat(few, rows, 0), atol=1e-5)
 
 
+@pytest.mark.full  # an export of its own takes torch's exporter five seconds
 def test_a_number_by_the_class_of_transformers(
     world: World, tmp_path: Path, forefed_command: Command
 ) -> None:

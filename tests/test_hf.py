@@ -192,11 +192,14 @@ def test_kept_moments_and_a_schedule_over_the_run_are_one_long_training(
     assert float(trees.norm(trees.subtract(dropped, whole))) > 1e-4
 
 
-def test_it_repeats_itself_in_other_rows_and_leaves_the_generators_alone(made: Any) -> None:
+@pytest.mark.parametrize("data_seed", [None, 3])
+def test_it_repeats_itself_in_other_rows_and_leaves_the_generators_alone(
+    made: Any, data_seed: int | None
+) -> None:
     batches: list[list[int]] = []
 
     def trainer() -> list[Trainer]:
-        about = {"per_device_train_batch_size": 2, "max_steps": 2, "data_seed": 3}
+        about = {"per_device_train_batch_size": 2, "max_steps": 2, "data_seed": data_seed}
         (found,) = made(8, model=lora(dropout=0.3), **about)
         plain = found.data_collator
 
