@@ -25,10 +25,10 @@ from benchmarks.table import markdown
 from forefed.core.types import Params
 from forefed.guard import HeldOut
 from forefed.run import configure
-from forefed.run.begun import Begun, with_start
 from forefed.run.build import Federation, build, start_at, words_at
+from forefed.run.guard_decisions import guarded_by
 from forefed.run.head_start import begin
-from forefed.run.judged import guarded_by
+from forefed.run.start_result import Begun, with_start
 from forefed.start import answer
 
 EPOCHS, ROUNDS, BATCH = 3, 10, 16

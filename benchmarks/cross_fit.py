@@ -32,13 +32,13 @@ from forefed.core.types import Cohort, Order, Params
 from forefed.federation.questions import Way
 from forefed.federation.star import RunState, Star
 from forefed.guard import HeldOut, guard_of
-from forefed.models.words import WORDS
+from forefed.models.bag_of_words import WORDS
 from forefed.run import configure
-from forefed.run.asked import Asked
-from forefed.run.begun import Begun, with_start
 from forefed.run.build import Federation, build, start_at, words_at
+from forefed.run.guard_decisions import answers_of, guarded_by
 from forefed.run.head_start import _scaled, again, begin, finish, head_of, params_of
-from forefed.run.judged import answers_of, guarded_by
+from forefed.run.start_questions import Asked
+from forefed.run.start_result import Begun, with_start
 from forefed.start import answer
 from forefed.start.answer import TRAINING, targets_of_task
 from forefed.start.features import features, names_of_head

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from benchmarks.table import markdown
 from forefed.channel import SecureSum
 from forefed.channel.channel import Group, Shapes, Sum, Upload, Work
+from forefed.channel.fixed_point import Words
 from forefed.channel.graph import degree, neighbours, threshold_of
 from forefed.channel.messages import Message
-from forefed.channel.sums import empty
-from forefed.channel.words import Words
+from forefed.channel.summands import empty
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Lost, Order, Reply, Transport, Update
 from forefed.federation.exchange import exchange

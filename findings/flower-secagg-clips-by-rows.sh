@@ -9,7 +9,7 @@
 # 1,000 rows, 1.3e-4 for 10. And what is sent are 8 bytes a number, though the modulus is 2^32.
 # Met by: whoever aggregates models with weights beyond the range, or has many clients of few rows.
 # Forefed scales down before it weighs, and chooses the digits by what all clients together can reach:
-# src/forefed/channel/words.py. Here without a network: one client's half of the protocol, and its own mask taken out again.
+# src/forefed/channel/fixed_point.py. Here without a network: one client's half of the protocol, and its own mask taken out again.
 # Exits 1 if that has changed.
 set -euo pipefail
 place=$(mktemp -d); trap 'rm -rf "$place"' EXIT

@@ -18,9 +18,9 @@ import forefed
 from deployment import NAMES, FakePost, deployed, make_sites, rehearsal
 from federation import World, lines
 from forefed.channel import SecureSum, masked
+from forefed.channel.fixed_point import Words
 from forefed.channel.messages import Message
-from forefed.channel.sums import ABOUT, of_words, to_words
-from forefed.channel.words import Words
+from forefed.channel.summands import ABOUT, of_words, to_words
 from forefed.config.compat import conflicts
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Params, Reply, Update

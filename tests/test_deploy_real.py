@@ -10,7 +10,7 @@ import torch
 
 from deployment import STRATEGIES, rehearsal
 from forefed.run import run
-from forefed.run.begun import load_begun
+from forefed.run.start_result import load_begun
 
 pytestmark = pytest.mark.deploy
 

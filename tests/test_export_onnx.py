@@ -14,7 +14,7 @@ import pytest
 
 from commands import Command, mistake
 from federation import World, text_rows, write_lines
-from forefed.run.begun import load_begun
+from forefed.run.start_result import load_begun
 from forefed.use.export import export_adapter
 from forefed.use.predict import predict
 

@@ -20,9 +20,9 @@ from forefed.federation.state import RunState
 from forefed.guard import HeldOut
 from forefed.models.objectives import Classes, MultiLabel
 from forefed.run import judged, run
-from forefed.run.begun import load_begun
 from forefed.run.build import build, start_at
 from forefed.run.head_start import again, begin, head_of, params_of
+from forefed.run.start_result import load_begun
 from forefed.start.answer import Answers, about, targets_of_task
 from forefed.start.solver import Solver
 from forefed.use import predict as use

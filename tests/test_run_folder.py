@@ -20,8 +20,8 @@ from forefed.core import boundary, files
 from forefed.core.errors import REMEDIES, Stopped, UserError, of_system
 from forefed.core.names import LONGEST, check_name
 from forefed.run import configure, run
-from forefed.run.begun import TENSORS
 from forefed.run.checkpoint import FILE
+from forefed.run.start_result import TENSORS
 
 # Names.
 

@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("cryptography")
 
-from forefed.channel.client import Member, own_mask, pair_mask
+from forefed.channel.fixed_point import FixedPoint, Words
 from forefed.channel.graph import at_least, degree, neighbours, threshold_of
 from forefed.channel.masks import add_mask, seal, unseal
-from forefed.channel.server import SEALED_BYTES, Abandoned, Group
+from forefed.channel.secure_sum_client import Member, own_mask, pair_mask
+from forefed.channel.secure_sum_server import SEALED_BYTES, Abandoned, MaskedSum
 from forefed.channel.shamir import PRIME, combine, extend
-from forefed.channel.words import FixedPoint, Words
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key, Secret
 
@@ -34,12 +34,12 @@ class Play:
     seed: int = 1
     members: dict[int, Member] = field(default_factory=dict)
     words: dict[int, Words] = field(default_factory=dict)
-    group: Group = field(init=False)
+    group: MaskedSum = field(init=False)
     back: Mapping[int, Mapping[int, bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         secret = Secret.rehearsed(self.seed)
-        self.group = Group(self.session, Key(7), Words.zero(self.m, 2, 32), neighbours=self.k)
+        self.group = MaskedSum(self.session, Key(7), Words.zero(self.m, 2, 32), neighbours=self.k)
         drawn = np.random.default_rng(self.seed)
         for c in range(self.n):
             self.members[c] = Member(c, self.session, secret.fold(c))
@@ -257,7 +257,7 @@ def test_a_member_survives_being_written_down() -> None:
 
 def test_masks_follow_from_secrets_and_the_session() -> None:
     a, b = (Member(c, SESSION, Secret.rehearsed(c)) for c in (3, 4))
-    from forefed.channel.client import mask_pair
+    from forefed.channel.secure_sum_client import mask_pair
 
     pairs = [mask_pair(m._numbers()[1], SESSION) for m in (a, b)]
     one = pair_mask(pairs[0], pairs[1].public, SESSION, 3, 4)

@@ -24,10 +24,10 @@ from forefed.federation.guarding import Jury, guarded, steps_kept
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut, guard_of, vouched
 from forefed.run import run
-from forefed.run.begun import load_begun
 from forefed.run.build import answers, build, start_at
 from forefed.run.callback import Callback
 from forefed.run.head_start import begin, params_of
+from forefed.run.start_result import load_begun
 from forefed.start.answer import ALL, Answers, about
 from forefed.start.closed_form import ClosedForm, start_of
 from forefed.start.features import features

@@ -18,9 +18,9 @@ from forefed.config.config import configure
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
 from forefed.core.types import Transport
-from forefed.run.begun import load_begun
 from forefed.run.build import build, start_at
 from forefed.run.head_start import begin, finish
+from forefed.run.start_result import load_begun
 from forefed.start import ClosedForm, start_of
 from forefed.start.contradicting import Means, contradicting, judged
 from forefed.start.sums import Sums

@@ -15,8 +15,8 @@ import forefed
 from federation import World
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
-from forefed.run.begun import load_begun
 from forefed.run.build import answers, build
+from forefed.run.start_result import load_begun
 from forefed.start.answer import ALL
 from forefed.start.solver import NARROW, Solver
 from forefed.start.sums import STEP, Sums

@@ -7,8 +7,8 @@ for. So the held-out loss of those who are asked never rises, the last parameter
 are the best, and a run that no longer gets better ends. A loss may fall while fewer rows are right,
 so where rows are right or wrong clients count those, too: no step may cost more of them than a
 standard error. After the last round all clients judge all steps together, with a head that is
-solved again, against the one that they began with (``run/judged.py``). Sums travel; no test row is
-used.
+solved again, against the one that they began with (``run/guard_decisions.py``). Sums travel; no
+test row is used.
 """
 
 from __future__ import annotations

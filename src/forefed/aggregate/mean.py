@@ -1,4 +1,7 @@
-"""The weighted mean (FedAvg, arXiv 1602.05629)."""
+"""The weighted mean (FedAvg, arXiv 1602.05629).
+
+Where answers are too many to hold, the same sum grows as they come (streaming_mean.py).
+"""
 
 from __future__ import annotations
 

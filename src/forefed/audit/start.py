@@ -13,7 +13,7 @@ from forefed.audit.finding import Client, Finding, finding
 from forefed.audit.subject import Subject, everything, sums_of
 from forefed.audit.trials import GUESSES, client_rows, first_alone, guesses_at
 from forefed.core.keys import Key
-from forefed.models.words import occurrences
+from forefed.models.bag_of_words import occurrences
 from forefed.run.build import answers, start_at
 from forefed.start import words_of
 from forefed.start.features import features

@@ -42,10 +42,10 @@ from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.assemble import assemble, make_trainer
-from forefed.run.begun import load_begun
 from forefed.run.build import answers, frozen_head, load_model, start_at, task_view
 from forefed.run.checkpoint import check_fits, load_checkpoint
 from forefed.run.head_start import params_of
+from forefed.run.start_result import load_begun
 from forefed.select import Uniform
 from forefed.start.answer import targets_of_task
 from forefed.start.solver import Solver

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from forefed.channel.words import Words
+from forefed.channel.fixed_point import Words
 from forefed.core.errors import ProtocolError
 
 PUBLIC_BYTES = 32

@@ -20,8 +20,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from forefed.channel.channel import Channel, Session, T, Upload, Work
+from forefed.channel.fixed_point import FixedPoint, WordBits
 from forefed.channel.messages import Message
-from forefed.channel.words import FixedPoint, WordBits
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 
@@ -64,7 +64,7 @@ class SecureSum(Channel):
 
     # the library that both halves need is an extra, so they are imported where they begin
     def session(self, work: Work[T]) -> Session[T]:
-        from forefed.channel.masked import MaskedSums
+        from forefed.channel.secure_sum_exchange import MaskedSums
 
         return MaskedSums(self, work)
 
@@ -76,7 +76,7 @@ class SecureSum(Channel):
         client: int,
         secret: Callable[[], Secret],
     ) -> tuple[bytes, bytes | None]:
-        from forefed.channel.masked import answered
+        from forefed.channel.secure_sum_exchange import answered
 
         if asked is None:
             raise ProtocolError("work without its sum, where contributions are hidden")

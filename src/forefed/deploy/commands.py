@@ -170,7 +170,7 @@ def server_run(
     from forefed.core.boundary import UNTRAINED
     from forefed.deploy.runs import follow, start_run
     from forefed.deploy.server_folder import read_server
-    from forefed.run.written import FINISHED
+    from forefed.run.summary import FINISHED
 
     place, _ = read_server(folder)
     chosen = configure(config, sets or (), {"out": str(place.runs)})

@@ -24,7 +24,7 @@ from forefed.run import record
 from forefed.run.checkpoint import config_digest, save_checkpoint
 from forefed.run.evaluate import evaluate_clients
 from forefed.run.log import LOG, create_log
-from forefed.run.written import about_model
+from forefed.run.summary import about_model
 
 
 def write_record(

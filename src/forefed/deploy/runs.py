@@ -23,8 +23,8 @@ from forefed.deploy.server_folder import CONNECTION, flwr
 from forefed.models.objectives import OBJECTIVES
 from forefed.run import record
 from forefed.run.card import against
-from forefed.run.origin import check_accepting
-from forefed.run.written import FINISHED
+from forefed.run.provenance import check_accepting
+from forefed.run.summary import FINISHED
 
 APP = """\
 [project]

@@ -32,9 +32,9 @@ from forefed.data.population import Population
 from forefed.data.prepare import load_table
 from forefed.data.shares import Assigned
 from forefed.data.tasks import Encoded
-from forefed.deploy.budget import of_order, of_question, spend
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.journal import Journal, task_digest
+from forefed.deploy.privacy_budget import of_order, of_question, spend
 from forefed.deploy.settings import Refusal, SiteSettings, at_site
 from forefed.deploy.weights import model_of
 from forefed.federation.inprocess import ClientFn

@@ -14,7 +14,7 @@ from forefed.core.types import Json, Params, Transport
 from forefed.federation.questions import PLAIN, Heard, Question, Way, ask_total
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut, vouched
-from forefed.models.words import WORDS
+from forefed.models.bag_of_words import WORDS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from forefed.channel import Channel, Plain
 from forefed.channel.channel import Group, Shapes, Work
-from forefed.channel.sums import UNIT
+from forefed.channel.summands import UNIT
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 from forefed.core.types import Lost, Params, Reply, Transport

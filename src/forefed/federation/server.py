@@ -36,7 +36,7 @@ from forefed.federation.lengths import described
 from forefed.federation.slopes import average_slopes, fitted
 from forefed.federation.state import RunState
 from forefed.local import Trainer, check_slopes, replay, variance_of
-from forefed.models.words import WORDS
+from forefed.models.bag_of_words import WORDS
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
 from forefed.privacy import Release

@@ -32,11 +32,11 @@ from forefed.core import trees
 from forefed.core.keys import Key
 from forefed.core.types import Cohort, Lost, Order, Reply, Transport, Unit, Update
 from forefed.federation.exchange import Came, exchange
-from forefed.federation.growing import Growing
 from forefed.federation.participation import available, cap_of, counted
 from forefed.federation.report import Laps, RoundReport, losses_by_reason
 from forefed.federation.server import Finished, Server
 from forefed.federation.state import RunState
+from forefed.federation.streaming import Growing
 from forefed.federation.topology import Central, Topology
 from forefed.select import Selector, Uniform
 from forefed.sharing import Everything, Sharing

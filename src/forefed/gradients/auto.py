@@ -24,4 +24,6 @@ class Auto(GradientEngine):
         directions: DirectionSet | None = None,
         head: frozenset[str] = frozenset(),
     ) -> Estimate:
-        raise AssertionError("engine.kind = 'auto' is resolved before training (run/budgets.py)")
+        raise AssertionError(
+            "engine.kind = 'auto' is resolved before training (run/client_engines.py)"
+        )

@@ -50,8 +50,8 @@ from forefed.gradients.memory import measure_peak
 from forefed.local.groups import Group, Slopes, groups_of, project, rebuild
 from forefed.local.samplers import SAMPLERS, Sampler, Shuffled
 from forefed.local.steps import StepLog
+from forefed.models.bag_of_words import WORDS, Words
 from forefed.models.prefix import FrozenPrefix
-from forefed.models.words import WORDS, Words
 from forefed.modifiers import Modifier
 from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
 from forefed.sharing import Everything, Sharing

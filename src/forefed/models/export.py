@@ -34,12 +34,12 @@ from forefed.core.types import Params
 from forefed.data.encoding import end_of
 from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
 from forefed.models.attach import ADAPTER_NAME
+from forefed.models.bag_of_words import Words
 from forefed.models.functional import Call
 from forefed.models.graph import inputs_of, write_classifier
 from forefed.models.outside import HEAD, guarded, head_text, save_words
 from forefed.models.place import quiet
 from forefed.models.task import Task
-from forefed.models.words import Words
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 MODEL, CARD, GRAPH = "config.json", "README.md", "model.onnx"

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from forefed.core.errors import UserError
 from forefed.core.types import Batch
+from forefed.models.bag_of_words import BUCKETS, HASH_SHIFT, LOGS, STEP, Words, hashes
 from forefed.models.place import few_words
 from forefed.models.task import Task
-from forefed.models.words import BUCKETS, HASH_SHIFT, LOGS, STEP, Words, hashes
 
 
 class _Flat(nn.Module):

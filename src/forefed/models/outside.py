@@ -16,12 +16,12 @@ from typing import Any
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
+from forefed.models.bag_of_words import Words
 from forefed.models.begin import BY_LOAD, CONFIG
 from forefed.models.load import load_base
 from forefed.models.place import MINILM
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task
-from forefed.models.words import Words
 
 HEAD = "forefed_head.json"
 WORDS = "forefed_words.safetensors"

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from forefed.core.errors import UserError
 from forefed.core.types import Json
+from forefed.models.bag_of_words import Words, beginnings, tokens_of
 from forefed.models.blocks import Blocks
 from forefed.models.inspect import Facts
 from forefed.models.settings import ModelSettings
-from forefed.models.words import Words, beginnings, tokens_of
 
 Pooling = Literal["mean", "cls", "last", "pooler"]
 """Mean over the tokens; the first one; the last one; or the way of the class in transformers:

@@ -19,6 +19,7 @@ from forefed.data.examples import Examples, Indices
 from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter, LoraSb
 from forefed.models.attach import attach, head_modules
+from forefed.models.bag_of_words import Words
 from forefed.models.blocks import Blocks
 from forefed.models.functional import Call, CurrentCall, Functional
 from forefed.models.generate import continuations
@@ -30,7 +31,6 @@ from forefed.models.recompute import recomputing
 from forefed.models.structured import Structured
 from forefed.models.tail import Tail, find_tail
 from forefed.models.units import make_units
-from forefed.models.words import Words
 
 Around = Callable[[Params, Batch], AbstractContextManager[None]]
 """What is open while a batch is computed."""

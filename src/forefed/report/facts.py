@@ -238,7 +238,7 @@ def _started(run: Run) -> str:
 
 
 def _steps(run: Run) -> str:
-    """What held-out rows have decided at the end (``run/judged.py``)."""
+    """What held-out rows have decided at the end (``run/guard_decisions.py``)."""
     steps = (run.start or {}).get("steps")
     if not isinstance(steps, dict):
         return words.ABSENT

@@ -5,7 +5,7 @@ from forefed.core.facade import callable_package
 from forefed.run.callback import Callback
 from forefed.run.run import Watcher, run
 from forefed.run.simulate import Simulation, simulate
-from forefed.run.written import Result
+from forefed.run.summary import Result
 
 __all__ = [
     "Callback",

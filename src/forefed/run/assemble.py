@@ -36,7 +36,7 @@ from forefed.local import TaskView, Trainer
 from forefed.local.groups import groups_of
 from forefed.local.party import Answering, Party, shapes_of
 from forefed.plan import Way
-from forefed.run.budgets import Engines
+from forefed.run.client_engines import Engines
 
 
 class Model(Protocol):

@@ -26,7 +26,7 @@ from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
 from forefed.run.assemble import Carrier, assemble, make_trainer, trainers
-from forefed.run.budgets import Engines, Planner, measure_now, resolve
+from forefed.run.client_engines import Engines, Planner, measure_now, resolve
 from forefed.run.record import ENVIRONMENT, read_json
 from forefed.start import ClosedForm, one_text, start_of, words_of
 from forefed.start.answer import Answers

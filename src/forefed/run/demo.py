@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forefed.run.written import Result
+from forefed.run.summary import Result
 
 DEMO: dict[str, Any] = {
     "name": "demo",

@@ -9,10 +9,10 @@ import numpy as np
 
 from forefed.core.types import Json, Params
 from forefed.data.examples import ClientData, Examples
+from forefed.models.bag_of_words import Words
 from forefed.models.objectives import Objective, Sums, mean_loss, merge
 from forefed.models.prefix import FrozenPrefix
 from forefed.models.task import Task, nothing_around
-from forefed.models.words import Words
 
 LOWEST = 0.1
 """The share of the clients that the lowest decile bounds."""

@@ -22,11 +22,11 @@ from forefed.core.errors import UserError
 from forefed.core.keys import Secret
 from forefed.core.types import Json, Params, Transport, drawn_from
 from forefed.federation.questions import PLAIN, Way
+from forefed.models.bag_of_words import Words
 from forefed.models.task import Task
-from forefed.models.words import Words
 from forefed.privacy import Release
-from forefed.run.asked import Asked, Say, packed_bag
-from forefed.run.begun import Begun
+from forefed.run.start_questions import Asked, Say, packed_bag
+from forefed.run.start_result import Begun
 from forefed.start import ClosedForm
 from forefed.start.answer import ALL, HELD_OUT, TRAINING, targets_of_task
 from forefed.start.features import names_of_head

@@ -7,7 +7,7 @@ from forefed.core.types import Json
 from forefed.federation.outliers import outlying
 from forefed.federation.report import RoundReport, losses_by_reason
 from forefed.gradients.memory import resident_bytes
-from forefed.run.budgets import Engines
+from forefed.run.client_engines import Engines
 
 
 def notices(line: Json, config: Config, cache_stopped: str) -> list[str]:

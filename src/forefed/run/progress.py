@@ -24,7 +24,7 @@ from forefed.run import record
 from forefed.run.build import Federation
 from forefed.run.callback import Callback
 from forefed.run.card import against
-from forefed.run.written import FINISHED, Result
+from forefed.run.summary import FINISHED, Result
 
 
 def own_models(measures: Measures, evaluations: Sequence[Json]) -> Iterator[str]:

@@ -24,11 +24,11 @@ from forefed.models.load import load_tokenizer
 from forefed.models.task import Task
 from forefed.run import record
 from forefed.run.assemble import make_server, make_trainer, trainers
-from forefed.run.begun import load_begun
-from forefed.run.budgets import kept_engines
 from forefed.run.build import load_model, task_view
 from forefed.run.checkpoint import config_digest, load_checkpoint
+from forefed.run.client_engines import kept_engines
 from forefed.run.log import LOG, LoggedRound, ScalarLog, open_log
+from forefed.run.start_result import load_begun
 from forefed.wire.records import decode_record
 
 

@@ -23,7 +23,7 @@ from forefed.federation.star import RunState
 from forefed.guard import guard_of
 from forefed.privacy import Ledger
 from forefed.run import record
-from forefed.run.begun import Begun, load_begun, with_start
+from forefed.run.best import best_of, evaluate, tests_of
 from forefed.run.build import Connect, Federation, build, start_at, words_at
 from forefed.run.callback import Callback, Told
 from forefed.run.checkpoint import (
@@ -34,16 +34,16 @@ from forefed.run.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from forefed.run.guard_decisions import ended, guarded_by
 from forefed.run.head_start import begin
 from forefed.run.health import Health, norm_of
-from forefed.run.judged import ended, guarded_by
 from forefed.run.lines import memory_groups, notices, round_line
 from forefed.run.log import LOG, ScalarLog, open_log
-from forefed.run.origin import changes, check_accepting, check_unchanged, origin_of
+from forefed.run.provenance import changes, check_accepting, check_unchanged, origin_of
 from forefed.run.rebuild import go_on
 from forefed.run.slim import clients_elsewhere
-from forefed.run.tested import best_of, evaluate, tests_of
-from forefed.run.written import Result, check_adapter_place, spent, write_end, write_head
+from forefed.run.start_result import Begun, load_begun, with_start
+from forefed.run.summary import Result, check_adapter_place, spent, write_end, write_head
 
 Watcher = Callback
 """The former name."""
@@ -135,7 +135,7 @@ def _rounds(
         *promised,
     ):
         told("note", text)
-    first = _begunwith_start(federation, begun)
+    first = _state_before_round_1(federation, begun)
     transport, attack = federation.transport, config.attack
     if isinstance(transport, Adversary):
         transport.first = first.params
@@ -271,7 +271,7 @@ def _begin(
         record.truncate(folder, -1)
         (folder / BEST).unlink(missing_ok=True)
         begun = _solved(federation, folder, told)
-        state = _begunwith_start(federation, begun)
+        state = _state_before_round_1(federation, begun)
         return state, write_head(federation, folder, now, state), begun
     if federation.transport.replica is not None:
         federation.transport.replica.state = state  # what the clients kept on their own disks
@@ -316,7 +316,7 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
     return begun
 
 
-def _begunwith_start(federation: Federation, begun: Begun | None) -> RunState:
+def _state_before_round_1(federation: Federation, begun: Begun | None) -> RunState:
     """The state before round 1."""
     return with_start(federation.start(), begun)
 

@@ -22,18 +22,18 @@ import numpy as np
 import torch
 
 from forefed.channel.channel import Numbers
-from forefed.channel.sums import whole as in_units
+from forefed.channel.summands import whole as in_units
 from forefed.core.errors import ProtocolError
 from forefed.core.states import below
 from forefed.core.types import Params
 from forefed.data.examples import ClientData, Indices
+from forefed.models.bag_of_words import BUCKETS, WORDS, Bag, Words, occurrences
 from forefed.models.task import Around, Task, nothing_around
-from forefed.models.words import BUCKETS, WORDS, Bag, Words, occurrences
 from forefed.start.features import features, names_of_head
 from forefed.start.private import within
 from forefed.start.sums import STEP, Sums
 from forefed.start.targets import Targets, targets_of
-from forefed.start.words import Entries, by_target, documents_of, products, sparse
+from forefed.start.word_scores import Entries, by_target, documents_of, products, sparse
 from forefed.wire.questions import decode_question, encode_answer
 
 Answer = Callable[[bytes, ClientData], bytes]

@@ -10,19 +10,19 @@ from forefed.config.config import Config
 from forefed.core.errors import UserError, nearest
 from forefed.core.files import rename_folder
 from forefed.core.settings import parse
+from forefed.models.bag_of_words import WORDS, Words
 from forefed.models.export import CARD, CONFIG, FORMS, WEIGHTS, Form, refusal, save_adapter
 from forefed.models.graph import need_exporter
 from forefed.models.load import load_tokenizer
 from forefed.models.objectives import objective_of
 from forefed.models.outside import HEAD, head_text
 from forefed.models.place import file_of
-from forefed.models.words import WORDS, Words
 from forefed.run import record
-from forefed.run.begun import load_begun
 from forefed.run.build import whole_length
 from forefed.run.card import OWN_HEAD, Trained, model_card
 from forefed.run.checkpoint import BEST, FILE
-from forefed.run.written import ADAPTER, FINISHED
+from forefed.run.start_result import load_begun
+from forefed.run.summary import ADAPTER, FINISHED
 from forefed.use.predict import trained
 
 

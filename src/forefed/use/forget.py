@@ -20,9 +20,9 @@ from forefed.core.errors import UserError
 from forefed.core.settings import parse
 from forefed.core.types import Params
 from forefed.run import record
-from forefed.run.begun import Begun, load_begun
 from forefed.run.build import answers, build, words_at
 from forefed.run.head_start import head_of, params_of, words_again
+from forefed.run.start_result import Begun, load_begun
 from forefed.start.answer import HELD_OUT, TRAINING, targets_of_task
 from forefed.start.solver import Solver
 from forefed.use.predict import trained

@@ -23,9 +23,9 @@ from forefed.models.load import load_tokenizer
 from forefed.models.objectives import OBJECTIVES, NextToken, objective_of
 from forefed.models.task import Task
 from forefed.run import record
-from forefed.run.begun import load_begun
 from forefed.run.build import load_model, whole_length
 from forefed.run.checkpoint import FILE, Checkpoint, check_fits, load_checkpoint, made_with
+from forefed.run.start_result import load_begun
 
 if TYPE_CHECKING:
     import pyarrow

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from forefed.channel.channel import TRAIN, Opened, Session, Sum, Upload, Work
-from forefed.channel.client import Member
+from forefed.channel.fixed_point import Words
 from forefed.channel.masks import PUBLIC_BYTES
 from forefed.channel.messages import Message, decode_masked, encode_masked
 from forefed.channel.secure_sum import SecureSum
-from forefed.channel.server import SEALED_BYTES, Group
-from forefed.channel.sums import empty, of_flat, of_words, to_words
-from forefed.channel.words import Words
+from forefed.channel.secure_sum_client import Member
+from forefed.channel.secure_sum_server import SEALED_BYTES, MaskedSum
+from forefed.channel.summands import empty, of_flat, of_words, to_words
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 
@@ -45,14 +45,14 @@ class MaskedSums(Session[T]):
         self.abandoned: dict[int, str] = {}
         """Why, by number of the group."""
 
-    def _group(self, number: int) -> Group:
+    def _group(self, number: int) -> MaskedSum:
         channel, shapes = self.channel, self.work.groups[number].shapes
         if self.work.payload == "whole":  # whole numbers stand where counts do
             zero = Words.zero(0, sum(map(math.prod, shapes.values())), channel.bits)
         else:
             zero = empty(shapes, channel)
         secret = self.work.secret.fold("group", number)
-        return Group(
+        return MaskedSum(
             secret.fold("session").bytes[:8],
             secret,
             zero,

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from forefed.channel.channel import Numbers, Shapes
-from forefed.channel.words import Words
+from forefed.channel.fixed_point import Words
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params, Update
 

@@ -14,7 +14,7 @@ from forefed.core.files import read_table, write_atomic, write_json
 from forefed.core.states import keep
 from forefed.core.types import Json, Params
 from forefed.federation.state import RunState
-from forefed.models.words import WORDS, Words
+from forefed.models.bag_of_words import WORDS, Words
 from forefed.run.record import AGAIN, START
 from forefed.start.sums import Sums
 

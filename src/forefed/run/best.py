@@ -10,7 +10,7 @@ from forefed.core.keys import Key
 from forefed.core.metrics import Metric
 from forefed.core.types import Json
 from forefed.federation.state import RunState
-from forefed.models.words import Words
+from forefed.models.bag_of_words import Words
 from forefed.run import record
 from forefed.run.build import Federation
 from forefed.run.callback import Told

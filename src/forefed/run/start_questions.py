@@ -12,14 +12,14 @@ from forefed.aggregate.aggregator import share_of
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Params, Transport
 from forefed.federation.questions import PLAIN, Heard, Question, Way, ask, ask_total
+from forefed.models.bag_of_words import BUCKETS, Bag, Words
 from forefed.models.task import Task
-from forefed.models.words import BUCKETS, Bag, Words
 from forefed.start.answer import about, targets_of_task
 from forefed.start.contradicting import contradicting
 from forefed.start.features import names_of_head
 from forefed.start.sums import Sums
 from forefed.start.targets import Targets
-from forefed.start.words import STEPS, kept, solved, whole
+from forefed.start.word_scores import STEPS, kept, solved, whole
 
 Say = Callable[[str, int, int], None]
 """Told what is done, how many clients have answered, and of how many."""

@@ -3,7 +3,7 @@
 For rules that are weighted sums (``Aggregator.runs``), and cohorts whose answers would take more
 than ``HELD`` bytes together; smaller ones are held, and tell more: the angle of every contribution
 to the aggregate needs both. The sum is the same to the bit whatever the order of arrival
-(``aggregate/running.py``).
+(``aggregate/streaming_mean.py``).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from forefed.aggregate.running import RunningSum
+from forefed.aggregate.streaming_mean import RunningSum
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
 from forefed.core.states import keep

@@ -27,8 +27,8 @@ from forefed.local import LocalTraining, TaskView, Trainer, variance_of
 from forefed.plan import Plan, Scene, Way, plan
 from forefed.plan.scene import Job, Measured, Step
 from forefed.run import configure, run
-from forefed.run.budgets import Engines, kept_engines, kept_way
 from forefed.run.build import build
+from forefed.run.client_engines import Engines, kept_engines, kept_way
 from forefed.run.simulate import OwnLoss
 from forefed.wire import Codec, Dense, Scalars
 

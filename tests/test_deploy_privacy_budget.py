@@ -13,8 +13,8 @@ from faults import fault
 from federation import World
 from forefed.config.config import configure
 from forefed.core.files import SECRET
-from forefed.deploy.budget import of_order, of_question, spend
 from forefed.deploy.connect import connect_by
+from forefed.deploy.privacy_budget import of_order, of_question, spend
 from forefed.deploy.settings import Policy, Refusal
 from forefed.deploy.site import Site
 from forefed.privacy import Ledger, Release, epsilon

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from forefed.aggregate import Mean, Median
-from forefed.aggregate.running import RunningSum
+from forefed.aggregate.streaming_mean import RunningSum
 from forefed.assign import Contiguous, Everything
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order, Reply, Update
 from forefed.directions import Fresh
 from forefed.federation import growing
-from forefed.federation.growing import Growing
 from forefed.federation.star import RunState, Star
+from forefed.federation.streaming import Growing
 from forefed.gradients.backprop import Backprop
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining

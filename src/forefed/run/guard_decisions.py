@@ -23,13 +23,13 @@ from forefed.federation.guarding import Held, Jury, guarded
 from forefed.federation.questions import Way
 from forefed.federation.star import RunState
 from forefed.guard import HeldOut, guard_of, vouched
-from forefed.models.words import WORDS
-from forefed.run.begun import Begun, with_start
+from forefed.models.bag_of_words import WORDS
+from forefed.run.best import evaluate, tests_of
 from forefed.run.build import Federation, start_at
 from forefed.run.callback import Told
 from forefed.run.checkpoint import save_checkpoint
 from forefed.run.head_start import again, finish
-from forefed.run.tested import evaluate, tests_of
+from forefed.run.start_result import Begun, with_start
 from forefed.start import ClosedForm
 from forefed.start.answer import about as about_task
 

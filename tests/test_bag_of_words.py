@@ -16,15 +16,15 @@ import forefed
 from federation import World
 from forefed.core.errors import ProtocolError
 from forefed.data.encoding import encode_texts, end_of
+from forefed.models.bag_of_words import BUCKETS, STEP, Bag, Words, beginnings, occurrences
 from forefed.models.load import load_tokenizer
-from forefed.models.words import BUCKETS, STEP, Bag, Words, beginnings, occurrences
-from forefed.run.begun import load_begun, with_start
 from forefed.run.build import build
 from forefed.run.run import run
+from forefed.run.start_result import load_begun, with_start
 from forefed.start import words as start_words
 from forefed.start.answer import Answers, about
 from forefed.start.closed_form import WORDS, words_of
-from forefed.start.words import by_target, documents_of, kept, products, solved, sparse, whole
+from forefed.start.word_scores import by_target, documents_of, kept, products, solved, sparse, whole
 from forefed.use import predict as use
 from forefed.use.forget import forget
 from forefed.wire.questions import decode_answer, encode_question

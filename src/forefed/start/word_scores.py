@@ -19,7 +19,7 @@ from torch import Tensor
 
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
-from forefed.models.words import BUCKETS, STEP, Bag
+from forefed.models.bag_of_words import BUCKETS, STEP, Bag
 from forefed.start.sums import pack, unpack
 
 ANSWER_STEP = 2.0**-14

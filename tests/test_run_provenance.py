@@ -13,7 +13,7 @@ from commands import Command, mistake, options
 from federation import Interrupted, StopAfter, World, snapshot, text_rows, write_lines
 from forefed.core.errors import UserError
 from forefed.run import Config, configure, origin, run
-from forefed.run.origin import weights_digest
+from forefed.run.provenance import weights_digest
 from tiny import tiny_model
 
 

@@ -23,10 +23,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from forefed.channel.channel import TooFew
+from forefed.channel.fixed_point import Words
 from forefed.channel.graph import threshold_of
 from forefed.channel.masks import PUBLIC_BYTES, KeyPair, add_mask, derive, seal, unseal
 from forefed.channel.shamir import PRIME, SHARE_BYTES, extend
-from forefed.channel.words import Words
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 

@@ -12,11 +12,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from forefed.channel.client import MIN_GROUP, mask_pair, own_mask, pair_mask, place_of, sent_to
+from forefed.channel.fixed_point import Words
 from forefed.channel.graph import degree, neighbours, threshold_of
 from forefed.channel.masks import PUBLIC_BYTES, TAG_BYTES, add_mask, usable
+from forefed.channel.secure_sum_client import (
+    MIN_GROUP,
+    mask_pair,
+    own_mask,
+    pair_mask,
+    place_of,
+    sent_to,
+)
 from forefed.channel.shamir import SHARE_BYTES, combine
-from forefed.channel.words import Words
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 
@@ -28,7 +35,7 @@ class Abandoned(ProtocolError):
 
 
 @dataclass
-class Group:
+class MaskedSum:
     """One sum as it goes on. The clients' words are added as they come, so the server holds one
     vector whatever the number of clients."""
 

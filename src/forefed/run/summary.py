@@ -22,14 +22,14 @@ from forefed.models.quantised import frozen_dtype, parameter_count, weights_byte
 from forefed.models.task import Task
 from forefed.privacy import Ledger
 from forefed.run import record
-from forefed.run.begun import Begun
+from forefed.run.best import best_of, tests_of
 from forefed.run.build import Federation, whole_length
 from forefed.run.card import Trained, model_card
 from forefed.run.checkpoint import config_digest
 from forefed.run.health import Ending
 from forefed.run.lines import choices, protects
 from forefed.run.log import LOG, ScalarLog, create_log
-from forefed.run.tested import best_of, tests_of
+from forefed.run.start_result import Begun
 
 FINISHED, ADAPTER = "finished", "adapter"
 
