@@ -23,7 +23,7 @@ from forefed.compare import compare
 from forefed.compare.study import Study, check_study, study_of_file
 from forefed.core.errors import UserError
 from forefed.report.comparison import STUDY
-from forefed.report.phrases import plural
+from forefed.report.words import plural
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "benchmarks" / "studies"

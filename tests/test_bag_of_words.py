@@ -21,7 +21,7 @@ from forefed.models.load import load_tokenizer
 from forefed.run.build import build
 from forefed.run.run import run
 from forefed.run.start_result import load_begun, with_start
-from forefed.start import words as start_words
+from forefed.start import word_scores as start_words
 from forefed.start.answer import Answers, about
 from forefed.start.closed_form import WORDS, words_of
 from forefed.start.word_scores import by_target, documents_of, kept, products, solved, sparse, whole

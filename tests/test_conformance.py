@@ -107,8 +107,8 @@ ENTRIES = [
     f'{place}=["{kind}"]' if slot.many else f"{place}={kind}"
     for place, slot in SLOTS.items()
     for kind in slot.registry.kinds()
-    # what "auto" chooses depends on the clock: test_client_engines.py; "sites": test_deploy_remote.py;
-    # "hub" is the network; "trainer" is a script's (test_hf.py)
+    # what "auto" chooses depends on the clock: test_client_engines.py; "sites" is another machine:
+    # test_deploy_remote.py; "hub" is the network; "trainer" is a script's (test_hf.py)
     if kind not in ("auto", "sites", "hub", "trainer")
 ]
 SLOPES = [kind for kind in CODECS.kinds() if CODECS[kind].payload == "projections"]

@@ -7,8 +7,8 @@ import pytest
 from forefed.core.errors import UserError
 from forefed.core.metrics import ACCURACY
 from forefed.report import read_run
-from forefed.report.phrases import duration, listing, short, size
 from forefed.report.read import finite, run_labels
+from forefed.report.words import duration, listing, short, size
 from report_records import read_lines, record, write_lines
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -91,7 +91,7 @@ class Silent(Secret):
     """A secret of which Gaussian noise is 0: the attacker, who knows the defence but not its noise,
     computes without it."""
 
-    def fold(self, *labels: Any) -> Secret:
+    def fold(self, *labels: Any) -> Self:
         return self
 
     def blocks(self, start: int, count: int, word2: int = 0, word3: int = 0) -> NDArray[np.uint32]:
