@@ -17,7 +17,7 @@ pytest.importorskip("cryptography")
 import forefed
 from deployment import NAMES, FakePost, deployed, make_sites, rehearsal
 from federation import World, lines
-from forefed.channel import SecureSum, masked
+from forefed.channel import SecureSum, secure_sum_exchange
 from forefed.channel.fixed_point import Words
 from forefed.channel.messages import Message
 from forefed.channel.summands import ABOUT, of_words, to_words
@@ -259,14 +259,14 @@ def test_no_two_sums_of_a_run_share_their_masks(
 ) -> None:
     """The words of two questions under the same masks would tell their difference."""
     begun: list[tuple[int, bytes]] = []
-    real = masked.Member
+    real = secure_sum_exchange.Member
 
-    def noted(client: int, session: bytes, *rest: Any) -> masked.Member:
+    def noted(client: int, session: bytes, *rest: Any) -> secure_sum_exchange.Member:
         begun.append((client, session))
         return real(client, session, *rest)
 
     noted.load = real.load  # type: ignore[attr-defined]
-    monkeypatch.setattr(masked, "Member", noted)
+    monkeypatch.setattr(secure_sum_exchange, "Member", noted)
     sets = ["strategy=fedavg", "rounds=2", "cohort=6", "start=closed_form", "start.words=64"]
     sets += ["data.client_test_fraction=0.3", "guard=held_out", "channel=secure_sum"]
     world.run(tmp_path, *sets)

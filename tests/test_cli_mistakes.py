@@ -119,6 +119,7 @@ def test_faulty_files(what: str, forefed_command: Command, world: World, tmp_pat
 
 
 ESTIMATED = ["directions.k=4"]
+BROUGHT = ("strategy=fedavg", "client=trainer")
 CONTRADICTIONS: dict[str, list[str]] = {
     "client.keep_optimiser": ["codec=scalars", "client.keep_optimiser=true"],
     "modifiers: 'clip' works on delta": ["codec=scalars", 'transforms=["clip"]'],
@@ -317,6 +318,17 @@ CONTRADICTIONS: dict[str, list[str]] = {
         "strategy=fedavg",
         "client.sampler=curriculum",
         'modifiers=[{kind="dp_client", noise_multiplier=0.5}]',
+    ],
+    "client.epochs: with": [*BROUGHT, "client.epochs=3"],
+    "engine.kind = 'forward': with client.kind": [*BROUGHT, "engine=forward"],
+    "codec.kind = 'scalars' sends slopes, which": [*BROUGHT, "codec=scalars"],
+    "modifiers: 'logit_adjustment' has a say": [*BROUGHT, 'modifiers=["logit_adjustment"]'],
+    "sharing.kind = 'local_labels' reads": [*BROUGHT, "sharing=local_labels"],
+    "start.kind = 'closed_form' asks": [*BROUGHT, "start=closed_form"],
+    "model.pooling: a script's": [
+        *BROUGHT,
+        'partition={kind="sites", names=["a"]}',
+        "model.pooling=mean",
     ],
 }
 

@@ -72,7 +72,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
         scenes.append(scene)
         return plan(scene, probe=small_and_large, **more)
 
-    monkeypatch.setattr("forefed.run.budgets.plan", measured)
+    monkeypatch.setattr("forefed.run.client_engines.plan", measured)
     return scenes
 
 

@@ -19,7 +19,7 @@ from forefed.federation.guarding import Held, Jury, guarded
 from forefed.federation.state import RunState
 from forefed.guard import HeldOut
 from forefed.models.objectives import Classes, MultiLabel
-from forefed.run import judged, run
+from forefed.run import guard_decisions, run
 from forefed.run.build import build, start_at
 from forefed.run.head_start import again, begin, head_of, params_of
 from forefed.run.start_result import load_begun
@@ -109,16 +109,18 @@ def test_steps_have_to_be_worth_more_than_the_head() -> None:
     guard, jury = HeldOut(), Jury(cast(Transport, None), "it", answered=True)
 
     def kept(losses: list[float], right: tuple[float, float], apart: float) -> bool:
-        return judged.worth_it(guard, jury, Held(50, losses, [*right], [0.0, apart]))
+        return guard_decisions.worth_it(guard, jury, Held(50, losses, [*right], [0.0, apart]))
 
     assert kept([1.0, 0.9], (40, 43), 9) and not kept([1.0, 0.9], (40, 42), 9)
     assert not kept([1.0, 1.1], (40, 43), 9) and not kept([1.0, 0.9], (40, 40), 0)
-    assert judged.worth_it(guard, jury, Held(0, []))
+    assert guard_decisions.worth_it(guard, jury, Held(0, []))
     plain = Jury(cast(Transport, None), "it")
-    assert judged.worth_it(guard, plain, Held(50, [1.0, 0.98]))
-    assert not judged.worth_it(guard, plain, Held(50, [1.0, 0.995]))
+    assert guard_decisions.worth_it(guard, plain, Held(50, [1.0, 0.98]))
+    assert not guard_decisions.worth_it(guard, plain, Held(50, [1.0, 0.995]))
     sure = Jury(cast(Transport, None), "it", classes=True, answered=True)
-    assert not judged.worth_it(guard, sure, Held(50, [0.05, 0.01], [49.0, 50.0], [0.0, 1.0]))
+    assert not guard_decisions.worth_it(
+        guard, sure, Held(50, [0.05, 0.01], [49.0, 50.0], [0.0, 1.0])
+    )
 
 
 def record(result: Any) -> Any:
@@ -130,9 +132,9 @@ def test_a_run_whose_steps_are_left_out_is_the_head_alone(
 ) -> None:
     """To the bit that of no rounds, solved from all rows; after a kill as well."""
     alone = world.run(tmp_path / "a", *TRAINED, "rounds=0")
-    monkeypatch.setattr(judged, "ERRORS", -1e9)
+    monkeypatch.setattr(guard_decisions, "ERRORS", -1e9)
     kept = world.run(tmp_path / "b", *TRAINED)
-    monkeypatch.setattr(judged, "ERRORS", 1e9)
+    monkeypatch.setattr(guard_decisions, "ERRORS", 1e9)
     config = world.config(tmp_path / "c", *TRAINED)
     with pytest.raises(Interrupted):
         run(config, watcher=StopAfter(2))
@@ -158,7 +160,9 @@ def test_the_head_is_solved_again_from_the_trained_models_features(
     monkeypatch.setattr(HeldOut, "steps", (1.0, -1.0, -0.25))  # one of them lowers the loss
     say = {True: 1.0, False: 2.0}
     monkeypatch.setattr(
-        judged, "answers_of", lambda line: {"loss": say[bool(line.get("adapted"))], "f": 0.5}
+        guard_decisions,
+        "answers_of",
+        lambda line: {"loss": say[bool(line.get("adapted"))], "f": 0.5},
     )
     more = (*GUARDED, *ADAPTED)
     kept, config = world.run(tmp_path / "a", *more), world.config(tmp_path / "a", *more)
@@ -211,4 +215,6 @@ def test_solved_again_without_a_step_it_is_the_same(world: World, tmp_path: Path
     same = again(begun, start, task, transport, None, body)
     assert same.line["adapted"] and same.line["bytes_up"] > begun.line["bytes_up"]
     assert all(torch.equal(same.head[n], x) for n, x in begun.head.items())
-    assert judged.answers_of(same.line) == pytest.approx(judged.answers_of(begun.line))
+    assert guard_decisions.answers_of(same.line) == pytest.approx(
+        guard_decisions.answers_of(begun.line)
+    )

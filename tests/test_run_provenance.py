@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from commands import Command, mistake, options
 from federation import Interrupted, StopAfter, World, snapshot, text_rows, write_lines
 from forefed.core.errors import UserError
-from forefed.run import Config, configure, origin, run
+from forefed.run import Config, configure, provenance, run
 from forefed.run.provenance import weights_digest
 from tiny import tiny_model
 
@@ -122,8 +122,8 @@ def test_the_digest_of_a_large_model_is_sampled_and_says_so(
 ) -> None:
     model = tiny_model("bert")
     whole = weights_digest(model)
-    monkeypatch.setattr(origin, "WHOLE", 100)
-    monkeypatch.setattr(origin, "SAMPLE", 64)
+    monkeypatch.setattr(provenance, "WHOLE", 100)
+    monkeypatch.setattr(provenance, "SAMPLE", 64)
     assert weights_digest(model).startswith("sampled:") and not whole.startswith("sampled:")
     assert weights_digest(model) == weights_digest(tiny_model("bert"))
 

@@ -16,7 +16,7 @@ from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Order, Reply, Update
 from forefed.directions import Fresh
-from forefed.federation import growing
+from forefed.federation import streaming
 from forefed.federation.star import RunState, Star
 from forefed.federation.streaming import Growing
 from forefed.gradients.backprop import Backprop
@@ -100,7 +100,7 @@ def test_a_round_that_grows_is_the_round_that_holds(
     loop, state = star(**settings), RunState(0, toy_params(SINGLE))
     assert not grows(loop)  # a few kilobytes
     held, before = loop.round(state)
-    monkeypatch.setattr(growing, "HELD", 0)
+    monkeypatch.setattr(streaming, "HELD", 0)
     assert grows(loop)
     after, report = loop.round(state)
     for name, x in held.params.items():
@@ -116,7 +116,7 @@ def test_a_round_that_grows_is_the_round_that_holds(
 
 
 def test_answers_in_another_order_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growing, "HELD", 0)
+    monkeypatch.setattr(streaming, "HELD", 0)
     loop, state = star(assign=Contiguous()), RunState(0, toy_params(SINGLE))
     orders = loop.plan(state)
     answers = [o for o in loop.transport.exchange(orders.values(), None) if isinstance(o, Reply)]
@@ -132,7 +132,7 @@ def test_answers_in_another_order_give_the_same_bits(monkeypatch: pytest.MonkeyP
 
 
 def test_what_needs_single_contributions_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growing, "HELD", 0)
+    monkeypatch.setattr(streaming, "HELD", 0)
     assert grows(star()) and not grows(star(aggregator=Median()))
     assert not grows(star(modifiers=[{"kind": "scaffold"}]))
     assert not grows(star(engine=Forward(), assign=Contiguous()))  # equal noise is not known
@@ -142,7 +142,7 @@ def test_what_needs_single_contributions_is_held(monkeypatch: pytest.MonkeyPatch
 def test_a_damaged_answer_is_refused_and_waited_for_by_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(growing, "HELD", 0)
+    monkeypatch.setattr(streaming, "HELD", 0)
     loop, state = star(), RunState(0, toy_params(SINGLE))
     orders = loop.plan(state)
     answers = {
