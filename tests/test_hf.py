@@ -213,9 +213,10 @@ def test_it_repeats_itself_in_other_rows_and_leaves_the_generators_alone(
     def called(*_: Any) -> None:
         batches.append([])
 
+    first = trainer()  # which seeds them itself, when it is made
     before = random.getstate(), torch.random.get_rng_state()
     batches.append([])
-    whole = forefed.hf.simulate(trainer(), rounds=2, on_round=called)
+    whole = forefed.hf.simulate(first, rounds=2, on_round=called)
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
     assert batches[0] != batches[1], "the second round has other rows"
     half = forefed.hf.simulate(trainer(), rounds=1)
