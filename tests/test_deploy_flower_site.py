@@ -89,11 +89,19 @@ def test_a_task_is_a_process_of_its_own(tmp_path, ends):
 
     executor = Forking(task)
     executor.launch("spec")
-    number, status = os.waitpid(-1, 0)
-    assert number != os.getpid()
-    assert os.waitstatus_to_exitcode(status) == {None: 0, 0: 0, 3: 3, "a text": 1}[ends]
+    assert ended(executor) == {None: 0, 0: 0, 3: 3, "a text": 1}[ends]
     assert (tmp_path / "done").read_text() == f"spec {os.getpid()}"
-    executor.reconcile()  # nobody left
+
+
+def test_the_executor_takes_leave_of_those_that_have_ended():
+    executor = Forking(lambda spec: None)
+    executor.launch("spec")
+    (child,) = executor.children
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # it has ended, and is still known
+    executor.reconcile()
+    assert not executor.children
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child, 0)
 
 
 def test_a_task_that_fails_leaves_the_executor_alone():
@@ -102,4 +110,10 @@ def test_a_task_that_fails_leaves_the_executor_alone():
 
     executor = Forking(task)
     executor.launch("spec")
-    assert os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) == 1
+    assert ended(executor) == 1
+
+
+def ended(executor: Forking) -> int:
+    """The exit status of its one process."""
+    (child,) = executor.children
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -79,6 +79,7 @@ class Forking:
     def __init__(self, run: Callable[[Any], None]):
         self.run = run
         """One task, in the process that was split off; may end by ``SystemExit``."""
+        self.children: set[int] = set()
 
     def get_eligible_capacity(self, wanted: set[Any], **_: object) -> tuple[set[Any], set[str]]:
         """All of them at any time, as Flower's own for processes of this machine."""
@@ -108,13 +109,14 @@ class Forking:
                     sys.stdout.flush()
                     sys.stderr.flush()
                 os._exit(code)  # nothing of the executor's own end may happen here
+        self.children.add(child)
         return LaunchResult.accepted()
 
     def reconcile(self) -> None:
         """Take leave of the processes that have ended."""
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        for child in sorted(self.children):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                self.children.discard(child)
 
     def close(self) -> None:
         """Its processes see by themselves that this one has ended."""
