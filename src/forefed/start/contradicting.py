@@ -5,13 +5,14 @@ sees that. Here every client's sums are judged by ridge regression from the othe
 groups of clients, each by the head of the other groups), in which each client counts once, as how
 many rows it has is its own claim. What stands in sums is enough for three questions:
 
-    how do the others' predictions go with the targets that it claims? With centred predictions p
-    of a row, the sum of E[p_c y_c] over all targets. Below ``SHARE`` of the median client's by
-    ``ERRORS`` standard errors: its labels say something else than the others'. (Below 0 would not
-    do: liars that lie alike agree with one another.) A client of one class is judged, too. Where
-    the median is not clear itself, as rows of the kind cannot be told apart, nobody is accused.
-    how long are its features, and how large the others' predictions for it? More than ``LONG``
-    times the median client's mean square: sums that would drown what they do not contradict.
+- How do the others' predictions go with the targets that it claims? With centred predictions p of a
+  row, the sum of E[p_c y_c] over all targets. Below ``SHARE`` of the median client's by ``ERRORS``
+  standard errors: its labels say something else than the others'. (Below 0 would not do: liars that
+  lie alike agree with one another.) A client of one class is judged, too. Where the median is not
+  clear itself, as rows of the kind cannot be told apart, nobody is accused.
+- How long are its features? More than ``LONG`` times the median client's mean square: sums that
+  would drown what they do not contradict.
+- How large are the others' predictions for it? The same bound.
 
 Who stands out most goes first, then all is judged again without, until nobody does or so many are
 left out as are assumed. Source: ours.
