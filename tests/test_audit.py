@@ -402,6 +402,7 @@ def test_mistakes_are_told(forefed_command: Command, world: World, tmp_path: Pat
         (DP_EXAMPLE, ["in between: noise of 'dp_example' in every client's own steps"]),
         (["start=closed_form"], ["the features of a row that is alone"]),
         (["start=closed_form", "start.min_count=3", "start.words=0"], ["classes; no noise"]),
+        (["data.task=regression"], ["sends the sums of its targets", "its only one"]),
     ],
 )
 def test_the_line_follows_from_the_settings(sets: list[str], words: list[str]) -> None:

@@ -61,6 +61,18 @@ SITES = ["north", "north", "south", "east"]
             {"text": "remark", "label": "kind of fault"},
             ["ward"],
         ),
+        (  # a long name that comes again and again is no text
+            {"sum": "note {i}", "kind": ["leak", "noise"], "who": ["A Team <a@b.c>" * 3, "B" * 90]},
+            "classification",
+            {"text": "sum", "label": "kind"},
+            ["who"],
+        ),
+        (
+            {"sum": "note {i}", "kind": ["leak", "noise"], "maintainer": "somebody {i} of the team"},
+            "classification",
+            {"text": "sum", "label": "kind"},
+            [],
+        ),
         (
             {"question": NOTE, "context": NOTE, "answer": "more", "answer_start": 5},
             "qa",

@@ -51,18 +51,19 @@ def reveals(config: Config) -> str:
         ]
     start = solved(config)
     if start is not None:
-        alone = (
-            ", and the features of a row that is alone in its class" if start.min_count == 1 else ""
-        )
+        if classes:
+            counts, alone = "counts of its classes", "a row that is alone in its class"
+        else:
+            counts, alone = "sums of its targets", "a row that is its only one"
+        features = f", and the features of {alone}" if start.min_count == 1 else ""
         words = ""
         if words_of(config, config.model.pooling):
             words = ", and in how many rows each word and each pair of words is"
         if config.channel.sums:
-            parts.append(f"before round 1 such sums tell the counts of the classes{words}")
+            sums = counts.replace("its", "the")
+            parts.append(f"before round 1 such sums tell the {sums}{words}")
         else:
-            parts.append(
-                f"before round 1 each client sends the counts of its classes{alone}{words}"
-            )
+            parts.append(f"before round 1 each client sends the {counts}{features}{words}")
     between = protections(config)
     parts.append(
         f"in between: {' and '.join(between)}"

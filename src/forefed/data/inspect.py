@@ -56,6 +56,19 @@ OWNERS = [
     "source",
     "group",
     "station",
+    "maintainer",
+    "team",
+    "agent",
+    "company",
+    "employee",
+    "patient",
+    "doctor",
+    "agency",
+    "tenant",
+    "store",
+    "shop",
+    "uploader",
+    "submitter",
 ]
 SCORES = ("score", "rating", "similarity", "stars", "grade", "value")
 CONTINUATIONS = ("completion", "response", "output", "answer", "text")
@@ -215,7 +228,7 @@ def _task(
     if asked:
         return "qa", {"kind": "qa", "question": asked[0], "context": asked[1], "answer": asked[2]}
     pair = first_named(free, PAIRS)
-    one = first_named(free, TEXTS) or _longest(rows, free)
+    one = first_named(free, TEXTS) or _longest(rows, [c for c in free if not _is_owner(c)] or free)
     if label is None or kind == "ids":
         prompt = first_named(free, [(name,) for name in PROMPTS])
         after = first_named(free, [(name,) for name in CONTINUATIONS])
@@ -234,10 +247,13 @@ def _task(
 
 
 def _longest(rows: Rows, columns: list[str]) -> list[str]:
-    """The column of texts with the most characters."""
+    """The column of texts with the most characters, each text counted once.
+
+    (Long names that come again and again, as of owners, are no texts.)
+    """
     import pyarrow.compute as pc
 
-    sizes = {c: pc.sum(pc.utf8_length(rows.array(c))).as_py() or 0 for c in columns}
+    sizes = {c: pc.sum(pc.utf8_length(pc.unique(rows.array(c)))).as_py() or 0 for c in columns}
     return [max(sizes, key=lambda c: sizes[c])] if sizes else []
 
 

@@ -147,7 +147,8 @@ def write_end(
     if isinstance(attack, Hostile):
         about["attack"] = attack.told()
     errors = [e for r in rounds if (e := r["metrics"].get("lora_error")) is not None]
-    if errors:
+    alone = begun is not None and begun.finished and not begun.line.get("adapted")
+    if errors and not alone:  # (of steps that were not taken there is nothing to say)
         about["lora_error"] = {"mean": sum(errors) / len(errors), "last": errors[-1]}
     changed = record.read_json(folder / "environment.json").get("changes")
     summary: Json = {
