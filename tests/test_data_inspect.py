@@ -68,7 +68,11 @@ SITES = ["north", "north", "south", "east"]
             ["who"],
         ),
         (
-            {"sum": "note {i}", "kind": ["leak", "noise"], "maintainer": "somebody {i} of the team"},
+            {
+                "sum": "note {i}",
+                "kind": ["leak", "noise"],
+                "maintainer": "somebody {i} of the team",
+            },
             "classification",
             {"text": "sum", "label": "kind"},
             [],
