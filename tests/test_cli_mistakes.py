@@ -311,7 +311,10 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "topology.buffer": ["strategy=fedbuff", "topology.buffer=20"],
     "topology.kind = 'buffered' applies": ["strategy=fedbuff", "codec=scalars"],
     "topology.kind = 'buffered' hears": ["strategy=fedbuff", "channel=secure_sum"],
-    "topology.kind = 'buffered' is": ["strategy=fedbuff", 'partition={kind="sites", names=["a"]}'],
+    "topology.slow is of": [
+        *("strategy=fedbuff", "topology.slow=0.5", 'partition={kind="sites", names=["a"]}')
+    ],
+    "cohort_min = 5 is more than": ["strategy=fedbuff", "cohort_min=5"],
     "topology.kind = 'buffered' decides": ["strategy=fedbuff", "oversampling=0.5"],
     "guard.kind = 'held_out': with topology": ["strategy=fedbuff", "guard=held_out"],
     "client.sampler.kind = 'curriculum'": [

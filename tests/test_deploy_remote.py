@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
+import torch
 
 from deployment import (
     NAMES,
@@ -27,6 +29,7 @@ from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.remote import Failure
 from forefed.federation.inprocess import SURPLUS, InProcess
+from forefed.federation.topology import Buffered
 from forefed.local.party import Party
 from forefed.run import run
 from toy import toy_clients
@@ -265,3 +268,99 @@ def test_the_reply_is_what_the_site_has_sent():
     (reply,) = loop.transport.exchange([order], 1.0)
     answer: Envelope = trained_by(post, "a")
     assert isinstance(reply, Reply) and reply.payload == answer.blobs["update"]
+
+
+@dataclass
+class Patient(FakePost):
+    """Answers are there after so many questions about them: at once, or by ``slow`` a site's own
+    number; nobody answers before anybody was asked."""
+
+    slow: dict[str, int] = field(default_factory=dict)
+    pulls: dict[str, int] = field(default_factory=dict)
+
+    def pull(self, questions):
+        for q in questions:
+            self.pulls[q] = self.pulls.get(q, 0) + 1
+        names = {q: self.asked[int(q[1:]) - 1] for q in questions}
+        due = [
+            q
+            for q, (name, e) in names.items()
+            if e.kind != "train" or self.pulls[q] > self.slow.get(name, 0)
+        ]
+        return super().pull(due)
+
+
+def buffered(buffer=1, slow=None, **slots):
+    loop, post = remote(topology=Buffered(buffer=buffer), **slots)
+    patient = Patient(post.sites, slow=slow or {})
+    loop.transport.post = patient
+    return loop, patient
+
+
+def test_waiting_for_every_site_is_a_round_of_fedavg():
+    plain, _ = remote()
+    waiting, _ = buffered(buffer=3)
+    states = [orders_for(plain), orders_for(waiting)]
+    for _ in range(2):
+        states = [loop.round(s)[0] for loop, s in zip((plain, waiting), states, strict=True)]
+    assert trees.digest(states[0].params) == trees.digest(states[1].params)
+
+
+def test_a_stragglers_answer_to_an_older_order_counts_less_and_is_used():
+    """Site c is asked once. Its answer comes after the two that the third move is made of, and is
+    the first of the fourth: three moves old, (1 + 3)^-1/2 of what it sent."""
+    loop, post = buffered(buffer=2, slow={"c": 2})
+    state, reports = orders_for(loop), []
+    for _ in range(4):
+        state, report = loop.round(state)
+        reports.append(report)
+    assert [r.heard for r in reports[:3]] == [(0, 1)] * 3
+    assert [r.metrics["at_work"] for r in reports] == [1, 1, 1, 1]
+    assert 2 in reports[3].heard and reports[3].metrics["age"] == pytest.approx(1.5)
+    asked = [e for name, e in post.asked if name == "c" and e.kind == "train"]
+    assert [e.round for e in asked] == [1] and not reports[3].lost
+    sent = post.sites["c"].answers[0].blobs["update"]
+    own = loop.server.receive(
+        replace(next(iter(loop.plan(orders_for(loop)).values())), client=2), sent
+    )
+    used = next(u for u in reports[3].updates if u.client == 2)
+    for name, x in used.grad.items():
+        torch.testing.assert_close(x, own.grad[name] / 2)
+
+
+def test_an_order_that_ends_is_lost_and_its_site_is_asked_anew():
+    loop, post = buffered(buffer=2, slow={"c": 10**6}, deadline_s=0.02)
+    state, lost = orders_for(loop), []
+    for _ in range(6):
+        state, report = loop.round(state)
+        assert len(report.updates) == 2 or report.lost
+        lost += [x.client for x in report.lost]
+        time.sleep(0.01)
+    asked = [e.round for name, e in post.asked if name == "c" and e.kind == "train"]
+    assert lost and set(lost) == {2} and len(asked) >= 2
+
+
+@fault("server: stopped while a site works", "topology = 'buffered'", "--resume: its answer counts")
+def test_orders_on_their_way_survive_a_stop(world, tmp_path):
+    """The second server knows of them by its checkpoint alone, the site has done its work once."""
+    more = ["strategy=fedbuff", "topology.buffer=2", "rounds=4", "client.keep_optimiser=true"]
+    digests = []
+    for place, stops in (("a", False), ("b", True)):
+        sites = make_sites(world, tmp_path / place)
+        config = deployed(world, tmp_path / place, *more)
+        post = Patient(sites, slow={"large": 2})
+        if stops:
+            with pytest.raises(Interrupted):
+                run(config, connect=connect_by(post), watcher=StopAfter(1, 2))
+            done = [e.round for name, e in post.asked if name == "large" and e.kind == "train"]
+            # nobody remembers but on disk; the question about the old order begins anew
+            post = Patient(sites, slow={"large": 1})
+            result = run(config, resume=True, connect=connect_by(post))
+            again = [e.round for name, e in post.asked if name == "large" and e.kind == "train"]
+            assert done == [1] and again[0] == 1
+        else:
+            result = run(config, connect=connect_by(post))
+        ages = [line["metrics"]["age"] for line in lines(result.folder, "rounds.jsonl")]
+        assert max(ages) > 0
+        digests.append(result.summary["digest"])
+    assert digests[0] == digests[1]

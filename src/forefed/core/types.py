@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -375,6 +375,17 @@ class Transport(Protocol):
     ) -> Iterator[Reply | Lost]:
         """To each client its own message: a question (wire/questions.py), a phase of the channel
         (channel/messages.py), or both. Exactly one outcome for each."""
+
+
+@runtime_checkable
+class Standing(Transport, Protocol):
+    """A transport whose orders may stay on their way while the server moves."""
+
+    def gather(
+        self, orders: Iterable[Order], deadline_s: float | None, enough: Callable[[], bool]
+    ) -> Iterator[Reply | Lost]:
+        """Outcomes as they come, until there is enough; the other orders stay on their way, and are
+        heard when they are among those of a later call. What is on its way is not sent again."""
 
 
 ClientState = dict[str, Tensor]

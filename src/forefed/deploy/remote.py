@@ -63,6 +63,28 @@ class Post(Protocol):
         """What has come for these questions, each at most once."""
 
 
+Judge = Callable[[Envelope | Failure], Reply | Lost]
+"""What an answer to a letter means."""
+
+
+@dataclass
+class Task:
+    """A letter that was sent, until ``last`` at most; ``came``: what was answered."""
+
+    letter: Envelope
+    judge: Judge
+    last: float
+    life_s: float
+    came: Envelope | Failure | None = None
+
+    def outcome(self) -> Reply | Lost:
+        assert self.came is not None
+        return self.judge(self.came)
+
+    def lost(self, why: str) -> Lost:
+        return Lost(self.letter.round, self.letter.client, "deadline", why, self.letter.size)
+
+
 @dataclass
 class RemoteClients:
     """A ``Transport`` to sites. Who lives where changes in place, as the world does.
@@ -88,6 +110,8 @@ class RemoteClients:
     """Client -> node."""
     joining: dict[str, int] = field(default_factory=dict)
     """Open questions "join" -> node."""
+    at_work: dict[str, Task] = field(default_factory=dict)
+    """Orders that stay on their way beyond a round, by question."""
     turned_away: set[int] = field(default_factory=set)
     """Nodes that do not take part; asked again in the next round."""
     begun: bool = False
@@ -174,9 +198,16 @@ class RemoteClients:
         enough: Callable[[], bool] = lambda: False,
     ) -> Iterator[Reply | Lost]:
         """As ``Transport.exchange``; the deadline is the life of every message, too."""
-        letters = list(self.letters(orders))
-        judges = {id(e): partial(self.outcome, o, e.size) for o, e in letters}
-        yield from self.carry([e for _, e in letters], deadline_s, enough, judges)
+        yield from self.carry(self.ordered(orders), deadline_s, enough)
+
+    def gather(
+        self, orders: Iterable[Order], deadline_s: float | None, enough: Callable[[], bool]
+    ) -> Iterator[Reply | Lost]:
+        """As ``Standing.gather``; every order has the whole deadline from when it was sent."""
+        at_work = {(t.letter.round, t.letter.client) for t in self.at_work.values()}
+        new = [o for o in orders if (o.round, o.client) not in at_work]
+        yield from self.send(self.ordered(new), deadline_s, self.at_work)
+        yield from self.heard(self.at_work, enough)
 
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
@@ -186,46 +217,63 @@ class RemoteClients:
             Envelope("ask", self.run, round, c, self.settings, {"question": message})
             for c, message in messages.items()
         ]
-        judges = {id(e): partial(self.answer, e) for e in letters}
-        yield from self.carry(letters, deadline_s, lambda: False, judges)
+        asked = [(e, partial(self.answer, e)) for e in letters]
+        yield from self.carry(asked, deadline_s, lambda: False)
 
     def carry(
         self,
-        letters: Sequence[Envelope],
+        letters: Sequence[tuple[Envelope, Judge]],
         deadline_s: float | None,
         enough: Callable[[], bool],
-        judges: Mapping[int, Callable[[Envelope | Failure], Reply | Lost]],
     ) -> Iterator[Reply | Lost]:
-        """Send letters to the homes of their clients; one outcome for each.
+        """Send letters to the homes of their clients; one outcome for each."""
+        tasks: dict[str, Task] = {}
+        yield from self.send(letters, deadline_s, tasks)
+        yield from self.heard(tasks, enough)
+        for task in tasks.values():
+            yield task.lost(SURPLUS)
 
-        Args:
-            judges: what an answer to a letter (by its ``id``) means.
-        """
+    def send(
+        self,
+        letters: Sequence[tuple[Envelope, Judge]],
+        deadline_s: float | None,
+        tasks: dict[str, Task],
+    ) -> Iterator[Lost]:
+        """Put letters among the tasks; a loss for each that could not be sent."""
         assert deadline_s is not None, "config/compat.py wants one"
         last = time.monotonic() + deadline_s
-        ids = self.post.push([(self.homes[e.client], e) for e in letters], deadline_s)
-        open_: dict[str, Envelope] = {}
-        for question, letter in zip(ids, letters, strict=True):
+        sent = [(self.homes[e.client], e) for e, _ in letters]
+        ids = self.post.push(sent, deadline_s) if sent else []
+        for question, (letter, judge) in zip(ids, letters, strict=True):
             if question is None:
                 yield Lost(letter.round, letter.client, "transport", "could not be sent")
             else:
-                open_[question] = letter
-        while open_:
-            for delivery in self.post.pull(list(open_)):
-                if delivery.question not in open_:
-                    continue  # delivered twice, or nobody asked
-                letter = open_.pop(delivery.question)
+                tasks[question] = Task(letter, judge, last, deadline_s)
+
+    def heard(self, tasks: dict[str, Task], enough: Callable[[], bool]) -> Iterator[Reply | Lost]:
+        """Outcomes as they come; whatever is left when there is enough stays among the tasks."""
+        while tasks:
+            for delivery in self.post.pull([q for q, t in tasks.items() if t.came is None]):
+                task = tasks.get(delivery.question)
+                if task is not None and task.came is None:  # else twice, or nobody asked
+                    task.came = delivery.content
+                    tasks[delivery.question] = tasks.pop(delivery.question)  # in order of arrival
+            for question in [q for q, t in tasks.items() if t.came is not None]:
                 if enough():
-                    yield Lost(letter.round, letter.client, "deadline", SURPLUS, letter.size)
-                else:
-                    yield judges[id(letter)](delivery.content)
-            over = SURPLUS if enough() else f"no answer within {deadline_s:g} s"
-            if open_ and (enough() or time.monotonic() >= last):
-                for letter in open_.values():
-                    yield Lost(letter.round, letter.client, "deadline", over, letter.size)
+                    break
+                yield tasks.pop(question).outcome()
+            now = time.monotonic()
+            for question in [q for q, t in tasks.items() if t.came is None and now >= t.last]:
+                task = tasks.pop(question)
+                yield task.lost(f"no answer within {task.life_s:g} s")
+            if enough():
                 return
-            if open_:
+            if tasks:
                 time.sleep(self.poll_s)
+
+    def ordered(self, orders: Iterable[Order]) -> list[tuple[Envelope, Judge]]:
+        """The letters of orders, and what their answers mean."""
+        return [(e, partial(self.outcome, o, e.size)) for o, e in self.letters(orders)]
 
     def letters(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Envelope]]:
         """Every order as it travels; the broadcast is encoded once for all that have the same."""

@@ -30,7 +30,7 @@ from forefed.channel import Channel, Plain
 from forefed.channel.channel import Group, Shapes, Sum, Work
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import Cohort, Lost, Order, Reply, Transport, Unit, Update
+from forefed.core.types import Cohort, Lost, Order, Reply, Standing, Transport, Unit, Update
 from forefed.federation.exchange import Came, exchange
 from forefed.federation.participation import available, cap_of, counted
 from forefed.federation.report import Laps, RoundReport, losses_by_reason
@@ -43,6 +43,7 @@ from forefed.sharing import Everything, Sharing
 from forefed.wire import Codec, Dense
 from forefed.wire.records import encode_record
 
+Carry = Callable[[Iterable[Order], float | None, Callable[[], bool]], Iterator[Reply | Lost]]
 DIGITS = 16  # of the digest that clients who follow compare: 64 bits tell of any drift
 
 __all__ = ["RoundReport", "RunState", "Star", "losses_by_reason"]
@@ -168,13 +169,20 @@ class Star:
         orders: Mapping[int, Order],
         on_outcome: Callable[[Reply | Lost], None] | None,
         growing: Growing | None = None,
+        buffer: int | None = None,
     ) -> Came[Update]:
         """The answers to a round's orders, as the channel shows them.
 
         Args:
             growing: into whose sums their changes go (None: they are held).
+            buffer: answers after which the other orders stay on their way (None: all are heard, or
+                lost); of a transport that is ``Standing``.
         """
-        number = next((order.round for order in orders.values()), 0)
+        number = max((order.round for order in orders.values()), default=0)
+        carry: Carry = self.transport.exchange
+        if buffer is not None:
+            assert isinstance(self.transport, Standing)
+            carry = self.transport.gather
         slopes = self.server.averages_slopes
 
         def send(beside: Mapping[int, bytes], enough: Callable[[], bool]) -> Iterator[Reply | Lost]:
@@ -182,7 +190,7 @@ class Star:
                 replace(orders[c], channel=more) if more else orders[c]
                 for c, more in beside.items()
             ]
-            return self.transport.exchange(told, self.deadline_s, enough)
+            return carry(told, self.deadline_s, enough)
 
         def read(client: int, payload: bytes) -> Update:
             if growing is not None:
@@ -209,7 +217,7 @@ class Star:
             send,
             number,
             self.deadline_s,
-            wanted=self.cohort if self.oversampling else None,
+            wanted=buffer or (self.cohort if self.oversampling else None),
             on_outcome=heard,
         )
 

@@ -5,21 +5,22 @@ whoever they are from.
 
     w <- w - (1 / K) sum_i s(t_i) (old - new)_i,   s(t) = (1 + t)^-power,   t: moves since then
 
-A round of the record is one move of the server. Clocks are simulated: an ordinary client takes one
-unit of time, give or take ``spread``, a slow one ``slow_factor``; ``metrics.clock`` says when the
-move was made. What a client answers is computed when it is sent its work and waits in the state,
-with the time at which it will arrive, so a run goes on bit for bit.
+A round of the record is one move of the server. Between machines answers are taken as they come,
+and orders on their way wait in the state (``standing.py``). In a rehearsal clocks are simulated: an
+ordinary client takes one unit of time, give or take ``spread``, a slow one ``slow_factor``;
+``metrics.clock`` says when the move was made. What a client answers is computed when it is sent its
+work and waits in the state, with the time at which it will arrive, so a run goes on bit for bit.
 
 With ``buffer`` = cohort everybody is waited for: synchronous rounds, and their clock.
 
-Departures: the mean is weighted by examples, as the aggregator has it (published: 1 / K each).
+Departures: the mean is weighted by examples, as the aggregator has it (published: 1 / K each). A
+client that is free is sent work at the server's next move (published: at once, another client).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
@@ -27,9 +28,11 @@ from pydantic import Field
 
 from forefed.core.keys import Key
 from forefed.core.states import State, below, keep
-from forefed.core.types import Cohort, Order, Params, Update
-from forefed.federation.report import RoundReport
+from forefed.core.types import Cohort, Order, Params, Standing, Update
+from forefed.federation.exchange import Came
+from forefed.federation.report import Laps, RoundReport
 from forefed.federation.state import RunState
+from forefed.federation.topology.standing import flat_orders, orders_of
 from forefed.federation.topology.topology import Hook, Topology
 
 if TYPE_CHECKING:
@@ -48,8 +51,27 @@ class Flight:
     arrives: float
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What a move is made of.
+
+    Attributes:
+        answers: updates, with the moves since their parameters were sent.
+        orders: theirs, at least.
+        later: what stays on its way, as the state keeps it, of so many clients (``at_work``).
+        clock: the time, where it is simulated.
+    """
+
+    answers: Sequence[tuple[Update, int]]
+    orders: Mapping[int, Order]
+    came: Came[Update]
+    later: State
+    at_work: int
+    clock: Mapping[str, float] = field(default_factory=dict)
+
+
 class Buffered(Topology):
-    """The server moves with every so many answers, however old; clocks are simulated."""
+    """The server moves with every so many answers, however old."""
 
     kind: Literal["buffered"] = "buffered"
     buffer: Annotated[int, Field(ge=1)] = 3
@@ -76,54 +98,72 @@ class Buffered(Topology):
     def round(
         self, star: Star, state: RunState, on_outcome: Hook | None
     ) -> tuple[RunState, RoundReport]:
-        clock = [time.perf_counter()]
-        number, now, flights = state.round + 1, *flown(state.of(OWNER))
-        busy = {f.update.client for f in flights}
-        free = [c for c in star.transport.members() if c not in busy]
-        wanted = min(star.cohort - len(flights), len(free))
-        ctx = replace(star.server.context(state, ()), key=star.key.fold("round", number))
-        sent = star.select.select(free, wanted, ctx) if wanted else []
-        orders = star.plan(state, Cohort(tuple(sent), float(star.cohort)))
-        clock.append(time.perf_counter())
-        came = star.hear(orders, on_outcome)
-        clock.append(time.perf_counter())
-        members = len(star.transport.members())
-        for update in came.found:
-            takes = self.takes(star.key, update.client, number, members)
-            flights.append(Flight(update, state.round, now + takes))
-        flights.sort(key=lambda f: (f.arrives, f.update.client))
-        here, later = flights[: self.buffer], flights[self.buffer :]
-        now = max([now, *(f.arrives for f in here)])
-        ages = [state.round - f.version for f in here]
+        laps = Laps()
+        hear = self.arriving if isinstance(star.transport, Standing) else self.timed
+        heard = hear(star, state, on_outcome, laps)
+        came, enough = heard.came, len(heard.answers) >= star.cohort_min
         updates = [
-            replace(f.update, grad=scaled(f.update.grad or {}, (1 + age) ** -self.power))
-            for f, age in zip(here, ages, strict=True)
+            replace(u, grad=scaled(u.grad or {}, (1 + age) ** -self.power))
+            for u, age in (heard.answers if enough else [])
         ]
-        done = star.server.finish(state, {u.client: _order(star, u) for u in updates}, updates)
-        kept = keep(done.state.states, OWNER, flat_flights(now, later))
-        clock.append(time.perf_counter())
-        metrics = {
-            **done.metrics,
-            "clock": now,
-            "age": sum(ages) / len(ages) if ages else 0.0,
-            "at_work": float(len(later)),
-        }
+        done = star.server.finish(state, heard.orders, updates)
+        laps.end("aggregate")
+        laps.move(came.receiving_s, "clients", "aggregate")
+        ages = [age for _, age in heard.answers]
+        metrics = {**done.metrics, **heard.clock, "age": sum(ages) / max(1, len(ages))}
+        clients = [*(u.client for u, _ in heard.answers), *(x.client for x in came.lost)]
         report = RoundReport(
-            number,
-            tuple(sorted([*(u.client for u in updates), *(x.client for x in came.lost)])),
+            state.round + 1,
+            tuple(sorted(clients)),
             tuple(sorted(updates, key=lambda u: u.client)),
             tuple(came.lost),
             came.bytes_up,
             came.bytes_down,
-            {
-                "plan": clock[1] - clock[0],
-                "clients": clock[2] - clock[1] - came.receiving_s,
-                "aggregate": clock[3] - clock[2] + came.receiving_s,
-            },
-            metrics=metrics,
+            laps.seconds,
+            abandoned=0 if enough else len(heard.answers),
+            metrics={**metrics, "at_work": float(heard.at_work)},
             contributions=done.contributions,
         )
-        return replace(done.state, states=kept), report
+        return replace(done.state, states=keep(done.state.states, OWNER, heard.later)), report
+
+    def arriving(self, star: Star, state: RunState, on_outcome: Hook | None, laps: Laps) -> Heard:
+        """The next answers of sites, to whatever order; bytes of orders are counted with them."""
+        at_work = orders_of(state.of(OWNER))
+        orders = {**at_work, **self.sent(star, state, at_work)}
+        laps.end("plan")
+        came = star.hear(orders, on_outcome, buffer=self.buffer)
+        laps.end("clients")
+        answers = [(u, state.round + 1 - orders[u.client].round) for u in came.found]
+        over = {*came.heard, *(lost.client for lost in came.lost)}
+        later = {c: order for c, order in orders.items() if c not in over}
+        return Heard(answers, orders, came, flat_orders(later), len(later))
+
+    def timed(self, star: Star, state: RunState, on_outcome: Hook | None, laps: Laps) -> Heard:
+        """The next answers by simulated clocks. All are there already; who is heard, time says."""
+        now, flights = flown(state.of(OWNER))
+        orders = self.sent(star, state, {f.update.client for f in flights})
+        laps.end("plan")
+        came = star.hear(orders, on_outcome)
+        laps.end("clients")
+        members = len(star.transport.members())
+        for update in came.found:
+            takes = self.takes(star.key, update.client, state.round + 1, members)
+            flights.append(Flight(update, state.round, now + takes))
+        flights.sort(key=lambda f: (f.arrives, f.update.client))
+        here, later = flights[: self.buffer], flights[self.buffer :]
+        now = max([now, *(f.arrives for f in here)])
+        answers = [(f.update, state.round - f.version) for f in here]
+        known = {u.client: _order(star, u) for u, _ in answers}
+        return Heard(answers, known, came, flat_flights(now, later), len(later), {"clock": now})
+
+    def sent(self, star: Star, state: RunState, busy: Collection[int]) -> dict[int, Order]:
+        """Orders to as many of the free clients as bring those at work to the cohort."""
+        free = [c for c in star.transport.members() if c not in busy]
+        wanted = min(star.cohort - len(busy), len(free))
+        ctx = star.server.context(state, ())
+        ctx = replace(ctx, key=star.key.fold("round", state.round + 1))
+        sent = star.select.select(free, wanted, ctx) if wanted > 0 else []
+        return star.plan(state, Cohort(tuple(sent), float(star.cohort)))
 
     def conflicts(self, config: Any) -> Iterator[str]:
         place = "topology.kind = 'buffered'"
@@ -142,8 +182,15 @@ class Buffered(Topology):
                 f"{place} hears clients one by one, as they come, so nothing hides one; set "
                 "channel.kind = 'plain', and no modifier of privacy"
             )
-        if config.partition.kind == "sites":
-            yield f"{place} is simulated, with clocks of its own; choose clients of this machine"
+        clocks = {"slow": self.slow, "spread": self.spread, "slow_factor": self.slow_factor}
+        told = [n for n, x in clocks.items() if x != type(self).model_fields[n].default]
+        if config.partition.kind == "sites" and told:
+            yield f"topology.{told[0]} is of simulated clocks; sites have their own; drop it"
+        if config.cohort_min > self.buffer:
+            yield (
+                f"cohort_min = {config.cohort_min} is more than topology.buffer = {self.buffer}, "
+                "so every move would be abandoned; lower it"
+            )
         if config.trigger.kind != "round" or config.oversampling or config.select.kind != "uniform":
             yield (
                 f"{place} decides itself who is heard when; leave trigger, oversampling and select "
