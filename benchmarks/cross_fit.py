@@ -6,9 +6,9 @@ counts accuracy on 1,000 further training rows that nobody has, by which a way m
 CROSS_ROWS=test on the 300 test rows. To be cheap: bfloat16, 32 tokens, and of a round's step the
 guard tries the whole only.
 
-Cross-fitting: clients are in K groups, and those of group k train their adapters against a head
-that was solved from the other groups' rows (and what their words say, solved so too, or no words).
-Every run ends as the product ends it.
+Cross-fitting (``start.folds``): clients are in K groups, and those of group k train their adapters
+against a head, and words, that were solved from the other groups' rows. Every run ends as the
+product ends it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,84 +28,34 @@ import torch
 
 from benchmarks import first_model
 from benchmarks.table import markdown
-from forefed.core.keys import Key
-from forefed.core.types import Cohort, Order, Params
-from forefed.federation.questions import Way
-from forefed.federation.star import RunState, Star
+from forefed.core.types import Params
 from forefed.guard import HeldOut, guard_of
-from forefed.models.bag_of_words import WORDS
 from forefed.run import configure
-from forefed.run.build import Federation, build, start_at, words_at
+from forefed.run.build import Federation, build, groups_at, start_at, words_at
 from forefed.run.guard_decisions import answers_of, guarded_by
-from forefed.run.head_start import _scaled, again, begin, finish, head_of, params_of
-from forefed.run.start_questions import Asked
+from forefed.run.head_start import again, begin, finish
 from forefed.run.start_result import Begun, with_start
 from forefed.start import answer
-from forefed.start.answer import TRAINING, targets_of_task
 from forefed.start.features import features, names_of_head
-from forefed.start.solver import Solver
-
-
-@dataclass(frozen=True)
-class Means:
-    """A way to train.
-
-    Attributes:
-        folds: groups of clients; 1: everybody has the head of all.
-        words: "all": what words say to all; "own": solved without the group; "none".
-        scale: logits of clients are multiplied by it.
-        strength: the head's regularisation in the rounds (0: the chosen one).
-        sets: further settings.
-    """
-
-    folds: int = 1
-    words: str = "all"
-    scale: float = 1.0
-    strength: float = 0.0
-    sets: tuple[str, ...] = ()
 
 
 def lr(rate: float) -> tuple[str, ...]:
     return (f"client.optimiser.lr={rate}",)
 
 
+ONE, FOUR = ("start.folds=1",), ("start.folds=4",)
 WAYS = {
-    "default": Means(),
-    "default, 3e-3": Means(sets=lr(3e-3)),
-    "no words": Means(words="none"),
-    "scale 1/4": Means(scale=0.25),
-    "strong head, no words": Means(words="none", strength=10.0),
-    "2 folds": Means(2, "own"),
-    "4 folds": Means(4, "own"),
-    "4 folds, no words": Means(4, "none"),
-    "4 folds, 3e-4": Means(4, "own", sets=lr(3e-4)),
-    "4 folds, 3e-3": Means(4, "own", sets=lr(3e-3)),
-    "50 folds": Means(50, "own"),
-    "4 folds, 20 rounds": Means(4, "own", sets=("rounds=20",)),
-    "default, 20 rounds": Means(sets=("rounds=20",)),
+    "default": (*ONE, *lr(1e-3)),
+    "default, 3e-3": (*ONE, *lr(3e-3)),
+    "2 folds": ("start.folds=2", *lr(1e-3)),
+    "4 folds": (*FOUR, *lr(1e-3)),
+    "4 folds, 3e-4": (*FOUR, *lr(3e-4)),
+    "4 folds, 3e-3": (*FOUR, *lr(3e-3)),
+    "50 folds": ("start.folds=50", *lr(1e-3)),
+    "4 folds, 20 rounds": (*FOUR, *lr(1e-3), "rounds=20"),
+    "default, 20 rounds": (*ONE, *lr(1e-3), "rounds=20"),
 }
-
-
-@dataclass(frozen=True)
-class CrossFitted(Star):
-    """A star whose orders have the head and words of the client's group."""
-
-    heads: Sequence[Params] = ()
-    said: Sequence[Params] = ()
-    group: Sequence[int] = ()
-
-    def plan(self, state: RunState, drawn: Cohort | None = None) -> dict[int, Order]:
-        orders = super().plan(state, drawn)
-        if not self.heads:
-            return orders
-        return {client: self.mine(order) for client, order in orders.items()}
-
-    def mine(self, order: Order) -> Order:
-        k = self.group[order.client]
-        others = {n: x for n, x in order.broadcast.items() if not n.startswith(f"{WORDS}/")}
-        told = {f"{WORDS}/{n}": x for n, x in self.said[k].items()}
-        params = {**order.params, **self.heads[k]}
-        return replace(order, params=params, broadcast={**others, **told})
+"""The settings of each; "default" was that until 2026-11-30."""
 
 
 def tables() -> Iterator[tuple[str, str]]:
@@ -183,17 +134,16 @@ class Scene:
         whole = finish(begun, start, federation.task, federation.transport, None)
         return Scene(sets, begun, whole, counted(federation, federation.task.params))
 
-    def ended(self, means: Means) -> dict[str, Any]:
+    def ended(self, way: Sequence[str]) -> dict[str, Any]:
         """Accuracies of all ways to end a run."""
-        federation = build(configure(sets=[*self.sets, *means.sets]))
+        federation = build(configure(sets=[*self.sets, *way]))
         config, task, transport = federation.config, federation.task, federation.transport
-        start = start_at(config, task)
+        start, star = start_at(config, task), federation.star
         assert start is not None
-        star = federation.star
-        if means != Means(sets=means.sets):
-            star = CrossFitted(**vars(star), **self.groups(federation, means))
-        federation = replace(federation, star=star)
-        first = with_start(federation.start(), self.begun)
+        words = words_at(config, federation.data.provenance["columns"])
+        groups = partial(groups_at, config, start)
+        folds = begin(start, task, transport, None, words, groups=groups).folds
+        first = with_start(federation.start(), replace(self.begun, folds=folds))
         state, guard, losses, steps, rests = first, guard_of(config), [], [], 0
         assert guard is not None
         for _ in range(config.rounds):
@@ -230,44 +180,6 @@ class Scene:
         found["kept"] = float(kept)
         found["end"] = found["all"] if kept else found["from all rows"]
         return found | {"loss 1": losses[0], "loss 10": losses[-1], "steps": steps}
-
-    def groups(self, federation: Federation, means: Means) -> dict[str, Any]:
-        """Every group's head and words."""
-        task, transport, begun = federation.task, federation.transport, self.begun
-        members = list(transport.members())
-        order = Key(federation.config.seed).fold("folds").permutation(len(members))
-        group = [0] * len(members)
-        for place, client in enumerate(order):
-            group[int(client)] = place % means.folds
-        line = dict(begun.line)
-        if means.strength:
-            line["regularisation"] = means.strength
-        heads, said = [], []
-        for k in range(means.folds):
-            others = [c for c in members if group[c] != k or means.folds == 1]
-            asked = Asked(task, transport, None, others, way=Way.of(federation.star))
-            total = asked.sums(TRAINING)
-            targets = targets_of_task(task)
-            head = head_of(targets, Solver.of(total, targets.unit), line, "counts")
-            words = begun.words
-            if means.words == "none":
-                words = None
-            elif words is not None and means.words == "own":
-                own = asked.words(words.bag, total.mean_target(), TRAINING)
-                assert own is not None
-                words = _scaled(own, line)
-            if words is not None and means.scale != 1:
-                words = replace(
-                    words,
-                    weight=means.scale * words.weight,
-                    times=means.scale * words.times,
-                    shift=None if words.shift is None else means.scale * words.shift,
-                )
-            elif means.scale != 1:
-                head = head.times(means.scale)
-            heads.append(params_of(task, head))
-            said.append({} if words is None else words.packed())
-        return {"heads": heads, "said": said, "group": group}
 
     def right(self, federation: Federation, x_ND: torch.Tensor, begun: Begun) -> float:
         """The share of the counted rows that a head and its words get right."""

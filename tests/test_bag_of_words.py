@@ -24,7 +24,16 @@ from forefed.run.start_result import load_begun, with_start
 from forefed.start import word_scores as start_words
 from forefed.start.answer import Answers, about
 from forefed.start.closed_form import WORDS, words_of
-from forefed.start.word_scores import by_target, documents_of, kept, products, solved, sparse, whole
+from forefed.start.word_scores import (
+    Descent,
+    by_target,
+    documents_of,
+    kept,
+    products,
+    solved,
+    sparse,
+    whole,
+)
 from forefed.use import predict as use
 from forefed.use.forget import forget
 from forefed.wire.questions import decode_answer, encode_question
@@ -104,16 +113,20 @@ def test_conjugate_gradients_end_at_the_ridge_solution(monkeypatch: pytest.Monke
     chances_C = y_NC.mean(0)
     first = by_target(entries, y_NC, len(bag))
     assert torch.equal(first[:, :-1].sum(1), first[:, -1])
-    found = solved(
-        first,
-        chances_C,
-        1.0,
-        lambda p_FC: products(entries, len(TEXTS), p_FC),
+    begun = Descent.of(first, chances_C, 1.0)
+    # another set of rows beside it changes nothing
+    few = bag.entries(*tokens(TEXTS[:3]))
+    other = Descent.of(by_target(few, y_NC[:3], len(bag)), y_NC[:3].mean(0), 1.0)
+    found, beside = solved(
+        [begun, other],
+        lambda sent: [products(entries, len(TEXTS), sent[0]), products(few, 3, sent[1])],
     )
+    (alone,) = solved([other], lambda sent: [products(few, 3, sent[0])])
+    assert torch.equal(alone, beside)
     damped = x_NF.T @ x_NF + torch.eye(len(bag), dtype=torch.float64)
     expected = torch.linalg.solve(damped, x_NF.T @ (y_NC - chances_C))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
-    nobody = solved(first, chances_C, 1.0, lambda _: None)
+    (nobody,) = solved([begun], lambda _: None)
     assert nobody.abs().sum() == 0
 
 
@@ -244,12 +257,10 @@ def test_forgetting_weighs_words_by_the_others_alone(spoken: Path, tmp_path: Pat
     bag = kept(documents_of(row_E, bucket_E)[:, 0], len(train), WORDS)
     entries = bag.entries(*population.examples.tokens_of(rows))
     labels = torch.from_numpy(population.examples.labels[rows])
-    weight = solved(
-        by_target(entries, marks(labels), len(bag)),
-        labels.bincount().double() / len(rows),
-        1.0,
-        lambda p: products(entries, len(rows), p),
-    ).float()
+    shares = labels.bincount().double() / len(rows)
+    begun = Descent.of(by_target(entries, marks(labels), len(bag)), shares, 1.0)
+    (found,) = solved([begun], lambda sent: [products(entries, len(rows), sent[0])])
+    weight = found.float()
     together = left.line["scale_with_words"] * left.line["share"]
     assert left.words is not None and torch.equal(left.words.bag.buckets, bag.buckets)
     assert torch.equal(left.words.weight, weight * together)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from forefed.channel import Channel, Plain
-from forefed.channel.channel import Group, Shapes, Work
+from forefed.channel.channel import Group, Shapes, Sum, Work
 from forefed.channel.summands import UNIT
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
@@ -48,14 +48,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Heard:
-    """Who answered a question, and what it cost. ``total``: of whole numbers (int64), where the
-    channel adds answers up (None: it does not, or there is no sum)."""
+    """Who answered a question, and what it cost. ``totals``: of whole numbers (int64), by group,
+    where the channel adds answers up (no entries: it does not; None: there is no sum)."""
 
     clients: tuple[int, ...]
     lost: dict[str, int]
     bytes_up: int
     bytes_down: int
-    total: Params | None = None
+    totals: Sequence[Params | None] = ()
     reason: str = ""
     """Why there is no sum."""
     why: str = ""
@@ -88,6 +88,7 @@ def ask(
     take: Callable[[int, Params], None],
     shapes: Shapes,
     way: Way = PLAIN,
+    groups: Sequence[Sequence[int]] = (),
 ) -> Heard:
     """Put a question to clients.
 
@@ -95,32 +96,39 @@ def ask(
         take: given every client's answer as it comes, where the channel shows it; one that it
             refuses (ProtocolError) is one loss, by its reason, as is one that cannot be read.
         shapes: of the answer's whole numbers, in the units that ``start/answer.py`` gives to this
-            question, where the channel adds them up.
+            question, where the channel adds them up...
+        groups: ... of each of these; none: of all who are asked.
     """
-    encoded = question.encoded()
+    encoded, groups = question.encoded(), groups or [question.clients]
+    group_of = {c: i for i, some in enumerate(groups) for c in some}
+    totals: list[Params | None] = [None] * len(groups)
 
     def read(client: int, payload: bytes) -> Params:
         take(client, decode_answer(payload, question.kind, question.about))
         return {}
+
+    def of_sum(total: Sum) -> Params:
+        totals[group_of[total.asked[0]]] = total.tensors
+        return total.tensors
 
     def send(beside: Mapping[int, bytes], enough: Callable[[], bool]) -> Iterator[Reply | Lost]:
         messages = {c: encoded + more if more else encoded for c, more in beside.items()}
         return transport.tell(messages, question.round, question.deadline_s)
 
     work = Work(
-        groups=[Group(tuple(question.clients), dict(sorted(shapes.items())))],
+        groups=[Group(tuple(some), dict(sorted(shapes.items()))) for some in groups],
         payload="whole",
         read=read,
-        of_sum=lambda total: total.tensors,
+        of_sum=of_sum,
         own=way.own and way.own.fold("ask", question.kind, question.round),
     )
     came = exchange(way.channel, work, transport, send, question.round, question.deadline_s)
     lost: dict[str, int] = {}
     for one in came.lost:
         lost[one.reason] = lost.get(one.reason, 0) + 1
-    total = came.found[0] if came.summed and came.found else None
+    found = totals if came.summed else ()
     why = next((one.detail for one in came.lost if one.detail), "")
-    return Heard(came.heard, lost, came.bytes_up, came.bytes_down, total, came.reason, why)
+    return Heard(came.heard, lost, came.bytes_up, came.bytes_down, found, came.reason, why)
 
 
 def ask_total(
@@ -149,7 +157,7 @@ def ask_total(
 
     heard = ask(transport, question, take, shapes, way)
     if way.channel.sums:
-        return heard, {n: x.double() * UNIT for n, x in (heard.total or {}).items()}
+        return heard, {n: x.double() * UNIT for n, x in (heard.totals[0] or {}).items()}
     names = shapes if answers else ()
     total = {n: torch.stack([answers[c][n].double() for c in heard.clients]).sum(0) for n in names}
     return heard, total

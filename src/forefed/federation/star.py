@@ -30,8 +30,19 @@ from forefed.channel import Channel, Plain
 from forefed.channel.channel import Group, Shapes, Sum, Work
 from forefed.core import trees
 from forefed.core.keys import Key
-from forefed.core.types import Cohort, Lost, Order, Reply, Standing, Transport, Unit, Update
+from forefed.core.types import (
+    Cohort,
+    Lost,
+    Order,
+    Params,
+    Reply,
+    Standing,
+    Transport,
+    Unit,
+    Update,
+)
 from forefed.federation.exchange import Came, exchange
+from forefed.federation.folds import FOLDS, Folds
 from forefed.federation.participation import available, cap_of, counted
 from forefed.federation.report import Laps, RoundReport, losses_by_reason
 from forefed.federation.server import Finished, Server
@@ -146,8 +157,12 @@ class Star:
         own = frozenset() if self.sharing.from_common else split.private
         params = {n: x for n, x in state.params.items() if n not in own}
         carried = state.carried() if self.by_records else {}
-        forms = {f: self.sharing.sent(params, f) for f in {self.sharing.form(c) for c in cohort}}
-        told = self.server.broadcast(state)
+        told, folds = self.server.broadcast(state), Folds.kept(state.of(FOLDS))
+        versions = {c: (self.sharing.form(c), folds.group_of(c) if folds else -1) for c in cohort}
+        sent: dict[tuple[int, int], tuple[Params, Params]] = {}
+        for form, k in {*versions.values()}:  # each is one broadcast, of one object
+            version = self.sharing.sent(params, form), told
+            sent[form, k] = folds.given(k, *version) if folds else version
         digest = trees.digest(state.params)[:DIGITS] if self.by_records else ""
         return {
             client: Order(
@@ -155,8 +170,8 @@ class Star:
                 number,
                 client,
                 tuple(n for n in assigned if n in split.shared),
-                forms[self.sharing.form(client)],
-                told,
+                sent[versions[client]][0],
+                sent[versions[client]][1],
                 carried,
                 self.server.missed(state, client) if self.by_records else None,
                 digest,

@@ -16,6 +16,7 @@ from forefed.core.errors import UserError
 from forefed.core.files import kept_secret
 from forefed.core.keys import Key, Secret
 from forefed.data.prepare import Prepared, prepare
+from forefed.federation.folds import Groups, groups_of
 from forefed.federation.star import RunState, Star
 from forefed.local import TaskView, Trainer
 from forefed.models.inspect import look
@@ -30,6 +31,7 @@ from forefed.run.client_engines import Engines, Planner, measure_now, resolve
 from forefed.run.record import ENVIRONMENT, read_json
 from forefed.start import ClosedForm, one_text, start_of, words_of
 from forefed.start.answer import Answers
+from forefed.start.closed_form import folds_of
 
 Connect = Callable[[Config, Task], Carrier]
 """Makes the transport of a run between machines."""
@@ -156,6 +158,13 @@ def workers_of(config: Config, device: str) -> int:
 def start_at(config: Config, task: Task) -> ClosedForm | None:
     """How the head is solved before round 1; None: it is not."""
     return start_of(config, getattr(task.model.get_base_model(), "pooling", "pooler"))
+
+
+def groups_at(config: Config, start: ClosedForm, members: Sequence[int]) -> tuple[Groups, str]:
+    """The groups that train against heads of their own, and where that was left open why there is
+    one (``start.folds``)."""
+    count, why = folds_of(start, config, len(members))
+    return groups_of(members, count, Key(config.seed)), why
 
 
 Columns = Mapping[str, list[str]]

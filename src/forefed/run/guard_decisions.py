@@ -87,6 +87,7 @@ def ended(
         return state, begun
     if config.codec.sends_slopes or config.download.by_records:
         return state, begun  # others hold the parameters by their log
+    begun = replace(begun, folds=None)  # nobody trains any more
     first = with_start(federation.start(), begun)
     decided = begun.finished or "steps" in begun.line
     if not decided and any(not torch.equal(x, first.params[n]) for n, x in state.params.items()):

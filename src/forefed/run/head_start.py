@@ -21,6 +21,7 @@ from torch import Tensor
 from forefed.core.errors import UserError
 from forefed.core.keys import Secret
 from forefed.core.types import Json, Params, Transport, drawn_from
+from forefed.federation.folds import Folds, Groups, sets_of
 from forefed.federation.questions import PLAIN, Way
 from forefed.models.bag_of_words import Words
 from forefed.models.task import Task
@@ -46,6 +47,7 @@ def begin(
     way: Way = PLAIN,
     secret: Secret | None = None,
     enter: Callable[[Sequence[Release]], None] = lambda _: None,
+    groups: Callable[[Sequence[int]], tuple[Groups, str]] = lambda members: ([members], ""),
 ) -> Begun:
     """Ask, solve, try, choose.
 
@@ -55,6 +57,8 @@ def begin(
         way: in which answers come.
         secret: what the noise of a private start is drawn from.
         enter: writes down what is released, before anything is made of it.
+        groups: of the clients, and perhaps why there is one; where there are several, each has a
+            head of its own to train against, solved from the others' rows (``Begun.folds``).
 
     Raises:
         UserError: rows from which no head can be made, or nobody answers.
@@ -62,8 +66,10 @@ def begin(
     clock = time.perf_counter()
     members = list(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, check=start.check)
+    asked.groups, alone = groups(members)
     bag = asked.bag(words) if words else None
-    total = asked.sums(TRAINING, 0 if start.f == "auto" else start.f)
+    parts = asked.sums(TRAINING, 0 if start.f == "auto" else start.f)
+    total = Sums.over(parts)
     if asked.reason:
         raise UserError(f"start: {asked.reason}; see to that, or set start.kind = 'none'")
     if not asked.members:
@@ -73,12 +79,20 @@ def begin(
         )
     targets = targets_of_task(task)
     notes = [*targets.usable(total), *_said(asked.left_out)]
+    if alone:
+        notes.append(f"all clients train against one head, as {alone} (start.folds)")
     if start.private:
         total, release = private_sums(start, targets, total, drawn_from(secret))
         enter([release])
+        parts = [total]
     solver = Solver.of(total, targets.unit)
-    said = None if bag is None else asked.words(bag, total.mean_target(), TRAINING)
-    head, chosen_words, chosen = solve(start, solver, asked, said, [*notes, *solver.notes])
+    said = [] if bag is None else asked.words(bag, parts, TRAINING)
+    own = said[0] if said else None
+    head, chosen_words, chosen = solve(start, solver, asked, own, [*notes, *solver.notes])
+    folds = None
+    if len(parts) > 1:
+        folds, why = _folds(start, task, asked.groups, parts, said[1:], chosen)
+        chosen["notes"].append(why)
     line: Json = {
         **chosen,
         "clients": len(asked.members),
@@ -87,12 +101,46 @@ def begin(
         "examples": total.rows,
         "features": len(total.x),
         "words": 0 if chosen_words is None else len(chosen_words.bag),
+        **({"folds": [len(some) for some in asked.groups]} if folds else {}),
         "bytes_up": asked.bytes_up,
         "bytes_down": asked.bytes_down,
         "forwards": float(total.rows + chosen["held_out"]),
         "seconds": round(time.perf_counter() - clock, 3),
     }
-    return Begun(params_of(task, head), total, line, chosen_words)
+    return Begun(params_of(task, head), total, line, chosen_words, folds)
+
+
+def _folds(
+    start: ClosedForm,
+    task: Task,
+    groups: Groups,
+    parts: Sequence[Sums],
+    said: Sequence[Words],
+    line: Json,
+) -> tuple[Folds | None, str]:
+    """The head for every group, of the others' rows, as ``line`` has chosen that of all; None where
+    those of some group give none. And what is said of it.
+
+    Args:
+        parts: sums of every group.
+        said: what the words of the others say, by group; nothing: no words count.
+    """
+    targets, heads = targets_of_task(task), []
+    sizes = ", ".join(str(len(some)) for some in groups)
+    for some in sets_of(len(groups))[1:]:
+        others = Sums.over(parts[j] for j in some)
+        try:
+            targets.usable(others)
+            solver = Solver.of(others, targets.unit)
+        except UserError as error:
+            text = "all clients train against one head, as the others' rows of a group give none"
+            return None, f"{text} ({error})"
+        heads.append(params_of(task, head_of(targets, solver, line, start.prior)))
+    words = [_scaled(own, line).weight for own in said] if line["share"] else []
+    return Folds.of(groups, heads, words), (
+        f"clients train against heads that have not seen their rows: in {len(groups)} groups of "
+        f"{sizes}, against the head of the others' rows (start.folds)"
+    )
 
 
 def again(
@@ -117,7 +165,7 @@ def again(
     members = begun.among(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, when="again", body=body)
     asked.check = start.check
-    total = asked.sums(TRAINING)
+    (total,) = asked.sums(TRAINING)
     if len(asked.members) < begun.line["clients"]:
         return replace(begun, line=_with_costs(begun.line, asked, 0, clock))
     targets = targets_of_task(task)
@@ -150,13 +198,12 @@ def finish(
     members = begun.among(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, when="end", body=body or {})
     line = begun.line
-    held_out = asked.sums(HELD_OUT)
+    (held_out,) = asked.sums(HELD_OUT)
     total = begun.total.plus(held_out)
     said = None
     if begun.words is not None:
-        found = asked.words(begun.words.bag, total.mean_target(), ALL)
-        if found is not None:
-            said = _scaled(found, line)
+        found = asked.words(begun.words.bag, [total], ALL)
+        said = _scaled(found[0], line) if found else None
     if len(asked.members) < line["clients"] or (said is None) != (begun.words is None):
         text = "somebody was missing when the head was to be solved from all rows"
         line = _with_costs(line, asked, 0, clock)
@@ -195,8 +242,8 @@ def words_again(
     if begun.words is None:
         return None
     asked = Asked(task, transport, None, members)
-    found = asked.words(asked.bag(most), total.mean_target(), ALL if begun.finished else TRAINING)
-    return None if found is None else _scaled(found, begun.line)
+    found = asked.words(asked.bag(most), [total], ALL if begun.finished else TRAINING)
+    return _scaled(found[0], begun.line) if found else None
 
 
 def solve(

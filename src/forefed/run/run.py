@@ -24,7 +24,7 @@ from forefed.guard import guard_of
 from forefed.privacy import Ledger
 from forefed.run import record
 from forefed.run.best import best_of, evaluate, tests_of
-from forefed.run.build import Connect, Federation, build, start_at, words_at
+from forefed.run.build import Connect, Federation, build, groups_at, start_at, words_at
 from forefed.run.callback import Callback, Told
 from forefed.run.checkpoint import (
     BEST,
@@ -304,6 +304,7 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
         way,
         secret,
         ledger.enter,
+        partial(groups_at, config, start),
     )
     if begun.words is not None and not way.channel.sums and start.words == "auto":
         text = (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from forefed.aggregate.aggregator import share_of
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Params, Transport
+from forefed.federation.folds import Groups, sets_of
 from forefed.federation.questions import PLAIN, Heard, Question, Way, ask, ask_total
 from forefed.models.bag_of_words import BUCKETS, Bag, Words
 from forefed.models.task import Task
@@ -19,7 +21,7 @@ from forefed.start.contradicting import contradicting
 from forefed.start.features import names_of_head
 from forefed.start.sums import Sums
 from forefed.start.targets import Targets
-from forefed.start.word_scores import STEPS, kept, solved, whole
+from forefed.start.word_scores import STEPS, Descent, kept, solved, whole
 
 Say = Callable[[str, int, int], None]
 """Told what is done, how many clients have answered, and of how many."""
@@ -49,6 +51,8 @@ class Asked:
     """Raises ProtocolError: sums of so many clients that pass the start's bounds."""
     left_out: Sequence[int] = ()
     """Whose sums contradicted the others'."""
+    groups: Groups = ()
+    """Sums are of each of these; none: of everybody."""
     questions: int = 0
 
     @property
@@ -63,7 +67,8 @@ class Asked:
         shapes: dict[str, tuple[int, ...]],
         read: Callable[[Params], Params],
         keep: Callable[[int, Params], None] = lambda client, answer: None,
-    ) -> tuple[tuple[int, ...], Params]:
+        groups: Groups = (),
+    ) -> tuple[tuple[int, ...], list[Params]]:
         """Put a question to those who have answered so far.
 
         Args:
@@ -71,29 +76,33 @@ class Asked:
             shapes: of the answer's whole numbers.
             read: these numbers, of one answer as it travels.
             keep: given every answer that was read.
+            groups: whose sums are wanted apart; none: the sum of all.
 
         Returns:
-            Who has answered, and the sum.
+            Who has answered, and the sum of every group.
         """
-        total = {n: torch.zeros(shape, dtype=torch.int64) for n, shape in shapes.items()}
-        done, members = 0, list(self.members)
+        there = {*self.members}
+        groups = [[c for c in some if c in there] for some in groups] or [list(self.members)]
+        group_of = {c: i for i, some in enumerate(groups) for c in some}
+        none = {n: torch.zeros(shape, dtype=torch.int64) for n, shape in shapes.items()}
+        totals, done, members = [none for _ in groups], 0, list(self.members)
 
         def take(client: int, answer: Params) -> None:
-            nonlocal done, total
-            numbers = read(answer)
+            nonlocal done
+            numbers, i = read(answer), group_of[client]
             keep(client, answer)
-            total = {n: x + numbers[n] for n, x in total.items()}
+            totals[i] = {n: x + numbers[n] for n, x in totals[i].items()}
             done += 1
             self.say(what, done, len(members))
 
         question = self._question(kind, tensors)
-        heard = ask(self.transport, question, take, shapes, self._anew())
+        heard = ask(self.transport, question, take, shapes, self._anew(), groups)
         if self.way.channel.sums:
-            total = heard.total or total
+            totals = [found or none for found in heard.totals]
             self.reason = heard.reason
             self.say(what, len(heard.clients), len(members))
         self._spent(heard)
-        return heard.clients, total
+        return heard.clients, totals
 
     def losses(
         self, tensors: Params, what: str, shapes: dict[str, tuple[int, ...]]
@@ -121,11 +130,11 @@ class Asked:
             return {"documents": whole(answer, "documents", BUCKETS, 1), "n": n.long().reshape(())}
 
         shapes = {"documents": (BUCKETS, 1), "n": ()}
-        self.members, found = self.total("documents", "counting words", {}, shapes, read)
+        self.members, (found,) = self.total("documents", "counting words", {}, shapes, read)
         return kept(found["documents"][:, 0], int(found["n"]), most)
 
-    def sums(self, rows: int, hostile: int | float = 0) -> Sums:
-        """Sums of features.
+    def sums(self, rows: int, hostile: int | float = 0) -> list[Sums]:
+        """Sums of features, of every group.
 
         Args:
             hostile: a number of clients or a share; so many are left out at most, whose sums
@@ -153,8 +162,11 @@ class Asked:
             return Sums.unpacked(each[client], targets.columns, width)
 
         asked = {"rows": torch.tensor(rows), **self.body}
-        self.members, found = self.total("sums", "reading texts", asked, shapes, read, keep)
-        total = Sums(**found)
+        self.members, found = self.total(
+            "sums", "reading texts", asked, shapes, read, keep, self.groups
+        )
+        parts = [Sums(**each_found) for each_found in found]
+        total = Sums.over(parts)
         try:
             total.check()
             targets.check(total)
@@ -170,38 +182,54 @@ class Asked:
             there = [c for c in self.members if sums_of(c).rows]
             most = share_of(hostile, len(there))
             self.left_out = contradicting(there, sums_of, targets, most)
+            group_of = {c: i for i, some in enumerate(self.groups) for c in some}
             for client in self.left_out:
-                total = total.plus(sums_of(client), -1)
+                i = group_of.get(client, 0)
+                parts[i] = parts[i].plus(sums_of(client), -1)
             self.members = [c for c in self.members if c not in self.left_out]
-        return total
+        return parts
 
-    def words(self, bag: Bag, mean_target_C: Tensor, rows: int) -> Words | None:
-        """What the bag says of each target; it ends early where somebody is lost. None: there is no
-        word, or not everybody answers."""
-        columns = len(mean_target_C)
+    def words(self, bag: Bag, parts: Sequence[Sums], rows: int) -> list[Words]:
+        """What the bag says of each target: to all, and where there are several groups, to each
+        what the others' rows say. It ends early where somebody is lost; nothing: there is no word,
+        or not everybody answers.
+
+        Args:
+            parts: sums of features of every group.
+        """
+        sets = sets_of(len(parts))
+        means = [Sums.over(parts[j] for j in some).mean_target() for some in sets]
         asked = {**packed_bag(bag), "rows": torch.tensor(rows)}
 
-        def summed(kind: str, what: str, tensors: Params, columns: int) -> Tensor | None:
+        def summed(kind: str, what: str, tensors: Params, columns: int) -> list[Tensor] | None:
             size = (len(bag), columns)
 
             def read(answer: Params) -> Params:
                 return {kind: whole(answer, kind, *size)}
 
-            clients, found = self.total(kind, what, tensors, {kind: size}, read)
-            return found[kind] if set(clients) == set(self.members) else None
+            clients, found = self.total(kind, what, tensors, {kind: size}, read, groups=self.groups)
+            return [x[kind] for x in found] if set(clients) == set(self.members) else None
 
-        first = summed("words", "summing words", asked, columns + 1) if len(bag) else None
+        first = summed("words", "summing words", asked, len(means[0]) + 1) if len(bag) else None
         if first is None:
-            return None
+            return []
         step = 0
 
-        def image(sent: Tensor) -> Tensor | None:
+        def images(sent: Sequence[Tensor]) -> list[Tensor] | None:
             nonlocal step
             step += 1
-            what = f"weighing words, pass {step}/{STEPS}"
-            return summed("products", what, {**asked, "p": sent}, columns)
+            what, p = f"weighing words, pass {step}/{STEPS}", torch.cat([*sent], 1)
+            found = summed("products", what, {**asked, "p": p}, p.shape[1])
+            if found is None:
+                return None
+            cut = [x.split(len(means[0]), 1) for x in found]  # by group, then by set
+            return [_sum(cut[j][i] for j in some) for i, some in enumerate(sets)]
 
-        return Words(bag, solved(first, mean_target_C, self.targets.unit, image).float())
+        descents = [
+            Descent.of(_sum(first[j] for j in some), mean, self.targets.unit)
+            for some, mean in zip(sets, means, strict=True)
+        ]
+        return [Words(bag, weight.float()) for weight in solved(descents, images)]
 
     def _question(self, kind: str, tensors: Params) -> Question:
         return Question(kind, about(self.task), tensors, 0, list(self.members), self.deadline_s)
@@ -215,6 +243,10 @@ class Asked:
         self.bytes_down += heard.bytes_down
         self.why = self.why or heard.why
         self.lost |= {r: self.lost.get(r, 0) + n for r, n in heard.lost.items()}
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)
 
 
 def packed_bag(bag: Bag) -> Params:

@@ -13,6 +13,7 @@ from forefed.core.errors import UserError
 from forefed.core.files import read_table, write_atomic, write_json
 from forefed.core.states import keep
 from forefed.core.types import Json, Params
+from forefed.federation.folds import FOLDS, Folds
 from forefed.federation.state import RunState
 from forefed.models.bag_of_words import WORDS, Words
 from forefed.run.record import AGAIN, START
@@ -24,12 +25,14 @@ TENSORS = "start.safetensors"
 @dataclass(frozen=True)
 class Begun:
     """What the start came to: the head's parameters, the sums of all clients, what the words add
-    (None: nothing), and its record."""
+    (None: nothing), and its record; and what clients train against, by group (None: that head).
+    That is kept by the run's state, and by no file of the start."""
 
     head: Params
     total: Sums
     line: Json
     words: Words | None = None
+    folds: Folds | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -79,9 +82,11 @@ def load_begun(folder: Path) -> Begun | None:
 
 
 def with_start(state: RunState, begun: Begun | None) -> RunState:
-    """The state with the start's head, and with the words that count beside the features."""
+    """The state with the start's head, with the words that count beside the features, and with what
+    clients train against, where that is another head."""
     if begun is None:
         return state
     said = {} if begun.words is None else begun.words.packed()
-    params = {**state.params, **begun.head}
-    return replace(state, params=params, states=keep(state.states, WORDS, said))
+    folds = {} if begun.folds is None else begun.folds.packed()
+    states = keep(keep(state.states, WORDS, said), FOLDS, folds)
+    return replace(state, params={**state.params, **begun.head}, states=states)

@@ -123,7 +123,7 @@ class Answers:
 
         documents: -> ``documents`` [BUCKETS, 1], in how many rows each is, and ``n``, of how many.
         words: a bag (``buckets``, ``idf``) -> ``words`` [F, C + 1] (``by_target``).
-        products: a bag and ``p`` [F, C] -> ``products`` [F, C].
+        products: a bag and ``p`` [F, C], or several such side by side -> ``products`` like it.
         """
         rows, columns = self.rows_of(tensors, data), self.targets.columns
         if kind == "documents":
@@ -134,7 +134,8 @@ class Answers:
         if kind == "words":
             y_NC = self.targets.of(data.examples.labels[rows])
             return {"words": by_target(entries, y_NC, len(bag))}
-        if p_FC is None or p_FC.shape != (len(bag), columns):
+        fits = p_FC is not None and p_FC.dim() == 2 and len(p_FC) == len(bag)
+        if p_FC is None or not fits or not p_FC.shape[1] or p_FC.shape[1] % columns:
             raise ProtocolError("products are asked for of other words, or of other targets")
         return {"products": products(entries, len(rows), p_FC)}
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from forefed.aggregate.aggregator import Hostile
-from forefed.core.errors import ProtocolError
+from forefed.core.errors import ProtocolError, UserError
 from forefed.start.private import troubles
 from forefed.start.start import Start
 from forefed.start.sums import Sums
@@ -56,6 +56,13 @@ class ClosedForm(Start):
     again: bool = True
     """Solve once more at the end, from all rows, where no adapter has moved: the rows that were
     held out to choose by have then nothing left to judge."""
+
+    folds: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] = 1
+    """Groups of clients, drawn by the seed: each trains its adapters against the head, and what
+    words say, that were solved from the other groups' rows, as the head of all knows the rows it is
+    trained on (federation/folds.py). Costs no question more; "products" and their answers are
+    1 + ``folds`` times as large. "auto": 4 where every group has 5 clients or more, else 1. 1: all
+    train against the head of all."""
 
     noise_multiplier: Annotated[float, Field(ge=0)] | None = None
     """With noise on the sums (start/private.py): its standard deviation over what one unit adds."""
@@ -102,6 +109,7 @@ class ClosedForm(Start):
             )
         yield from _unfit(self, config)
         yield from _conflicts(self, config)
+        yield from _unfolded(self, config)
 
 
 class Auto(ClosedForm):
@@ -113,6 +121,7 @@ class Auto(ClosedForm):
         if self.private:
             yield from (f"start: {trouble}" for trouble in troubles(self, config))
         yield from _unfit(self, config)
+        yield from _unfolded(self, config)
 
 
 def start_of(config: Any, pooling: str) -> ClosedForm | None:
@@ -141,6 +150,54 @@ def start_of(config: Any, pooling: str) -> ClosedForm | None:
     return start.model_copy(update={"then": "trained"}) if alone else start
 
 
+FOLDS, OF_EACH = 4, 5
+"""``folds = "auto"``: so many groups, of so many clients at least."""
+
+
+def one_fold(start: ClosedForm, config: Any) -> Iterator[str]:
+    """Why clients of a configuration can train against the head of all only."""
+    if not config.rounds:
+        yield "nobody trains"
+    if start.then == "trained" or config.adapter.kind == "head":
+        yield "a head that is trained in the rounds is one for all"
+    if start.private:
+        yield "every group's sums would need noise of their own, and that of all so much more"
+    if config.download.by_records or config.download.by_sums:
+        yield (
+            f"with download.kind = '{config.download.kind}' all clients keep the same parameters, "
+            "and groups have heads of their own"
+        )
+    if config.sharing.personal:
+        yield f"with sharing.kind = '{config.sharing.kind}' each client answers by its own model"
+    if not config.topology.central:
+        yield f"with topology.kind = '{config.topology.kind}' nobody adds up"
+
+
+def folds_of(start: ClosedForm, config: Any, clients: int) -> tuple[int, str]:
+    """In how many groups clients train, and where that was left open ("auto"), why not in several.
+
+    Args:
+        clients: that are there.
+
+    Raises:
+        UserError: groups that are too small for a secure sum.
+    """
+    least = config.channel.least
+    if start.folds != "auto":
+        folds = min(start.folds, clients)
+        if folds > 1 and clients // folds < least:
+            raise UserError(
+                f"start.folds = {start.folds}: of {clients} clients a group has "
+                f"{clients // folds}, below the {least} of a sum (channel.min_group); set it lower"
+            )
+        return folds, ""
+    why = next(one_fold(start, config), "")
+    each = max(OF_EACH, least)
+    if not why and clients < FOLDS * each:
+        why = f"{clients} clients are too few for {FOLDS} groups of {each}"
+    return (1, why) if why else (FOLDS, "")
+
+
 def words_of(config: Any, pooling: str) -> int:
     """How many words count beside the features of a configuration's head; 0: none."""
     start = start_of(config, pooling)
@@ -157,6 +214,14 @@ def words_of(config: Any, pooling: str) -> int:
 def one_text(task: Any) -> bool:
     """Does a row have one text, as far as the settings tell? Columns may be guessed."""
     return task.kind != "pairs" and getattr(task, "text1", None) is None
+
+
+def _unfolded(start: ClosedForm, config: Any) -> Iterator[str]:
+    """Several groups, where clients can train against one head only."""
+    if start.folds not in (1, "auto"):
+        yield from (
+            f"start.folds = {start.folds}: {why}; set it to 1" for why in one_fold(start, config)
+        )
 
 
 def _unfit(start: ClosedForm, config: Any) -> Iterator[str]:

@@ -10,7 +10,9 @@ Axes: B rows, D features, C targets (what the head is fitted to: ``start.targets
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -79,6 +81,11 @@ class Sums:
     def plus(self, other: Sums, sign: int = 1) -> Sums:
         """The sums over both; ``sign`` = -1: over these without those."""
         return Sums(*(getattr(self, p) + sign * getattr(other, p) for p in _PARTS))
+
+    @staticmethod
+    def over(parts: Iterable[Sums]) -> Sums:
+        """The sums over all of these, of which there is one at least."""
+        return reduce(Sums.plus, parts)
 
     def real(self) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of x [D] and of x by target [C, D], and of x x^T [D, D] whole: float64 in the

@@ -12,7 +12,8 @@ Axes: N rows, E entries of rows, F words, C targets (``start.targets``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -65,35 +66,67 @@ def products(entries: Entries, rows: int, p_FC: Tensor) -> Tensor:
     return total.index_add_(0, slot_E, value_E[:, None] * units[row_E])
 
 
+@dataclass(frozen=True)
+class Descent:
+    """Conjugate gradients for the words of some rows, before a step; all [F, C] float64.
+
+    Attributes:
+        weight: what words say so far.
+        rest: what is left of the equations.
+        p: the direction of the next step.
+    """
+
+    weight: Tensor
+    rest: Tensor
+    p: Tensor
+
+    @staticmethod
+    def of(sums_FD: Tensor, mean_C: Tensor, unit: float) -> Descent:
+        """
+        Args:
+            sums_FD: of ``by_target``.
+            mean_C: of the rows' targets (shares of the classes), in ``unit``, the targets' own.
+        """
+        sums_FD = sums_FD.double() * STEP
+        rest = unit * (sums_FD[:, :-1] - mean_C.double() * sums_FD[:, -1:])
+        return Descent(torch.zeros_like(rest), rest, rest)
+
+    @property
+    def scale(self) -> Tensor:
+        return self.p.abs().amax(0).clamp_min(1e-30)
+
+    @property
+    def sent(self) -> Tensor:
+        """The direction as it travels, [F, C] float16."""
+        return (self.p / self.scale).half()
+
+    def after(self, answer: Tensor) -> Descent:
+        """``answer``: the sum of ``products`` of what was sent, over these rows."""
+        p = self.sent.double() * self.scale
+        image = answer.double() * (STEP * ANSWER_STEP) * self.scale + DAMPING * p
+        curved = (p * image).sum(0).clamp_min(1e-30)
+        step = (p * self.rest).sum(0) / curved
+        weight, rest = self.weight + step * p, self.rest - step * image
+        before, now = (self.rest * self.rest).sum(0), (rest * rest).sum(0)
+        return Descent(weight, rest, rest + now / before.clamp_min(1e-30) * p)
+
+
 def solved(
-    sums_FD: Tensor, mean_C: Tensor, unit: float, ask: Callable[[Tensor], Tensor | None]
-) -> Tensor:
+    descents: Sequence[Descent], ask: Callable[[Sequence[Tensor]], Sequence[Tensor] | None]
+) -> list[Tensor]:
     """Ridge weights [F, C] of words for centred targets, float64, after STEPS steps.
 
     Args:
-        sums_FD: of ``by_target``.
-        mean_C: of the rows' targets (shares of the classes), in ``unit``, the targets' own.
-        ask: from p [F, C], float16, to the sum of ``products`` over all rows; None ends it where
-            it is (somebody was missing).
+        descents: one for each set of rows; they step together, so that they ask as often as one.
+        ask: from what each sends to the answer for each; None ends it where it is (somebody was
+            missing).
     """
-    sums_FD = sums_FD.double() * STEP
-    rest = unit * (sums_FD[:, :-1] - mean_C.double() * sums_FD[:, -1:])
-    weight, p = torch.zeros_like(rest), rest
-    length = (rest * rest).sum(0)
     for _ in range(STEPS):
-        scale = p.abs().amax(0).clamp_min(1e-30)
-        sent = (p / scale).half()
-        p = sent.double() * scale
-        answer = ask(sent)
-        if answer is None:
+        answers = ask([d.sent for d in descents])
+        if answers is None:
             break
-        image = answer.double() * (STEP * ANSWER_STEP) * scale + DAMPING * p
-        curved = (p * image).sum(0).clamp_min(1e-30)
-        step = (p * rest).sum(0) / curved
-        weight, rest = weight + step * p, rest - step * image
-        now = (rest * rest).sum(0)
-        p, length = rest + now / length.clamp_min(1e-30) * p, now
-    return weight
+        descents = [d.after(answer) for d, answer in zip(descents, answers, strict=True)]
+    return [d.weight for d in descents]
 
 
 def sparse(x_FC: Tensor, name: str) -> Params:
