@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from commands import Command, mistake, options
+from commands import Command, mistake, options, plain
 from federation import CLASSES, World, question_rows, snapshot, text_rows, write_lines
 from forefed.config.checking import check_run
 from forefed.config.config import Config, configure
@@ -138,6 +138,32 @@ def test_from_init_to_labelled_rows(
     with (tmp_path / "labelled.csv").open(newline="") as file:
         assert [row["predicted"] in CLASSES for row in csv.DictReader(file)] == [True, True]
     assert json.loads((tmp_path / "runs" / "mine" / "summary.json").read_text())["rounds"] == 1
+
+
+def test_rows_run_by_themselves(
+    forefed_command: Command, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration is written for them, kept, and never taken for other rows."""
+    monkeypatch.chdir(tmp_path)
+    rows = tmp_path / "my rows.v1.jsonl"
+    rows.write_bytes(world.texts.read_bytes())
+    tiny = options([f"model.name='{world.bert}'", "rounds=1", "data.max_length=16"])
+    done = forefed_command("run", rows, *tiny)
+    assert done.status == 0 and "written: my-rows.toml" in plain(done.err), done.err
+    assert (tmp_path / "runs" / "my-rows" / "summary.json").exists()
+    file = tmp_path / "my-rows.toml"
+    file.write_text(file.read_text() + "# mine\n")
+    again = forefed_command("run", "my rows.v1.jsonl", "--resume", *tiny)
+    assert again.status == 0 and "made of these rows before" in plain(again.err), again.err
+    assert file.read_text().endswith("# mine\n")
+    other = write_lines(tmp_path / "my rows.v2.jsonl", text_rows())
+    mistake(forefed_command("run", other), "not of", "forefed init", "--output")
+    folder = tmp_path / "site rows"
+    folder.mkdir()
+    mistake(forefed_command("check", folder), "no run here")
+    write_lines(folder / "train.jsonl", text_rows())
+    assert forefed_command("check", folder, *tiny).status == 0
+    assert (tmp_path / "site-rows.toml").exists()
 
 
 def test_conversations_get_a_language_model(tmp_path: Path) -> None:

@@ -19,15 +19,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=(
         "Federated fine-tuning of language models for private text and small machines.\n\n"
-        "Start with [bold]forefed demo[/bold], then [bold]forefed run --set data.source.kind=files "
-        "--set data.source.path=mine.jsonl[/bold]."
+        "Start with [bold]forefed demo[/bold], then [bold]forefed run mine.csv[/bold]."
     ),
 )
 out = console()
 err = console(stderr=True)
 
 ConfigFile = Annotated[
-    Path | None, typer.Argument(help="TOML file; or the folder of a run, for its own settings.")
+    Path | None,
+    typer.Argument(
+        help="TOML file; or rows (.csv, .jsonl, .parquet, ...), for which one is written first; or "
+        "the folder of a run, for its own settings."
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -56,10 +59,16 @@ def forefed(
 
 
 def configured(config: Path | None, sets: list[str] | None, here: bool = False) -> Config:
-    """The settings of a file, or of a run's folder; ``here``: of that very folder, which may have
-    been moved or copied since, or is named from another working directory."""
+    """The settings of a file, of what can be guessed about rows, or of a run's folder; ``here``: of
+    that very folder, which may have been moved or copied since, or is named from another working
+    directory."""
     from forefed.config.config import configure
 
+    if config is not None and _rows(config):
+        from forefed.config.init import Machine, file_for
+
+        config, said = file_for(config, Machine.here())
+        err.print(printable(said), soft_wrap=True)
     if config is not None and config.is_dir():
         from forefed.run.record import read_config
 
@@ -69,6 +78,15 @@ def configured(config: Path | None, sets: list[str] | None, here: bool = False) 
             base = {**base, "out": str(folder.parent), "name": folder.name}
         return configure(sets=sets or (), base=base)
     return configure(config, sets or ())
+
+
+def _rows(path: Path) -> bool:
+    """Is it somebody's rows? (A TOML file costs no import of what reads rows.)"""
+    if path.suffix == ".toml" or not path.exists():
+        return False
+    from forefed.config.init import holds_rows
+
+    return holds_rows(path)
 
 
 def tell(note: str) -> None:

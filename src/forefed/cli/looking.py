@@ -24,9 +24,7 @@ def baselines_command(config: ConfigFile = None, sets: Sets = None) -> None:
 
     forefed baselines mine.toml
     """
-    from forefed.run import configure
-
-    print_baselines(configure(config, sets or ()))
+    print_baselines(configured(config, sets))
 
 
 def print_baselines(config: Config) -> None:

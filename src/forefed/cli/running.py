@@ -46,6 +46,11 @@ def run_command(
 ) -> None:
     """Run a federation on this machine and keep its record in runs/NAME.
 
+    Given rows (a .csv, .jsonl or .parquet file, or a folder), it looks at them as 'forefed init'
+    does, writes the configuration file, and runs that:
+
+    forefed run notes.csv
+
     Without a file the defaults run: MiniLM on the standard library's docstrings.
     A strategy's defaults can be changed setting by setting:
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from forefed.config.compat import check
-from forefed.config.config import configure
+from forefed.config.config import configure, read_toml
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
 from forefed.core.keys import Key
 from forefed.core.sizes import format_bytes
 from forefed.core.terminal import one_line
+from forefed.data.files import format_of
 from forefed.data.inspect import Description, Owners, describe
 from forefed.data.preview import preview
 from forefed.models.gguf import INSTALL
@@ -61,6 +62,45 @@ def write_first(data: Path, test: Path | None, output: Path, machine: Machine) -
         raise UserError(f"{output}: exists already; choose another file (--output)")
     if output.suffix != ".toml" or not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: give a new .toml file in a folder that is there")
+    seen, folder = _write(data, test, output, machine)
+    return "\n".join([*_seen(seen), "", *_next(seen, output, folder)])
+
+
+def holds_rows(path: Path) -> bool:
+    """Is this somebody's rows, not a configuration nor a run? By suffixes alone."""
+    if not path.is_dir():
+        return format_of(path) is not None
+    return not (path / "config.json").exists() and any(map(format_of, path.iterdir()))
+
+
+def file_for(data: Path, machine: Machine) -> tuple[Path, str]:
+    """The configuration file that goes with rows, and what to say of it.
+
+    It lies in the working directory and is called like the rows. What ``init`` would write is
+    written where there is none, so that the next command does the same, and may be edited.
+
+    Raises:
+        UserError: the data cannot be read or hold no texts, or the file is of other rows.
+    """
+    output = Path(f"{_run_name(Path(data.resolve().name.partition('.')[0]))}.toml")
+    if not output.exists():
+        seen, _ = _write(data, None, output, machine)
+        written = f"written: {output} (what was guessed; edit it to have it otherwise)"
+        return output, "\n".join([*_seen(seen), written])
+    source = read_toml(output).get("data", {}).get("source", {})
+    path = source.get("path") if isinstance(source, dict) else None
+    if not isinstance(path, str) or Path(path).expanduser().resolve() != data.resolve():
+        raise UserError(
+            f"{output} is there already and not of {data}: name the configuration you want, or "
+            f"write one, 'forefed init {data} --output other.toml'"
+        )
+    return output, f"settings: {output}, which was made of these rows before"
+
+
+def _write(
+    data: Path, test: Path | None, output: Path, machine: Machine
+) -> tuple[Description, Path]:
+    """Writes the file; what the rows seem to be, and where a run of it keeps its record."""
     seen = describe(data, test)
     name = _run_name(output)
     tried = configure(
@@ -70,7 +110,7 @@ def write_first(data: Path, test: Path | None, output: Path, machine: Machine) -
     there = preview(tried.data, tried.partition, Key(tried.seed).fold("data"), None).clients
     lines = first_lines(seen, data, test, name, machine, there)
     write_atomic(output, "".join(f"{line}\n" for line in lines).encode())
-    return "\n".join([*_seen(seen), "", *_next(seen, output, tried.folder)])
+    return seen, tried.folder
 
 
 def first_lines(
