@@ -41,13 +41,14 @@ class Upload:
         encode: as it travels where the server sees it by itself.
         update: what is to be sent, of an order.
         shapes: of the update's tensors, the same for all clients that train the same.
-        whole: a question's answer as whole numbers that can be summed.
+        whole: a question's answer as whole numbers that can be summed, made with a secret of
+            this client and this exchange, from which noise may be drawn.
     """
 
     encode: Callable[[], bytes]
     update: Update | None = None
     shapes: Callable[[], Shapes] | None = None
-    whole: Callable[[], Numbers] | None = None
+    whole: Callable[[Secret], Numbers] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,10 @@ class Channel(Choice):
     def least(self) -> int:
         """Clients whose contributions the server sees at least as one."""
         return 1
+
+    def bears(self, colluding: int) -> bool:
+        """Does a single contribution stay hidden where so many clients tell the server all?"""
+        return self.sums and not colluding
 
     def session(self, work: Work[T]) -> Session[T]:
         """The server's half of an exchange that begins."""

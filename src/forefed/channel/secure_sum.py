@@ -21,6 +21,7 @@ from pydantic import Field
 
 from forefed.channel.channel import Channel, Session, T, Upload, Work
 from forefed.channel.fixed_point import FixedPoint, WordBits
+from forefed.channel.graph import SMALL, threshold_of
 from forefed.channel.messages import Message
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
@@ -94,6 +95,13 @@ class SecureSum(Channel):
             return 2**31
         return None if self.neighbours == "auto" else self.neighbours
 
+    def bears(self, colluding: int) -> bool:
+        holders = min(self.min_group, (self.degree() or SMALL) + 1)
+        few = colluding < threshold_of(holders)
+        # in a large group each has some neighbours only: as many of them as were reckoned with
+        large = max(self.min_group, SMALL + 1)
+        return few and (self.neighbours != "auto" or colluding <= self.colluding * large)
+
     def point(self, payload: str, clients: int) -> FixedPoint:
         """How numbers stand in words, in a sum of so many clients."""
         clip = CLIPS[payload] if self.clip == "auto" else self.clip
@@ -107,6 +115,13 @@ class SecureSum(Channel):
             yield (
                 f"cohort = {config.cohort} is below channel.min_group = {self.min_group}, so every "
                 "round would be abandoned; raise the cohort"
+            )
+        degree = self.degree()
+        if degree is not None and degree + 1 < self.min_group:
+            yield (
+                f"channel.neighbours = {self.neighbours} and channel.min_group = {self.min_group}: "
+                "a client counts those whose shares it holds, and there are too few; raise "
+                "neighbours, or set channel.neighbours = 'auto'"
             )
         for slot in ("aggregator", "trigger"):
             if getattr(config, slot).individual:

@@ -148,7 +148,7 @@ def answered(
         return Message("keys", asked.session, body=member.public()).encode(), member.dump()
     member = _member(asked, kept)
     if asked.phase == TRAIN:
-        words = _words(channel, upload, asked.group)
+        words = _words(channel, upload, asked.group, member.seed.fold("upload"))
         masked, member = member.mask(words, asked.parts(SEALED_BYTES), asked.group)
         return encode_masked(asked.session, masked.to_bytes()), member.dump()
     if asked.phase == "shares":
@@ -161,12 +161,12 @@ def answered(
     return Message(asked.phase, asked.session, body=body).encode(), member.dump()
 
 
-def _words(channel: SecureSum, upload: Upload | None, clients: int) -> Words:
+def _words(channel: SecureSum, upload: Upload | None, clients: int, secret: Secret) -> Words:
     """What a client adds to a sum of so many."""
     if upload is not None and upload.update is not None and upload.shapes is not None:
         return to_words(upload.update, upload.shapes(), channel, clients)
     if upload is not None and upload.whole is not None:
-        return Words(Words.zero(0, 0, channel.bits).values, upload.whole().view(np.uint64))
+        return Words(Words.zero(0, 0, channel.bits).values, upload.whole(secret).view(np.uint64))
     raise ProtocolError("words are asked for, and nothing of which they could be")
 
 

@@ -67,6 +67,8 @@ class MaskedSum:
         self._least(len(clients))
         if self.neighbours is None:
             k = degree(len(clients), self.colluding, self.lost)
+            if k * (1 - self.lost) < self.min_group:  # a client counts those that it knows of
+                k = len(clients) - 1
         else:
             k = min(self.neighbours, len(clients) - 1)
         self.keys = {c: keys[c] for c in clients}

@@ -22,6 +22,8 @@ def protections(config: Config) -> list[str]:
         for m in config.modifiers
         if m.private and m.per_example
     ]
+    if config.start.private and getattr(config.start, "noise_by", "server") == "clients":
+        found.append("noise in the sums before round 1, of which every client adds its share")
     return found
 
 
@@ -75,7 +77,7 @@ def reveals(config: Config) -> str:
         for m in config.modifiers
         if m.private and not m.per_example
     ]
-    if start is not None and start.private:
+    if start is not None and start.private and start.noise_by == "server":
         parts.append("the noise of 'start' is the server's own and protects from everybody else")
     return f"what one message reveals: {'; '.join(parts)} ('forefed audit' measures it)"
 

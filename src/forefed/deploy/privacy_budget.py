@@ -2,7 +2,9 @@
 
 The site counts for itself. Of an order it believes that the server adds the noise which it names
 (``dp_client``), or adds its own (``dp_example``); that others could not know who was drawn it does
-not believe, so a round in which it takes part counts whole.
+not believe, so a round in which it takes part counts whole. Where it believes no server
+(``policy.own_noise``), that noise counts which it adds itself, or of which it adds a share
+(``start.noise_by = "clients"``): that others add theirs is what is left to believe.
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ from forefed.start import ClosedForm
 from forefed.start.private import planned as of_start
 
 
-def of_order(config: Config) -> list[Release]:
+def of_order(config: Config, own_noise: bool = False) -> list[Release]:
     """What one round of these settings lets out of a site that takes part; empty: all.
+
+    Args:
+        own_noise: the server's noise is none.
 
     Raises:
         Refusal: noise that only the server can work out.
     """
     found: list[Release] = []
     for m in config.modifiers:
-        if isinstance(m, DpClient):
+        if isinstance(m, DpClient) and not own_noise:
             own = m.solved(config, config.cohort if config.select.kind == "uniform" else None)
             if m.target_epsilon is not None and config.select.kind != "uniform":
                 raise Refusal("the noise is not named; order it by noise_multiplier, not a target")
@@ -38,12 +43,12 @@ def of_order(config: Config) -> list[Release]:
     return found
 
 
-def of_question(config: Config, kind: str) -> list[Release]:
+def of_question(config: Config, kind: str, own_noise: bool = False) -> list[Release]:
     """The same for a question beside training."""
     start = config.start
-    if kind == "sums" and isinstance(start, ClosedForm) and start.private:
-        return [of_start(start)]
-    return []
+    if kind != "sums" or not isinstance(start, ClosedForm) or not start.private:
+        return []
+    return [] if own_noise and start.noise_by == "server" else [of_start(start)]
 
 
 def spend(
@@ -58,10 +63,13 @@ def spend(
         What was entered.
 
     Raises:
-        Refusal: no noise, where the policy has a cap; or a cap that it would pass.
+        Refusal: no noise (of this site's own), where the policy has a cap; or a cap that it would
+            pass.
     """
     if policy.max_epsilon is None:
         return []
+    if not releases and policy.own_noise:
+        raise Refusal("what is asked for has no noise of this site's own (policy.own_noise)")
     if not releases:
         raise Refusal("what is asked for has no noise, and this site has a privacy budget")
     ledger = Ledger.of(folder)

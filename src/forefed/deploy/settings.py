@@ -66,8 +66,17 @@ class Policy(Settings):
     spent stands in privacy.jsonl beside site.toml."""
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """At which it is counted."""
+    own_noise: bool = False
+    """With a budget: noise counts only where this site adds it, or its share of it (dp_example,
+    start.noise_by = "clients"). Otherwise the server's is believed, too."""
     metrics: tuple[str, ...] = METRICS
     """Numbers that an update may carry besides the count of examples; others are left out."""
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if self.own_noise and self.max_epsilon is None:
+            raise ValueError("own_noise says which noise counts; set max_epsilon, which counts it")
+        return self
 
     def check(self, config: Config) -> None:
         """Raises Refusal, with the reason."""

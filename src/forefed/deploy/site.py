@@ -245,7 +245,7 @@ class Site:
             raise Refusal(f"fewer than {self.settings.policy.min_examples} training examples")
         if kind_of(question) != "channel":
             task = task_digest(asked.text.encode(), question)
-            made = of_question(prepared.config, kind)
+            made = of_question(prepared.config, kind, self.settings.policy.own_noise)
             spend(self.folder, self.settings.policy, made, asked.round, task)
         journal = Journal(self.folder / "done")
         check_word(asked.run)
@@ -274,7 +274,14 @@ class Site:
         data = prepared.data(order.client)
         if len(data.train) < self.settings.policy.min_examples:
             raise Refusal(f"fewer than {self.settings.policy.min_examples} training examples")
-        spend(self.folder, self.settings.policy, of_order(prepared.config), asked.round, digest)
+        policy = self.settings.policy
+        spend(
+            self.folder,
+            policy,
+            of_order(prepared.config, policy.own_noise),
+            asked.round,
+            digest,
+        )
         # another order of this round draws other examples, too
         secret = kept_secret(self.folder).fold(asked.run, order.client, order.round, digest)
         update, state = prepared.work(order, data, journal.state(asked.run, asked.round), secret)

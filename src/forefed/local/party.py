@@ -26,8 +26,8 @@ class Answering(Protocol):
     def __call__(self, question: bytes, data: ClientData) -> bytes:
         """As it travels; raises ProtocolError where there is none."""
 
-    def whole(self, question: bytes, data: ClientData) -> Numbers:
-        """As whole numbers that can be summed."""
+    def whole(self, question: bytes, data: ClientData, secret: Secret) -> Numbers:
+        """As whole numbers that can be summed; noise among them is drawn from the secret."""
 
 
 def shapes_of(trainer: Trainer, order: Order) -> Shapes:
@@ -109,7 +109,7 @@ class Party:
     def _answer(self, question: bytes, data: ClientData) -> Upload:
         return Upload(
             encode=lambda: self._answering()(question, data),
-            whole=lambda: self._answering().whole(question, data),
+            whole=lambda secret: self._answering().whole(question, data, secret),
         )
 
     def _answering(self) -> Answering:

@@ -32,6 +32,7 @@ from forefed.run.record import ENVIRONMENT, read_json
 from forefed.start import ClosedForm, one_text, start_of, words_of
 from forefed.start.answer import Answers
 from forefed.start.closed_form import folds_of
+from forefed.start.shares import Shares
 
 Connect = Callable[[Config, Task], Carrier]
 """Makes the transport of a run between machines."""
@@ -206,7 +207,8 @@ def answers(config: Config, task: Task, prefix: FrozenPrefix | None) -> Answers:
     if start is None:
         return Answers(task, around=around)
     radius = start.radius if start.private else None
-    return Answers(task, start.batch_size, start.min_count, around, radius, start.max_rows)
+    shares = Shares.of(start, config.channel.least)
+    return Answers(task, start.batch_size, start.min_count, around, radius, start.max_rows, shares)
 
 
 def task_view(config: Config, task: Task, spare: int | None) -> TaskView:

@@ -32,6 +32,7 @@ from forefed.start import ClosedForm
 from forefed.start.answer import ALL, HELD_OUT, TRAINING, targets_of_task
 from forefed.start.features import names_of_head
 from forefed.start.private import private_sums
+from forefed.start.shares import Shares
 from forefed.start.solver import Head, Solver
 from forefed.start.sums import Sums
 from forefed.start.targets import Candidate, Chosen, Targets
@@ -68,23 +69,13 @@ def begin(
     asked = Asked(task, transport, deadline_s, members, say, way, check=start.check)
     asked.groups, alone = groups(members)
     bag = asked.bag(words) if words else None
-    parts = asked.sums(TRAINING, 0 if start.f == "auto" else start.f)
-    total = Sums.over(parts)
-    if asked.reason:
-        raise UserError(f"start: {asked.reason}; see to that, or set start.kind = 'none'")
-    if not asked.members:
-        raise UserError(
-            f"start: no client answered with sums ({_reasons(asked)}); see to that, or set "
-            "start.kind = 'none'"
-        )
     targets = targets_of_task(task)
+    parts = _training(start, asked, targets, secret, enter)
+    total = Sums.over(parts)
+    # of sums with noise: who has rows of which class is nobody's business
     notes = [*targets.usable(total), *_said(asked.left_out)]
     if alone:
         notes.append(f"all clients train against one head, as {alone} (start.folds)")
-    if start.private:
-        total, release = private_sums(start, targets, total, drawn_from(secret))
-        enter([release])
-        parts = [total]
     solver = Solver.of(total, targets.unit)
     said = [] if bag is None else asked.words(bag, parts, TRAINING)
     own = said[0] if said else None
@@ -141,6 +132,44 @@ def _folds(
         f"clients train against heads that have not seen their rows: in {len(groups)} groups of "
         f"{sizes}, against the head of the others' rows (start.folds)"
     )
+
+
+def _training(
+    start: ClosedForm,
+    asked: Asked,
+    targets: Targets,
+    secret: Secret | None,
+    enter: Callable[[Sequence[Release]], None],
+) -> list[Sums]:
+    """The training rows' sums of every group, with noise where the start is private.
+
+    Raises:
+        UserError: there is no sum.
+    """
+    shares = Shares.of(start, asked.way.channel.least)
+    if shares is not None:
+        noisy = asked.noisy(TRAINING, shares)
+        _check_heard(asked)
+        total, release = shares.opened(noisy, len(asked.members), targets, drawn_from(secret))
+    else:
+        parts = asked.sums(TRAINING, 0 if start.f == "auto" else start.f)
+        _check_heard(asked)
+        if not start.private:
+            return parts
+        total, release = private_sums(start, targets, Sums.over(parts), drawn_from(secret))
+    enter([release])
+    return [total]
+
+
+def _check_heard(asked: Asked) -> None:
+    """Raises UserError: there is no sum."""
+    if asked.reason:
+        raise UserError(f"start: {asked.reason}; see to that, or set start.kind = 'none'")
+    if not asked.members:
+        raise UserError(
+            f"start: no client answered with sums ({_reasons(asked)}); see to that, or set "
+            "start.kind = 'none'"
+        )
 
 
 def again(

@@ -19,6 +19,7 @@ from forefed.models.task import Task
 from forefed.start.answer import about, targets_of_task
 from forefed.start.contradicting import contradicting
 from forefed.start.features import names_of_head
+from forefed.start.shares import Shares
 from forefed.start.sums import Sums
 from forefed.start.targets import Targets
 from forefed.start.word_scores import STEPS, Descent, kept, solved, whole
@@ -188,6 +189,14 @@ class Asked:
                 parts[i] = parts[i].plus(sums_of(client), -1)
             self.members = [c for c in self.members if c not in self.left_out]
         return parts
+
+    def noisy(self, rows: int, shares: Shares) -> Params:
+        """Sums of features, int64, to which every client has added its share of the noise: they are
+        none of rows, and cannot be compared with what rows can have."""
+        targets, width = self.targets, self.task.params[names_of_head(self.task)[0]].shape[1]
+        shapes, asked = shares.shapes(targets, width), {"rows": torch.tensor(rows), **self.body}
+        self.members, (found,) = self.total("sums", "reading texts", asked, shapes, dict)
+        return found
 
     def words(self, bag: Bag, parts: Sequence[Sums], rows: int) -> list[Words]:
         """What the bag says of each target: to all, and where there are several groups, to each

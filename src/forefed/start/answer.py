@@ -24,6 +24,7 @@ import torch
 from forefed.channel.channel import Numbers
 from forefed.channel.summands import whole as in_units
 from forefed.core.errors import ProtocolError
+from forefed.core.keys import Secret
 from forefed.core.states import below
 from forefed.core.types import Params
 from forefed.data.examples import ClientData, Indices
@@ -31,6 +32,7 @@ from forefed.models.bag_of_words import BUCKETS, WORDS, Bag, Words, occurrences
 from forefed.models.task import Around, Task, nothing_around
 from forefed.start.features import features, names_of_head
 from forefed.start.private import within
+from forefed.start.shares import Shares
 from forefed.start.sums import STEP, Sums
 from forefed.start.targets import Targets, targets_of
 from forefed.start.word_scores import Entries, by_target, documents_of, products, sparse
@@ -74,6 +76,8 @@ class Answers:
     """Longer features are cut to this length before they are summed."""
     max_rows: int | None = None
     """So many rows are summed at most."""
+    shares: Shares | None = None
+    """Of noise, that this client adds to its sums."""
     memory: dict[bytes, tuple[int, Entries]] = field(default_factory=dict, repr=False)
     """Of rows that were asked about: how many, and what was computed of them."""
     same: dict[int, bool] = field(default_factory=dict, repr=False)
@@ -85,6 +89,8 @@ class Answers:
         """Raises ProtocolError: a question about another model, or features that are no numbers."""
         kind, tensors = self.asked(question)
         if kind == "sums":
+            if self.shares is not None:
+                raise ProtocolError("sums are asked for by themselves, and have a share of noise")
             answer = self.sums_of(tensors, data).packed()
         elif kind in COUNTED:
             numbers = self.numbers(kind, tensors, data)
@@ -94,13 +100,21 @@ class Answers:
             answer = (self.heads if kind == "heads" else self.losses)(tensors, data)
         return encode_answer(kind, about(self.task), answer)
 
-    def whole(self, question: bytes, data: ClientData) -> Numbers:
+    def whole(self, question: bytes, data: ClientData, secret: Secret) -> Numbers:
         """The same as whole numbers that can be summed, in the order of the tensors' names: sums in
-        their own units, losses in units of ``channel.sums.UNIT``."""
+        their own units, losses in units of ``channel.sums.UNIT``.
+
+        Args:
+            secret: of this exchange, from which a share of noise is drawn.
+        """
         kind, tensors = self.asked(question)
         if kind == "sums" or kind in COUNTED:
-            sums = vars(self.sums_of(tensors, data)) if kind == "sums" else None
-            sums = self.numbers(kind, tensors, data) if sums is None else sums
+            if kind in COUNTED:
+                sums = self.numbers(kind, tensors, data)
+            elif self.shares is not None:
+                sums = self.shares.added(self.sums_of(tensors, data), self.targets, secret)
+            else:
+                sums = vars(self.sums_of(tensors, data))
             return np.concatenate([sums[n].numpy().ravel() for n in sorted(sums)])
         answer = (self.heads if kind == "heads" else self.losses)(tensors, data)
         return in_units(np.concatenate([answer[n].numpy().ravel() for n in sorted(answer)]))

@@ -71,6 +71,12 @@ class ClosedForm(Start):
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     unit: Literal["example", "client"] = "example"
     """What the noise hides."""
+    noise_by: Literal["server", "clients"] = "server"
+    """Who adds it: the server, to a sum that it has seen; or under ``channel.kind = "secure_sum"``
+    every client its share, so that nobody sees a sum without (start/shares.py). Shares are as large
+    as ``channel.min_group`` less ``colluding`` clients need; each beyond adds noise for nothing."""
+    colluding: Annotated[int, Field(ge=0)] = 1
+    """With noise by clients: so many of them may tell the server all they know, or add none."""
     radius: Annotated[float, Field(gt=0)] | None = None
     """With noise: longer features are cut to this length. About their usual one on public texts."""
     max_rows: Annotated[int, Field(ge=1)] | None = None

@@ -11,6 +11,8 @@ and, where how many rows there are does not follow from their classes, 1 and x /
 noise's deviation is sigma sqrt(3), or sqrt(5), on each. Of a client at most ``max_rows`` rows count
 where whole clients are hidden.
 
+Who adds it says ``start.noise_by``: the server, or every client its share (start/shares.py).
+
 What is made of the noisy sums costs nothing: counts are at least 1, and the spread of the features
 is made positive again by adding what the noise alone would reach, sqrt(2 D) times its deviation
 (the edge of a Gaussian symmetric matrix), and cutting what is negative still.
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from forefed.core import trees
 from forefed.core.keys import Secret
+from forefed.core.types import Params
 from forefed.privacy import Release, noise_for, noised
 from forefed.start.sums import STEP, Sums
 from forefed.start.targets import TARGETS, Classes, Targets
@@ -56,19 +59,26 @@ def sigma_of(start: ClosedForm) -> float:
 
 def planned(start: ClosedForm) -> Release:
     """What a private start lets out."""
-    return Release(unit=start.unit, sigma=sigma_of(start), adversary=MODELS)
+    sigma = sigma_of(start)
+    if start.noise_by == "server":
+        return Release(unit=start.unit, sigma=sigma, adversary=MODELS)
+    adversary = "the server and everyone who sees the models, the other clients excepted"
+    if start.colluding:
+        some = "any other client" if start.colluding == 1 else f"any {start.colluding} others"
+        adversary = f"the server together with {some}, and everyone who sees the models"
+    return Release(
+        unit=start.unit, sigma=sigma, adversary=adversary, mechanism="distributed Gaussian"
+    )
 
 
 def private_sums(
     start: ClosedForm, targets: Targets, total: Sums, secret: Secret
 ) -> tuple[Sums, Release]:
     """Sums with noise, such as rows could have, and what their release is."""
-    assert start.radius is not None, "conflicts() asks for it"
-    radius, release = start.radius, planned(start)
-    rows = start.max_rows if start.unit == "client" else 1
-    deviation = release.sigma * math.sqrt(targets.blocks) * (rows or 1)
+    radius, release = _radius(start), planned(start)
+    deviation = deviation_of(start, targets)
     x, xy, xx = total.real()
-    width, target = len(xx), targets.unit / targets.length
+    target = targets.unit / targets.length
     above = torch.triu(torch.ones_like(xx), 1).bool()
     apart = {
         "y": total.y.double() * target,
@@ -77,9 +87,36 @@ def private_sums(
     }
     if not targets.partition:
         apart |= {"n": total.n.double(), "x": x / radius}
-    tag = secret.fold("release", "start", trees.digest(apart)).bytes[:8].hex()
+    tag = tag_of(apart, secret)
     if deviation:
         apart = noised(apart, deviation, secret.fold("start"))
+    return possible(start, targets, apart, deviation), replace(release, tag=tag)
+
+
+def tag_of(apart: Params, secret: Secret) -> str:
+    """Names the sums that are released."""
+    return secret.fold("release", "start", trees.digest(apart)).bytes[:8].hex()
+
+
+def deviation_of(start: ClosedForm, targets: Targets) -> float:
+    """Of the noise on every number of the sums, each part of which is scaled to a length of 1."""
+    rows = start.max_rows if start.unit == "client" else 1
+    return sigma_of(start) * math.sqrt(targets.blocks) * (rows or 1)
+
+
+def _radius(start: ClosedForm) -> float:
+    assert start.radius is not None, "conflicts() asks for it"
+    return start.radius
+
+
+def possible(start: ClosedForm, targets: Targets, apart: Params, deviation: float) -> Sums:
+    """Sums such as rows could have, near these noisy ones.
+
+    Args:
+        apart: as above, each part scaled to a length of 1, with noise of this deviation.
+    """
+    radius, width = _radius(start), apart["xy"].shape[1]
+    target = targets.unit / targets.length
     n, y = targets.possible(apart.get("n"), (apart["y"] / target).round())
     whole_xy = (apart["xy"] * radius / target / STEP).round().to(torch.int64)
     # x as it will stand there, so that products fit it
@@ -88,6 +125,7 @@ def private_sums(
         whole_x = (apart["x"] * radius / STEP).round().to(torch.int64)
     x = whole_x.double() * STEP
     xx = torch.diag(apart["xx"][:width]) * radius**2
+    above = torch.triu(torch.ones_like(xx), 1).bool()
     xx[above] = apart["xx"][width:] * radius**2 / math.sqrt(2)
     xx = xx + xx.triu(1).T
     spread = xx - torch.outer(x, x) / n
@@ -101,7 +139,7 @@ def private_sums(
     noisy = Sums(torch.tensor(n), y.to(torch.int64), whole_x, whole_xy, products)
     noisy.check()
     targets.check(noisy)
-    return noisy, replace(release, tag=tag)
+    return noisy
 
 
 def troubles(start: ClosedForm, config: Any) -> Iterator[str]:
@@ -128,6 +166,7 @@ def troubles(start: ClosedForm, config: Any) -> Iterator[str]:
         )
     if start.min_count > 1:
         yield "min_count lets one row decide about others; set start.min_count = 1"
+    yield from _troubles_of_shares(start, config)
     if hidden and hidden != {start.unit}:
         yield f"the modifiers hide {' and '.join(sorted(hidden))}s; set start.unit to the same"
     if config.rounds and not hidden:
@@ -139,3 +178,24 @@ def troubles(start: ClosedForm, config: Any) -> Iterator[str]:
         yield "evaluate.clients tests on the clients' own rows; set it to 0"
     if config.guard.kind not in ("auto", "none"):
         yield "losses of held-out rows are releases that nobody accounts for; set guard = 'none'"
+
+
+def _troubles_of_shares(start: ClosedForm, config: Any) -> Iterator[str]:
+    if start.noise_by == "server":
+        return
+    channel, least = config.channel, config.channel.least
+    if not channel.sums:
+        yield (
+            "noise_by = 'clients' gives every client a share of the noise, too little for its sums "
+            "alone; set channel.kind = 'secure_sum', or noise_by = 'server'"
+        )
+    elif start.colluding >= least:
+        yield (
+            f"colluding = {start.colluding} of at least {least} clients leave nobody whose noise "
+            "counts; lower it, or raise channel.min_group"
+        )
+    elif not channel.bears(start.colluding):
+        yield (
+            f"colluding = {start.colluding} are more than channel.kind = '{channel.kind}' bears "
+            f"among {least} clients; lower it, or raise channel.min_group or channel.colluding"
+        )
