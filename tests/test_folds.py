@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from deployment import NAMES, FakePost, deployed, make_sites, rehearsal
 from federation import Interrupted, StopAfter, World, lines
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
-from forefed.core.types import Json
 from forefed.deploy.connect import connect_by
 from forefed.federation.folds import FOLDS, Folds, groups_of
 from forefed.models.bag_of_words import WORDS
@@ -20,10 +20,11 @@ from forefed.run.build import Federation, answers, build, start_at
 from forefed.run.callback import Callback
 from forefed.run.checkpoint import load_checkpoint
 from forefed.run.head_start import _scaled, begin, head_of, params_of
+from forefed.run.rebuild import replay_log
 from forefed.run.start_questions import Asked
 from forefed.run.start_result import Begun, with_start
 from forefed.start.answer import TRAINING, targets_of_task
-from forefed.start.closed_form import folds_of
+from forefed.start.closed_form import ClosedForm, folds_of
 from forefed.start.solver import Solver
 from forefed.start.sums import Sums
 
@@ -125,6 +126,26 @@ def test_any_number_of_workers_and_any_stop_give_the_same_bits(
         assert saved is not None and Folds.kept(saved.state.of(FOLDS)) is not None
 
 
+def test_rates_are_larger_in_groups_unless_a_rate_is_given(world: World, tmp_path: Path) -> None:
+    def settings(*more: str) -> tuple[object, object]:
+        start = world.config(tmp_path, *more).start
+        return getattr(start, "folds", 0), getattr(start, "folds_rate", 0)
+
+    assert settings(*START, "strategy=fedavg") == (1, 1)  # a kind of start was given
+    given, times = ("strategy=fedavg", "start=auto"), "start.folds_rate"
+    assert settings(*given) == ("auto", 3) == settings(*given, "client.batch_size=4")
+    assert settings(*given, "client.optimiser.lr=0.01") == ("auto", 1)
+    assert settings(*given, "client.optimiser=sgd") == ("auto", 1)
+    assert settings("start=auto") == (1, 1)  # SPRY
+    sets = (*RUN, "rounds=1", "guard=none", "start.again=false", "start.words=0")
+    tripled = world.run(tmp_path, *sets, f"{times}=4", "name=a")
+    by_hand = world.run(tmp_path, *sets, "client.optimiser.lr=4e-3", "name=b")
+    assert tripled.summary["digest"] == by_hand.summary["digest"]
+    few = world.run(tmp_path, *sets, f"{times}=4", "start.folds=1", "name=c")
+    one = world.run(tmp_path, *sets, "start.folds=1", "name=d")
+    assert few.summary["digest"] == one.summary["digest"] != tripled.summary["digest"]
+
+
 def test_sites_train_against_the_heads_of_the_rehearsal(world: World, tmp_path: Path) -> None:
     more = (*RUN, "rounds=1", "guard=none", "start.words=20")
     alone = run(rehearsal(world, tmp_path / "a", *more))
@@ -157,12 +178,27 @@ def test_a_secure_sum_of_each_group_gives_the_same_heads(world: World, tmp_path:
         world.run(tmp_path / "b", *START, *hidden, "start.folds=3")
 
 
+@pytest.mark.parametrize("what", ["tags", "scores", "slopes"])
+def test_any_target_and_what_slopes_stand_for(what: str, world: World, tmp_path: Path) -> None:
+    sets = {
+        "tags": (f"data.source.path='{world.tags}'", "data.task=multilabel", "strategy=fedavg"),
+        "scores": (f"data.source.path='{world.scores}'", "data.task=regression"),
+        "slopes": ("codec=scalars", "checkpoint_every=9"),
+    }
+    more = ("rounds=1", "guard=none", "start.folds=2", "start.again=false")
+    result = world.run(tmp_path, *START, *more, *sets[what])
+    assert json.loads((result.folder / "start.json").read_text())["folds"] == [3, 3]
+    if what == "slopes":
+        assert replay_log(result.folder).digest == result.summary["digest"]
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
         (("start.then=trained",), "a head that is trained in the rounds is one for all"),
         (("rounds=0",), "nobody trains"),
         (("strategy=hiso",), "all clients keep the same parameters"),
+        (("strategy=spry", "codec=scalars", "start.folds_rate=2"), "at the clients' own rates"),
         (("sharing=local_labels",), "each client answers by its own model"),
     ],
 )
@@ -176,8 +212,8 @@ def test_what_cannot_work_is_said_before(
 def test_auto_takes_groups_where_there_are_clients_for_them(world: World, tmp_path: Path) -> None:
     def folds(clients: int, *more: str) -> tuple[int, str]:
         config = world.config(tmp_path, *RUN, "start.folds=auto", *more)
-        start: Json = config.start
-        return folds_of(start, config, clients)
+        assert isinstance(config.start, ClosedForm)
+        return folds_of(config.start, config, clients)
 
     assert folds(50) == folds(20) == (4, "")
     assert folds(19) == (1, "19 clients are too few for 4 groups of 5")

@@ -277,7 +277,8 @@ def configure(
         named = StrategySettings(name=advice.name, because=advice.because)
         raw = {**advice.sections, **raw, "strategy": named.model_dump()}
     method = strategy(named.name)
-    config = parse(Config, merge(_with_kinds(_walked(method.sections, raw)), raw))
+    sections = _rated(_walked(method.sections, raw), raw)
+    config = parse(Config, merge(_with_kinds(sections), raw))
     for section, kinds in method.fixed.items():
         if SLOTS[section].many:
             missing = {*kinds} - {choice.kind for choice in chosen(config, section)}
@@ -340,6 +341,19 @@ def _walked(sections: dict[str, dict[str, Any]], raw: dict[str, Any]) -> dict[st
         return sections
     random = given.keys() & (Fresh.model_fields.keys() - Basis.model_fields.keys())
     return {**sections, "directions": {**own, "kind": Fresh.kind_name()}} if random else sections
+
+
+def _rated(sections: dict[str, dict[str, Any]], raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A strategy's sections, where a user gives clients an optimiser or a rate: that is the rate,
+    whatever they train against."""
+    client = raw.get("client")
+    given = client.get("optimiser") if isinstance(client, dict) else None
+    said = isinstance(given, str) or (
+        isinstance(given, dict) and bool(given.keys() & {"lr", "kind"})
+    )
+    if not said or "folds_rate" not in sections.get("start", {}):
+        return sections
+    return {**sections, "start": {**sections["start"], "folds_rate": 1.0}}
 
 
 MOST_BYTES = 10_000_000

@@ -54,24 +54,29 @@ class Folds:
         heads: parameters of the head, by group.
         words: what words say [F, C], by group, in the place of what they say to all; none: no words
             count.
+        rate: times the clients' learning rates.
     """
 
     group: Tensor
     heads: Sequence[Params]
     words: Sequence[Tensor] = ()
+    rate: float = 1.0
 
     @staticmethod
-    def of(groups: Groups, heads: Sequence[Params], words: Sequence[Tensor]) -> Folds:
+    def of(
+        groups: Groups, heads: Sequence[Params], words: Sequence[Tensor], rate: float = 1.0
+    ) -> Folds:
         group = torch.full((1 + max(c for some in groups for c in some),), -1, dtype=torch.int16)
         for k, some in enumerate(groups):
             group[torch.tensor(some)] = k
-        return Folds(group, heads, words)
+        return Folds(group, heads, words, rate)
 
     def packed(self) -> State:
         """As a state keeps it; inverse: ``kept``."""
         tensors = {f"{k}/head/{n}": x for k, head in enumerate(self.heads) for n, x in head.items()}
         tensors |= {f"{k}/words": x for k, x in enumerate(self.words)}
-        return {"group": self.group, **tensors}
+        rate = torch.tensor(self.rate, dtype=torch.float64)
+        return {"group": self.group, "rate": rate, **tensors}
 
     @staticmethod
     def kept(state: State) -> Folds | None:
@@ -81,7 +86,7 @@ class Folds:
         count = 1 + int(state["group"].max())
         heads = [below(state, f"{k}/head") for k in range(count)]
         words = [state[f"{k}/words"] for k in range(count) if f"{k}/words" in state]
-        return Folds(state["group"], heads, words)
+        return Folds(state["group"], heads, words, float(state["rate"]))
 
     def group_of(self, client: int) -> int:
         """-1: it was not there when heads were solved, so that of all has not seen its rows

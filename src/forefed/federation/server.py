@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from forefed.aggregate import Aggregator, Mean
 from forefed.aggregate.aggregator import Metrics
 from forefed.aggregate.factored import missed
@@ -32,10 +34,12 @@ from forefed.core.types import (
     Unit,
     Update,
 )
+from forefed.federation.folds import FOLDS, Folds
 from forefed.federation.lengths import described
 from forefed.federation.slopes import average_slopes, fitted
 from forefed.federation.state import RunState
 from forefed.local import Trainer, check_slopes, replay, variance_of
+from forefed.local.training import RATE
 from forefed.models.bag_of_words import WORDS
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
@@ -223,9 +227,12 @@ class Server:
         return state.log.missed(client)
 
     def broadcast(self, state: RunState) -> Params:
-        """What the modifiers tell the clients, by "kind/parameter name", and what the words say
-        that count beside the features."""
+        """What the modifiers tell the clients, by "kind/parameter name", what the words say that
+        count beside the features, and how much larger rates are, where they are."""
         told = {f"{WORDS}/{name}": x for name, x in state.of(WORDS).items()}
+        folds = Folds.kept(state.of(FOLDS))
+        if folds is not None and folds.rate != 1:
+            told[RATE] = torch.tensor(folds.rate, dtype=torch.float64)
         return told | {
             f"{m.kind}/{name}": x
             for m in self.modifiers

@@ -37,6 +37,8 @@ def why_not(config: Any) -> list[str]:
         found.append("model.dtype, model.quantise: a graph has float32 weights; set 'float32'")
     if start.kind != "none" and getattr(start, "words", "auto") != 0:
         found.append("start.words: its graph has logits of the model alone; set 0, or start 'none'")
+    if getattr(start, "folds_rate", 1.0) != 1:
+        found.append("start.folds_rate: it has one rate; set 1")
     if config.attack.kind != "none" or config.partition.kind == "sites" or config.workers != 1:
         found.append("attack, partition, workers: rehearse without attacks and sites, workers = 1")
     if config.data.task.kind != "classification":

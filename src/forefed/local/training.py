@@ -57,6 +57,8 @@ from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
 from forefed.sharing import Everything, Sharing
 from forefed.wire import Codec
 
+RATE = "rate/times"
+"""What the server tells by which clients' learning rates are multiplied; nothing: by 1."""
 OPTIMIZER, PRIVATE = "optimizer", "private"
 """Owners of a client's state: its optimiser's moments, the parameters that it keeps to itself."""
 
@@ -413,6 +415,8 @@ def advance(
     grad, new = bent(trainer.modifiers, ctx, params, states, grad, step)
     moments = new.get(OPTIMIZER, {})
     optimiser = trainer.settings.optimiser.at(ctx.round, trainer.rounds)
+    if RATE in ctx.order.broadcast:
+        optimiser = optimiser.scaled(float(ctx.order.broadcast[RATE]))
     new[OPTIMIZER], params = optimiser.step(moments, params, grad, ctx.head)
     return params, new
 

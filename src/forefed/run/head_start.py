@@ -128,9 +128,10 @@ def _folds(
             return None, f"{text} ({error})"
         heads.append(params_of(task, head_of(targets, solver, line, start.prior)))
     words = [_scaled(own, line).weight for own in said] if line["share"] else []
-    return Folds.of(groups, heads, words), (
+    rates = f", at {start.folds_rate:g} times their rates" if start.folds_rate != 1 else ""
+    return Folds.of(groups, heads, words, start.folds_rate), (
         f"clients train against heads that have not seen their rows: in {len(groups)} groups of "
-        f"{sizes}, against the head of the others' rows (start.folds)"
+        f"{sizes}, against the head of the others' rows{rates} (start.folds)"
     )
 
 

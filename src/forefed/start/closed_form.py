@@ -63,6 +63,9 @@ class ClosedForm(Start):
     trained on (federation/folds.py). Costs no question more; "products" and their answers are
     1 + ``folds`` times as large. "auto": 4 where every group has 5 clients or more, else 1. 1: all
     train against the head of all."""
+    folds_rate: Annotated[float, Field(gt=0, le=1e3)] = 1.0
+    """Times the clients' learning rates, where they train in several groups: their loss is then as
+    large as it is on other rows. FedAvg: 3, as long as nobody sets ``client.optimiser.lr``."""
 
     noise_multiplier: Annotated[float, Field(ge=0)] | None = None
     """With noise on the sums (start/private.py): its standard deviation over what one unit adds."""
@@ -172,6 +175,11 @@ def one_fold(start: ClosedForm, config: Any) -> Iterator[str]:
         yield (
             f"with download.kind = '{config.download.kind}' all clients keep the same parameters, "
             "and groups have heads of their own"
+        )
+    if config.codec.sends_slopes and start.folds_rate != 1:
+        yield (
+            "what slopes stand for is made again at the clients' own rates, and not at "
+            f"start.folds_rate = {start.folds_rate:g}"
         )
     if config.sharing.personal:
         yield f"with sharing.kind = '{config.sharing.kind}' each client answers by its own model"

@@ -6,7 +6,8 @@ the server averages by example count. The reference for accuracy, and for bytes.
 
 A round takes few passes, and the first one is a poor judge of the tenth (docs/RESULTS.md, "What
 follows the start"), so a run ends after three rounds in a row that lower no held-out loss
-(``guard.patience``; published: never).
+(``guard.patience``; published: never). Where there are clients for it they train against a head
+that has not seen their rows, at three times the rate (``start.folds``; docs/RESULTS.md).
 """
 
 from forefed.strategies.strategy import Strategy
@@ -24,6 +25,7 @@ FEDAVG = Strategy(
         "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
         "guard": {"kind": "auto", "patience": 3},
+        "start": {"kind": "auto", "folds": "auto", "folds_rate": 3.0},
     },
     fixed={"assign": ("everything",)},
 )
