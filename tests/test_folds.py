@@ -136,7 +136,8 @@ def test_rates_are_larger_in_groups_unless_a_rate_is_given(world: World, tmp_pat
     assert settings(*given) == ("auto", 3) == settings(*given, "client.batch_size=4")
     assert settings(*given, "client.optimiser.lr=0.01") == ("auto", 1)
     assert settings(*given, "client.optimiser=sgd") == ("auto", 1)
-    assert settings("start=auto") == (1, 1)  # SPRY
+    assert settings("start=auto") == settings("start=auto", "strategy=fedprox") == (1, 1)
+    assert settings("start=auto", "strategy=fedavg_checkpointed") == ("auto", 3)
     sets = (*RUN, "rounds=1", "guard=none", "start.again=false", "start.words=0")
     tripled = world.run(tmp_path, *sets, f"{times}=4", "name=a")
     by_hand = world.run(tmp_path, *sets, "client.optimiser.lr=4e-3", "name=b")

@@ -277,7 +277,7 @@ def configure(
         named = StrategySettings(name=advice.name, because=advice.because)
         raw = {**advice.sections, **raw, "strategy": named.model_dump()}
     method = strategy(named.name)
-    sections = _rated(_walked(method.sections, raw), raw)
+    sections = _rated(_walked({**method.sections, **method.own}, raw), raw)
     config = parse(Config, merge(_with_kinds(sections), raw))
     for section, kinds in method.fixed.items():
         if SLOTS[section].many:

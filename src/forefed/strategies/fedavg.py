@@ -25,7 +25,7 @@ FEDAVG = Strategy(
         "aggregator": {"kind": "mean"},
         "server": {"kind": "sgd", "lr": 1.0},
         "guard": {"kind": "auto", "patience": 3},
-        "start": {"kind": "auto", "folds": "auto", "folds_rate": 3.0},
     },
     fixed={"assign": ("everything",)},
+    own={"start": {"kind": "auto", "folds": "auto", "folds_rate": 3.0}},
 )

@@ -15,4 +15,5 @@ FEDAVG_CHECKPOINTED = Strategy(
     source="arXiv 1602.05629; arXiv 1604.06174",
     sections={**FEDAVG.sections, "engine": {"kind": "checkpointed"}},
     fixed={**FEDAVG.fixed, "engine": ("checkpointed",)},
+    own=FEDAVG.own,
 )
