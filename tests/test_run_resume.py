@@ -25,6 +25,7 @@ from forefed.run.checkpoint import FILE
 from forefed.run.record import locked
 
 HISO = ["strategy=hiso", "directions.k=4", "directions.head_k=8"]
+FZOOS = ["strategy=fzoos", "client.batch_size=all"]
 STATEFUL = {
     "moments at the clients": ["strategy=fedavg", "client.keep_optimiser=true"],
     "moments at the server": ["strategy=spry", "server=yogi", "server.lr=0.01"],
@@ -32,6 +33,7 @@ STATEFUL = {
     "records and curvature": [*HISO, "adapter=lora", "adapter.r=8", "server=adam"],
     "sums over a pool": ["strategy=fedkseed", "adapter=lora", "directions.size=64"],
     "nodes and their momentum": ["strategy=monna", "topology.graph=ring", "adapter.r=2"],
+    "points that were asked": [*FZOOS, "adapter.u=6", "client.epochs=2"],
     "updates that wait": ["strategy=fwdllm", "trigger.at_most=7", "directions.k=2"],
 }
 

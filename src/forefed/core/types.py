@@ -153,6 +153,8 @@ class Estimate:
     slopes_K: Tensor | None = None
     forwards: float = 0.0
     fallbacks: dict[str, int] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """What an engine that remembers has now seen of the loss (``GradientEngine.recalling``)."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,9 @@ class Order:
     digest: str = ""
     channel: bytes = b""
     """What the channel says beside it, in its phase "train"."""
+    beside: Params = field(default_factory=dict)
+    """The form of what modifiers send beside the change, by "kind/name" (``Modifier.beside``);
+    known to whoever reads the answer, so it does not travel."""
 
     @property
     def key(self) -> Key:
@@ -209,6 +214,8 @@ class ClientContext:
     arriving: Callable[[Params], Params] = _whole
     """What the server will hold of a change that is sent: less than all of it, where the codec
     rounds or leaves out (``Codec.lossy``)."""
+    memory: Params = field(default_factory=dict)
+    """What the client's engine has seen of its loss, where it remembers (``on_send``)."""
 
     @property
     def round(self) -> int:
@@ -261,6 +268,8 @@ class Update:
     last: Params = field(default_factory=dict)
     clients: int = 1
     """Of how many clients it is the weighted mean, where the server sees sums only."""
+    beside: Params = field(default_factory=dict)
+    """What modifiers send beside the change, by "kind/name" (``Modifier.beside``)."""
 
 
 @dataclass(frozen=True)
@@ -279,6 +288,8 @@ class Contribution:
     last_gradient: Params = field(default_factory=dict)
     clients: int = 1
     """Of how many clients it is the weighted mean, where the server sees sums only."""
+    beside: Params = field(default_factory=dict)
+    """What modifiers sent beside the change; aggregators leave it to them."""
 
     def scaled(self, factor: float) -> Contribution:
         """The same with ``delta`` times ``factor``."""

@@ -46,6 +46,7 @@ from forefed.local.party import Party
 from forefed.models.load import check_files
 from forefed.models.shell import check_length
 from forefed.models.task import Task
+from forefed.modifiers.modifier import beside_of
 from forefed.run.assemble import make_server, make_trainer, measured
 from forefed.run.build import answers, load_model, task_view, whole_length
 from forefed.wire.message import check_shapes, frames, kind_of
@@ -364,7 +365,8 @@ def checked(prepared: Ready, order: Order, payload: bytes, site: SiteSettings) -
     Raises:
         ProtocolError: tensors that were not assigned, or a metric that the policy does not allow.
     """
-    update = prepared.config.codec.decode(payload, order)
+    beside = beside_of(prepared.config.modifiers, order.params)
+    update = prepared.config.codec.decode(payload, replace(order, beside=beside))
     held = update.grad if update.grad is not None else update.slopes or {}
     named = set(order.assigned) if update.grad is not None else {"body", "head"}
     metrics = update.metrics.keys() - site.policy.allowed(update.metrics).keys()

@@ -315,9 +315,8 @@ def tagged(modifier: Modifier, total: Params, ctx: ServerContext) -> list[Releas
 def contribution(update: Update) -> Contribution:
     """An update, rebuilt where it came as slopes, as it is aggregated."""
     assert update.grad is not None, "updates are rebuilt before they are aggregated"
-    return Contribution(
-        update.client, update.n_examples, update.grad, update.variance, update.last, update.clients
-    )
+    about = update.client, update.n_examples, update.grad, update.variance, update.last
+    return Contribution(*about, update.clients, update.beside)
 
 
 def receive(

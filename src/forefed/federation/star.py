@@ -49,6 +49,7 @@ from forefed.federation.server import Finished, Server
 from forefed.federation.state import RunState
 from forefed.federation.streaming import Growing
 from forefed.federation.topology import Central, Topology
+from forefed.modifiers.modifier import beside_of
 from forefed.select import Selector, Uniform
 from forefed.sharing import Everything, Sharing
 from forefed.wire import Codec, Dense
@@ -164,6 +165,7 @@ class Star:
             version = self.sharing.sent(params, form), told
             sent[form, k] = folds.given(k, *version) if folds else version
         digest = trees.digest(state.params)[:DIGITS] if self.by_records else ""
+        beside = beside_of(self.server.modifiers, state.params)
         return {
             client: Order(
                 self.key.value,
@@ -175,6 +177,7 @@ class Star:
                 carried,
                 self.server.missed(state, client) if self.by_records else None,
                 digest,
+                beside=beside,
             )
             for client, assigned in zip(cohort, names, strict=True)
         }

@@ -9,8 +9,20 @@ from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.forward import Forward
 from forefed.gradients.sam import Sam
 from forefed.gradients.structured import Structured
+from forefed.gradients.surrogate import Surrogate
 
 ENGINES: Registry[GradientEngine] = Registry(
-    "engine", [Backprop, Checkpointed, Structured, Sam, Forward, FiniteDifference, ExactHead, Auto]
+    "engine",
+    [
+        Backprop,
+        Checkpointed,
+        Structured,
+        Sam,
+        Forward,
+        FiniteDifference,
+        Surrogate,
+        ExactHead,
+        Auto,
+    ],
 )
 __all__ = ["ENGINES", "GradientEngine"]

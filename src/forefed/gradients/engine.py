@@ -18,7 +18,9 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from forefed.core import trees
+from forefed.core.keys import Key
 from forefed.core.settings import Choice
+from forefed.core.states import State
 from forefed.core.types import Batch, DirectionSet, Estimate, Losses, LossFn, Params
 from forefed.directions import Directions
 
@@ -35,6 +37,7 @@ class GradientEngine(Choice):
     estimates: ClassVar[bool] = False  # slopes instead of a gradient
     undecided: ClassVar[bool] = False  # stands for another one until a run is built
     by_values: ClassVar[bool] = False  # asks a loss for values alone (beside the head's gradient)
+    remembers: ClassVar[bool] = False  # what it has seen of a client's loss serves its next steps
 
     @abstractmethod
     def __call__(
@@ -65,6 +68,15 @@ class GradientEngine(Choice):
 
     def among(self, simulated: bool, directions: Directions) -> GradientEngine:
         """The engine for clients that are simulated, or that are not, along these directions."""
+        return self
+
+    def recalling(self, kept: State, key: Key) -> GradientEngine:
+        """The engine for one step of one client.
+
+        Args:
+            kept: the ``Estimate.kept`` of that client's step before; empty at first.
+            key: this step's own.
+        """
         return self
 
     def sample(

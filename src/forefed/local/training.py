@@ -59,8 +59,9 @@ from forefed.wire import Codec
 
 RATE = "rate/times"
 """What the server tells by which clients' learning rates are multiplied; nothing: by 1."""
-OPTIMIZER, PRIVATE = "optimizer", "private"
-"""Owners of a client's state: its optimiser's moments, the parameters that it keeps to itself."""
+OPTIMIZER, PRIVATE, ENGINE = "optimizer", "private", "engine"
+"""Owners of a client's state: its optimiser's moments, the parameters that it keeps to itself, what
+its engine remembers."""
 
 
 class LocalTraining(Choice):
@@ -219,7 +220,11 @@ class Trainer:
         else:
             delta = trees.subtract(trees.pick(order.params, shared), params)
             update = Update(order.client, walked.examples, delta, None, walked.metrics)
-        sending = replace(ctx, arriving=lambda change: self.codec.lossy(change, ctx))
+        sending = replace(
+            ctx,
+            arriving=lambda change: self.codec.lossy(change, ctx),
+            memory=states.get(ENGINE, {}),
+        )
         for modifier in self.modifiers:
             update, own = modifier.on_send(update, states.get(modifier.owner, {}), sending)
             states = keep(states, modifier.owner, own)
@@ -256,7 +261,14 @@ class Trainer:
                 for modifier in (m for m in self.modifiers if m.reads_batches):
                     labels = data.examples.labels[data.train]
                     batch = modifier.on_batch(batch, labels, self.task.classes, ctx)
-                estimate = clamp(self.estimate(loss, params, batch, groups, step, log))
+                at = self
+                if self.engine.remembers:
+                    known = states.get(ENGINE, {})
+                    recalling = self.engine.recalling(known, order.key.fold("engine", step))
+                    at = replace(self, engine=recalling)
+                estimate = clamp(at.estimate(loss, params, batch, groups, step, log))
+                if self.engine.remembers:
+                    states = keep(states, ENGINE, estimate.kept)
                 slopes, exact = self.split(estimate, groups, params, step, ctx)
             grad = {**exact, **rebuild(slopes, groups, params, step)}
             log.add(estimate, slopes, len(indices), len(grad) == len(params), grad)

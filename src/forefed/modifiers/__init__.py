@@ -8,6 +8,7 @@ from forefed.modifiers.dp_client import DpClient
 from forefed.modifiers.dp_example import DpExample
 from forefed.modifiers.error_feedback import ErrorFeedback
 from forefed.modifiers.feddyn import FedDyn
+from forefed.modifiers.fzoos import Fzoos
 from forefed.modifiers.last_update import LastUpdate
 from forefed.modifiers.logit_adjustment import LogitAdjustment
 from forefed.modifiers.modifier import Modifier
@@ -31,6 +32,7 @@ MODIFIERS: Registry[Modifier] = Registry(
         DpExample,
         ErrorFeedback,
         Dgc,
+        Fzoos,
     ],
 )
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "DpExample",
     "ErrorFeedback",
     "FedDyn",
+    "Fzoos",
     "LastUpdate",
     "LogitAdjustment",
     "Modifier",

@@ -16,7 +16,7 @@ Source: pfl-research's ``Postprocessor`` for the outer two, Optax for the explic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,6 +51,15 @@ class Modifier(Choice):
     on_wire: ClassVar[bool] = False
     """Its server half works on what travels: on slopes, where those are averaged before anything
     is rebuilt. (A client that follows by records does not do it again.)"""
+
+    def beside(self, params: Params) -> Params:
+        """What its client half sends beside the change, and the server's reads
+        (``Update.beside``, ``Contribution.beside``): tensors like these, float32, by its own names.
+
+        Args:
+            params: all parameters.
+        """
+        return {}
 
     def on_batch(
         self, batch: Batch, labels: NDArray[np.int64], classes: int, ctx: ClientContext
@@ -141,6 +150,11 @@ class Modifier(Choice):
         return type(self).on_batch is not Modifier.on_batch
 
     @property
+    def sends_beside(self) -> bool:
+        """Does it send more than the change?"""
+        return type(self).beside is not Modifier.beside
+
+    @property
     def owner(self) -> str:
         """Under which name its states are kept."""
         return f"modifier.{self.kind}"
@@ -157,5 +171,21 @@ class Modifier(Choice):
         elif slopes and self.individual and config.directions.shared:
             reason = "looks at single contributions, and directions.shared averages slopes before"
             remedy = "set directions.shared = false"
+        elif self.sends_beside and not config.codec.carries:
+            reason = f"sends more than the change, which codec.kind = '{config.codec.kind}' does "
+            reason += "not carry"
         if reason:
             yield f"modifiers: '{self.kind}' {reason}; {remedy}"
+        hidden = [m.kind for m in config.modifiers if m.private and not m.per_example]
+        if self.sends_beside and (hidden or config.attack.kind != "none"):
+            yield (
+                f"modifiers: what '{self.kind}' sends beside the change is neither made noisy nor "
+                "forged; drop it, or " + (f"'{hidden[0]}'" if hidden else "the attack")
+            )
+        if self.sends_beside and config.topology.kind != "star":
+            yield f"modifiers: '{self.kind}' wants a server; set topology.kind = 'star'"
+
+
+def beside_of(modifiers: Iterable[Modifier], params: Params) -> Params:
+    """The form of all that is sent beside a change, by "kind/name" (``Order.beside``)."""
+    return {f"{m.kind}/{n}": x for m in modifiers for n, x in m.beside(params).items()}

@@ -255,14 +255,14 @@ def _by_values(engine: GradientEngine, head: frozenset[str]) -> GradientEngine:
     if not engine.by_values:
         raise UserError(
             f"engine.kind = '{engine.kind}' differentiates the loss, and a black box gives values "
-            "alone; set engine = 'finite_difference' (or strategy = 'fedmezo', 'fedkseed', ...)"
+            "alone; set engine = 'finite_difference' (or strategy = 'fedmezo', 'fzoos', ...)"
         )
     if getattr(engine, "emulates", False):
         raise UserError(
             "engine.emulate takes the slopes from a backward pass, which a black box does not "
             "have; set engine = {'kind': 'finite_difference', 'emulate': False}"
         )
-    if head and len(engine.perturbed(sorted(head), head)) < len(head):
+    if head and getattr(engine, "head", "perturbed") == "exact":
         raise UserError(
             "head: it gets an exact gradient, which a black box does not have; set "
             "engine = {'kind': 'finite_difference', 'head': 'perturbed'}, or leave head out"

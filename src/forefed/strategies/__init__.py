@@ -30,6 +30,7 @@ from forefed.strategies.ffa_lora import FFA_LORA
 from forefed.strategies.flexlora import FLEXLORA
 from forefed.strategies.flora import FLORA
 from forefed.strategies.fwdllm import FWDLLM
+from forefed.strategies.fzoos import FZOOS
 from forefed.strategies.hetlora import HETLORA
 from forefed.strategies.hiso import HISO
 from forefed.strategies.monna import MONNA
@@ -73,6 +74,7 @@ _ALL = (
     FEDDYN,
     FEDSPEED,
     FEDBUFF,
+    FZOOS,
 )
 
 

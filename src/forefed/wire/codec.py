@@ -27,6 +27,8 @@ class Codec(Choice):
 
     loses: ClassVar[bool] = False
     """Does something else arrive than was sent (``lossy``)?"""
+    carries: ClassVar[bool] = False
+    """Does it bring what modifiers send beside a change (``Modifier.beside``)?"""
 
     @property
     def sends_slopes(self) -> bool:
