@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from forefed.aggregate.aggregator import Hostile
 from forefed.core.settings import Choice, Registry
 
 
@@ -54,6 +55,11 @@ class HeldOut(Guard):
     """The part of the held-out loss by which a step has to lower it; less is what rows that happen
     to be asked explain, and no reason to go on."""
 
+    f: Hostile | Literal["auto"] = "auto"
+    """Clients that may lie in their answers: a number, or a share of all. What they say of a row is
+    then a trimmed mean (federation/votes.py). "auto": as the aggregator assumes, where it assumes
+    any and single answers are seen."""
+
     steps: ClassVar[tuple[float, ...]] = (1.0, 0.5, 0.25)
     """Parts of the step that are tried besides none."""
 
@@ -72,6 +78,11 @@ class HeldOut(Guard):
             yield (
                 f"guard.kind = 'held_out': with topology.kind = '{config.topology.kind}' a step "
                 "that is taken back would take back answers on their way; set guard.kind = 'none'"
+            )
+        if self.f not in ("auto", 0) and config.channel.sums:
+            yield (
+                "guard.f: who lies is found by looking at single answers, and channel.kind = "
+                f"'{config.channel.kind}' hides them; leave it out"
             )
         if config.data.client_test_fraction == 0:
             yield (
@@ -98,7 +109,12 @@ def guard_of(config: Any) -> HeldOut | None:
     private = any(m.private for m in config.modifiers)
     off = not config.topology.central or private or config.client.brought
     off = off or any(HeldOut().conflicts(config))
-    return None if isinstance(guard, Auto) and off else guard
+    if isinstance(guard, Auto) and off:
+        return None
+    if guard.f == "auto":
+        seen = not config.channel.sums
+        guard = guard.model_copy(update={"f": getattr(config.aggregator, "f", 0) if seen else 0})
+    return guard
 
 
 GUARDS: Registry[Guard] = Registry("guard", [Auto, NoGuard, HeldOut])

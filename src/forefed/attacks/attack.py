@@ -37,6 +37,7 @@ from torch import Tensor
 
 from forefed.aggregate import Aggregator
 from forefed.aggregate.aggregator import share_of
+from forefed.attacks.answers import Lies
 from forefed.attacks.fakes import synthetic
 from forefed.core import trees
 from forefed.core.keys import Key
@@ -126,6 +127,10 @@ class Hostile(Attack):
     """Hostile clients: a number, or a share of all."""
     claims: Annotated[float, Field(gt=0)] = 1.0
     """So many times their examples they claim to have, by which a weighted mean weighs them."""
+    answers: Lies = "honest"
+    """What they say to questions about their rows (the guard's, those of the start's heads and
+    words): the truth, its reverse, or that with losses that drown all others' (attacks/answers.py).
+    The start's sums of features tell what they train on."""
 
     payloads: ClassVar[tuple[Payload, ...]] = ("delta", "projections")
     crafts: ClassVar[bool] = True
@@ -159,11 +164,12 @@ class Hostile(Attack):
         place, codec = f"attack.kind = '{self.kind}'", config.codec
         if config.partition.kind == "sites":
             yield f"{place} is simulated, and sites are real; set attack.kind = 'none'"
-        if config.channel.kind != "plain" and (self.crafts or self.claims != 1):
+        lies = self.crafts or self.claims != 1 or self.answers != "honest"
+        if config.channel.kind != "plain" and lies:
             yield (
                 f"{place} replaces single updates, and under channel.kind = "
                 f"'{config.channel.kind}' none is ever seen; set channel.kind = 'plain', or take "
-                "attack.kind = 'label_flip' with attack.claims = 1"
+                "attack.kind = 'label_flip' with attack.claims = 1 and honest attack.answers"
             )
         if codec.payload not in self.payloads:
             yield (

@@ -3,17 +3,18 @@
 All clients answer honestly first. Then what the hostile ones send is replaced: decoded, crafted
 (``attacks/``) from what the adversary knows, encoded again, so that bytes, checks and losses are
 those of any answer. It keeps nothing between rounds: who is hostile and what is drawn follow from
-the run's key, what it knows of the model from the first values and the orders. Questions (the
-start's sums, held-out losses) are answered honestly; poisoned data are in them, too.
+the run's key, what it knows of the model from the first values and the orders. The start's sums of
+features are honest (poisoned data are in them, too), other answers what ``attack.answers`` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from forefed.aggregate import Aggregator
 from forefed.attacks import AttackContext, Hostile
+from forefed.attacks.answers import lied
 from forefed.attacks.attack import likeness
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
@@ -21,6 +22,8 @@ from forefed.core.types import ClientContext, Lost, Order, Params, Reply, Unit, 
 from forefed.federation.inprocess import SURPLUS, ClientStore, InProcess
 from forefed.federation.replica import Replica
 from forefed.wire import Codec
+from forefed.wire.message import kind_of, unpack, unpack_tensors
+from forefed.wire.questions import encode_answer
 
 
 @dataclass
@@ -55,8 +58,22 @@ class Adversary:
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
-        """As ``Transport.tell``, answered honestly."""
-        return self.inner.tell(messages, round, deadline_s)
+        """As ``Transport.tell``."""
+        for outcome in self.inner.tell(messages, round, deadline_s):
+            if isinstance(outcome, Reply) and outcome.client in self.who:
+                yield replace(outcome, payload=self.answer(outcome.payload))
+            else:
+                yield outcome
+
+    def answer(self, payload: bytes) -> bytes:
+        """What a hostile client says in the place of this."""
+        attack = self.attack
+        if attack.answers == "honest" or kind_of(payload) != "answer":
+            return payload
+        meta, body = unpack(payload, "answer")
+        kind, about = str(meta["k"]), str(meta["of"])
+        told = lied(kind, unpack_tensors(body), attack.answers, attack.claims)
+        return encode_answer(kind, about, told)
 
     def exchange(
         self,

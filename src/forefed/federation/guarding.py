@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from forefed.aggregate.aggregator import share_of
 from forefed.core.keys import Key
 from forefed.core.types import Json, Params, Transport
 from forefed.federation.questions import PLAIN, Heard, Question, Way, ask_total
@@ -63,6 +64,7 @@ class Jury:
             (``vouched``).
         answered: rows are right or wrong, too (``Objective.points``).
         way: in which answers come.
+        hostile: clients that may lie in their answers, a number or a share of all; 0: nobody.
     """
 
     transport: Transport
@@ -71,6 +73,7 @@ class Jury:
     classes: bool = False
     answered: bool = False
     way: Way = PLAIN
+    hostile: int | float = 0
 
     def ask(
         self, sets: Sequence[Params], words: Params, round: int, clients: Sequence[int]
@@ -85,7 +88,9 @@ class Jury:
         shapes: dict[str, tuple[int, ...]] = {"loss": (len(sets),), "n": ()}
         shapes |= {"right": (len(sets),), "apart": (len(sets),)} if self.answered else {}
         question = Question("loss", self.about, tensors, round, clients, self.deadline_s)
-        heard, total = ask_total(self.transport, question, shapes, self.way)
+        of = len(self.transport.members()) if self.hostile else 0
+        liars = (share_of(self.hostile, of), of) if self.hostile else None
+        heard, total = ask_total(self.transport, question, shapes, self.way, hostile=liars)
         n = float(total["n"]) if total else 0.0
         if not n:
             return heard, Held(0, [])

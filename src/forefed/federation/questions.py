@@ -19,6 +19,7 @@ from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 from forefed.core.types import Lost, Params, Reply, Transport
 from forefed.federation.exchange import exchange
+from forefed.federation.votes import check, trimmed_of, trimmed_total
 from forefed.wire.questions import decode_answer, encode_question
 
 if TYPE_CHECKING:
@@ -137,11 +138,14 @@ def ask_total(
     shapes: Shapes,
     way: Way = PLAIN,
     on_answer: Callable[[int], None] = lambda heard: None,
+    hostile: tuple[int, int] | None = None,
 ) -> tuple[Heard, Params]:
     """Put a question to clients whose losses matter as their sum only.
 
     Args:
         shapes: of the answer's tensors; one that has others is a loss.
+        hostile: so many of so many clients may lie (``votes``), where answers come by themselves;
+            None: all are believed.
         on_answer: told how many have answered, where answers come by themselves.
 
     Returns:
@@ -152,12 +156,17 @@ def ask_total(
     def take(client: int, answer: Params) -> None:
         if {n: tuple(x.shape) for n, x in answer.items()} != shapes:
             raise ProtocolError("other losses than were asked for")
+        if hostile is not None:
+            check(answer)
         answers[client] = answer
         on_answer(len(answers))
 
     heard = ask(transport, question, take, shapes, way)
     if way.channel.sums:
         return heard, {n: x.double() * UNIT for n, x in (heard.totals[0] or {}).items()}
+    if hostile is not None and answers:
+        trim = trimmed_of(hostile[1], hostile[0], len(heard.clients))
+        return heard, trimmed_total([answers[c] for c in heard.clients], trim)
     names = shapes if answers else ()
     total = {n: torch.stack([answers[c][n].double() for c in heard.clients]).sum(0) for n in names}
     return heard, total

@@ -42,6 +42,8 @@ COSTS = ("bytes_up", "bytes_down", "forwards", "seconds")
 def jury_of(federation: Federation) -> Jury:
     """Whom a run's guard asks, and how."""
     config, objective = federation.config, federation.task.objective
+    guard = guard_of(config)
+    hostile = 0 if guard is None or guard.f == "auto" else guard.f
     return Jury(
         federation.transport,
         about_task(federation.task),
@@ -49,6 +51,7 @@ def jury_of(federation: Federation) -> Jury:
         config.data.task.kind == "classification",
         objective.answered,
         Way.of(federation.star),
+        hostile,
     )
 
 

@@ -67,6 +67,7 @@ def begin(
     clock = time.perf_counter()
     members = list(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, check=start.check)
+    asked.hostile = 0 if start.f == "auto" else start.f
     asked.groups, alone = groups(members)
     bag = asked.bag(words) if words else None
     targets = targets_of_task(task)
@@ -153,7 +154,7 @@ def _training(
         _check_heard(asked)
         total, release = shares.opened(noisy, len(asked.members), targets, drawn_from(secret))
     else:
-        parts = asked.sums(TRAINING, 0 if start.f == "auto" else start.f)
+        parts = asked.sums(TRAINING, judge=True)
         _check_heard(asked)
         if not start.private:
             return parts
@@ -194,8 +195,8 @@ def again(
     clock = time.perf_counter()
     members = begun.among(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, when="again", body=body)
-    asked.check = start.check
-    (total,) = asked.sums(TRAINING)
+    asked.check, asked.hostile = start.check, 0 if start.f == "auto" else start.f
+    (total,) = asked.sums(TRAINING, judge=True)
     if len(asked.members) < begun.line["clients"]:
         return replace(begun, line=_with_costs(begun.line, asked, 0, clock))
     targets = targets_of_task(task)
@@ -228,7 +229,8 @@ def finish(
     members = begun.among(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, when="end", body=body or {})
     line = begun.line
-    (held_out,) = asked.sums(HELD_OUT)
+    asked.check = start.check
+    (held_out,) = asked.sums(HELD_OUT)  # of too few rows a client to be judged by themselves
     total = begun.total.plus(held_out)
     said = None
     if begun.words is not None:

@@ -50,6 +50,8 @@ class Asked:
     """Parameters of the body that features are read with; none: the run's first ones."""
     check: Callable[[Sums, int], None] = lambda sums, clients: None
     """Raises ProtocolError: sums of so many clients that pass the start's bounds."""
+    hostile: int | float = 0
+    """Clients that may lie, a number or a share of those that answer; 0: nobody."""
     left_out: Sequence[int] = ()
     """Whose sums contradicted the others'."""
     groups: Groups = ()
@@ -111,12 +113,14 @@ class Asked:
         """The sum of held-out losses under heads, float64, and who has answered; no tensors where
         nobody did."""
         of = len(self.members)
+        liars = (share_of(self.hostile, of), of) if self.hostile else None
         heard, total = ask_total(
             self.transport,
             self._question("heads", {**tensors, **self.body}),
             shapes,
             self._anew(),
             lambda done: self.say(what, done, of),
+            liars,
         )
         self._spent(heard)
         return heard.clients, total
@@ -134,12 +138,12 @@ class Asked:
         self.members, (found,) = self.total("documents", "counting words", {}, shapes, read)
         return kept(found["documents"][:, 0], int(found["n"]), most)
 
-    def sums(self, rows: int, hostile: int | float = 0) -> list[Sums]:
+    def sums(self, rows: int, judge: bool = False) -> list[Sums]:
         """Sums of features, of every group.
 
         Args:
-            hostile: a number of clients or a share; so many are left out at most, whose sums
-                contradict the others' (``left_out``).
+            judge: leave out clients whose sums contradict the others' (``left_out``), at most
+                ``hostile``.
 
         Raises:
             UserError: a sum over several clients that no rows can have.
@@ -156,7 +160,7 @@ class Asked:
             return vars(sums)
 
         def keep(client: int, answer: Params) -> None:
-            if hostile:
+            if judge and self.hostile:
                 each[client] = answer
 
         def sums_of(client: int) -> Sums:
@@ -181,7 +185,7 @@ class Asked:
             ) from None
         if each:
             there = [c for c in self.members if sums_of(c).rows]
-            most = share_of(hostile, len(there))
+            most = share_of(self.hostile, len(there))
             self.left_out = contradicting(there, sums_of, targets, most)
             group_of = {c: i for i, some in enumerate(self.groups) for c in some}
             for client in self.left_out:

@@ -18,7 +18,8 @@ Who stands out most goes first, then all is judged again without, until nobody d
 left out as are assumed. Source: ours.
 
 What it cannot see: lies that agree with the others, or little ones within these bounds; words
-(``start.words``) and held-out losses, which are believed. Axes: D features, C targets.
+(``start.words``). Held-out losses are judged elsewhere (``federation.votes``). Axes: D features,
+C targets.
 """
 
 from __future__ import annotations
