@@ -55,6 +55,37 @@ def test_exact_composition_of_gaussians(mu: float, known: float) -> None:
     assert hockey_stick == pytest.approx(DELTA, rel=1e-6)
 
 
+PFL = "pfl 0.6.0 (pfl-research), with prv-accountant 0.2.0 and dp-accounting 0.6.0, delta 1e-5"
+"""Where the numbers below come from: ``GaussianMechanism.construct_single_iteration`` and
+``PLDPrivacyAccountant``; clipping and noise are ``constrain_sensitivity`` and ``add_noise``."""
+
+
+@pytest.mark.parametrize(
+    ("target", "multiplier"),
+    [(1.0, 3.7306316348), (2.0, 1.9938124456), (4.0, 1.0811618495), (8.0, 0.6002290722)],
+)
+def test_pfl_research_adds_as_much_noise_for_a_target(target: float, multiplier: float) -> None:
+    own = noise_for(target, DELTA, 1.0, 1)
+    assert multiplier <= own == pytest.approx(multiplier, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("q", "sigma", "count", "cost"),
+    [(0.01, 1.0, 1000, 1.8282436), (0.1, 1.0, 100, 7.0466029), (0.05, 0.746, 40, 4.8870058)],
+)
+def test_pfl_research_counts_as_much(q: float, sigma: float, count: int, cost: float) -> None:
+    assert epsilon(releases(q, sigma, count), DELTA) == pytest.approx(cost, rel=2e-4)
+
+
+def test_pfl_research_cuts_the_same_and_its_noise_is_as_wide() -> None:
+    """[3, 0] and [4, 12] together to a length of 2; noise of 1.5 bounds on the sum."""
+    cut = bounded({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0, 12.0])}, 2.0)
+    assert cut["a"].tolist() == pytest.approx([0.46153846153846145, 0.0])
+    assert cut["b"].tolist() == pytest.approx([0.6153846153846153, 1.8461538461538458])
+    drawn = noised({"a": torch.zeros(40_000)}, 1.5 * 2.0, Secret.rehearsed(1))["a"]
+    assert float(drawn.std()) == pytest.approx(2.993, rel=0.02)  # of 200,000 there
+
+
 def test_more_is_dearer_and_nothing_is_free() -> None:
     base = epsilon(releases(0.1, 2, 50), DELTA)
     assert epsilon(releases(0.2, 2, 50), DELTA) > base
