@@ -20,7 +20,8 @@ from forefed.core.types import ClientContext, LossReason
 from forefed.data.examples import ClientData
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope, encode, read
-from forefed.deploy.remote import Delivery, Failure, RemoteClients
+from forefed.deploy.parcels import Delivery, Failure
+from forefed.deploy.remote import RemoteClients
 from forefed.deploy.settings import SiteSettings
 from forefed.deploy.site import Site
 from forefed.federation.server import Server

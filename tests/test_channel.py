@@ -26,7 +26,7 @@ from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import Params, Reply, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
-from forefed.deploy.remote import Failure
+from forefed.deploy.parcels import Failure
 from forefed.deploy.settings import for_sites
 from forefed.federation.star import RunState
 from forefed.run import configure, run

@@ -82,6 +82,7 @@ NEEDS: dict[str, list[str]] = {
         for kind in ("fedex", "flora", "flexlora", "hetlora", "fedsvd", "fedkrso")
     },
     "channel=secure_sum": ["strategy=fedavg", "cohort=5"],
+    "channel=partial_sums": ["strategy=fedavg", "channel.aggregators=2"],
     "topology=gossip": ["strategy=fedavg", "codec=dense", "cohort=6", "partition.clients=6"],
     "partition=natural": ["partition.column=site"],
     "partition=bootstrap": ["partition.clients=6", "partition.examples_per_client=9"],

@@ -21,7 +21,7 @@ from forefed.deploy.envelope import VERSION, Envelope
 from forefed.deploy.flower_client import SOCKET, app, left_s
 from forefed.deploy.flower_post import GridPost
 from forefed.deploy.flower_records import BLOBS, HEADER, SMALL, from_records, to_records
-from forefed.deploy.remote import Failure
+from forefed.deploy.parcels import Failure
 
 QUESTION = Envelope("train", "run", 3, 1, "settings", {"state": bytes(100), "order": b"o"})
 

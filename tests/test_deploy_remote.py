@@ -27,7 +27,7 @@ from forefed.core import trees
 from forefed.core.types import Lost, Reply
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
-from forefed.deploy.remote import Failure
+from forefed.deploy.parcels import Failure
 from forefed.federation.inprocess import SURPLUS, InProcess
 from forefed.federation.topology import Buffered
 from forefed.local.party import Party

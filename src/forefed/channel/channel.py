@@ -135,6 +135,14 @@ class Session(ABC, Generic[T]):
             ProtocolError: it is of no use.
         """
 
+    def take_sum(self, clients: Sequence[int], answer: bytes) -> None:
+        """What these clients have answered in the phase "train", added up by an aggregator.
+
+        Raises:
+            ProtocolError: it is of no use, or this channel adds nothing up.
+        """
+        raise ProtocolError("answers that were added up, where each is read by itself")
+
     @abstractmethod
     def open(self) -> Opened[T]:
         """What the server learns, when all phases are over."""
@@ -168,6 +176,8 @@ class Channel(Choice):
     """What passes between server and clients in an exchange, in order; one of them is "train"."""
     sums: ClassVar[bool] = False
     """The server sees sums over groups of clients, and no single contribution."""
+    hides: ClassVar[bool] = False
+    """Nobody but the client itself sees its contribution."""
 
     @property
     def least(self) -> int:

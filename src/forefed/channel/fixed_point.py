@@ -47,6 +47,13 @@ class Words:
         about, values = (x.astype(x.dtype.newbyteorder("<")) for x in (self.about, self.values))
         return about.tobytes() + values.tobytes()
 
+    def alike(self, other: Words) -> bool:
+        """Are they as many words of the same size?"""
+        mine, others = (self.about, self.values), (other.about, other.values)
+        return all(
+            a.shape == b.shape and a.dtype == b.dtype for a, b in zip(mine, others, strict=True)
+        )
+
     @staticmethod
     def of_bytes(data: bytes | memoryview, like: Words) -> Words:
         """The inverse, as many words as ``like`` has.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from forefed.channel.fixed_point import Words
 from forefed.core.errors import ProtocolError
 from forefed.wire.message import pack, unpack
 
@@ -91,6 +92,32 @@ def decode_masked(data: bytes, session: bytes) -> memoryview:
     if meta.get("s") != session.hex():
         raise ProtocolError("masked words of another sum")
     return body
+
+
+def encode_sum(session: bytes, clients: Sequence[int], words: Words) -> bytes:
+    """The words of one client, or what an aggregator has added up of several, as they travel."""
+    about = {"s": session.hex(), "c": sorted(clients), "a": len(words.about)}
+    return pack("summed", {**about, "b": 8 * words.values.itemsize}, words.to_bytes())
+
+
+def decode_sum(data: bytes) -> tuple[bytes, tuple[int, ...], Words]:
+    """Session, clients in ascending order, and words.
+
+    Raises:
+        ProtocolError: damaged, or of a form that nobody of this version sends.
+    """
+    meta, body = unpack(data, "summed")
+    try:
+        session, bits = bytes.fromhex(meta["s"]), meta["b"]
+        clients, about = tuple(_number(c) for c in meta["c"]), _number(meta["a"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"a sum cannot be read: {error!r}") from None
+    if len(session) != SESSION_BYTES or not clients or list(clients) != sorted(set(clients)):
+        raise ProtocolError("a sum names clients twice, or none, or no session")
+    values = 8 * (len(body) - 8 * about) // bits if bits in (32, 64) else -1
+    if values < 0:
+        raise ProtocolError("a sum of words of another size")
+    return session, clients, Words.of_bytes(body, Words.zero(values, about, bits))
 
 
 def _number(value: object) -> int:

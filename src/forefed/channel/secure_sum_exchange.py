@@ -10,12 +10,8 @@ sum is called is drawn from the server's secret.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-
-import numpy as np
-import torch
 
 from forefed.channel.channel import TRAIN, Opened, Session, Sum, Upload, Work
 from forefed.channel.fixed_point import Words
@@ -24,7 +20,7 @@ from forefed.channel.messages import Message, decode_masked, encode_masked
 from forefed.channel.secure_sum import SecureSum
 from forefed.channel.secure_sum_client import Member
 from forefed.channel.secure_sum_server import SEALED_BYTES, MaskedSum
-from forefed.channel.summands import empty, of_flat, of_words, to_words
+from forefed.channel.summands import nothing, sum_of, words_of
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Secret
 
@@ -47,10 +43,7 @@ class MaskedSums(Session[T]):
 
     def _group(self, number: int) -> MaskedSum:
         channel, shapes = self.channel, self.work.groups[number].shapes
-        if self.work.payload == "whole":  # whole numbers stand where counts do
-            zero = Words.zero(0, sum(map(math.prod, shapes.values())), channel.bits)
-        else:
-            zero = empty(shapes, channel)
+        zero = nothing(self.work.payload, shapes, channel)
         secret = self.work.secret.fold("group", number)
         return MaskedSum(
             secret.fold("session").bytes[:8],
@@ -112,13 +105,10 @@ class MaskedSums(Session[T]):
         return self.abandoned.get(self.of[client], "its answer did not fit the sum")
 
     def _sum(self, number: int, total: Words) -> Sum:
-        asked, heard = self.work.groups[number], tuple(sorted(self.groups[number].heard))
-        if self.work.payload == "whole":
-            flat = torch.from_numpy(total.about.view(np.int64).copy())
-            return Sum(asked.clients, heard, of_flat(flat, asked.shapes))
-        room = len(self.groups[number].sharing)
-        mean = of_words(total, asked.shapes, self.channel, room, self.work.payload)
-        return Sum(asked.clients, heard, *mean)
+        group = self.groups[number]
+        heard, room = tuple(sorted(group.heard)), len(group.sharing)
+        asked = self.work.groups[number]
+        return sum_of(total, asked, heard, room, self.channel, self.work.payload)
 
     def _answers(self, number: int, phase: str) -> dict[int, bytes]:
         bodies = self.bodies[phase]
@@ -148,7 +138,7 @@ def answered(
         return Message("keys", asked.session, body=member.public()).encode(), member.dump()
     member = _member(asked, kept)
     if asked.phase == TRAIN:
-        words = _words(channel, upload, asked.group, member.seed.fold("upload"))
+        words = words_of(upload, channel, asked.group, lambda: member.seed.fold("upload"))
         masked, member = member.mask(words, asked.parts(SEALED_BYTES), asked.group)
         return encode_masked(asked.session, masked.to_bytes()), member.dump()
     if asked.phase == "shares":
@@ -159,15 +149,6 @@ def answered(
     else:
         raise ProtocolError(f"a client is not asked for the phase '{asked.phase}'")
     return Message(asked.phase, asked.session, body=body).encode(), member.dump()
-
-
-def _words(channel: SecureSum, upload: Upload | None, clients: int, secret: Secret) -> Words:
-    """What a client adds to a sum of so many."""
-    if upload is not None and upload.update is not None and upload.shapes is not None:
-        return to_words(upload.update, upload.shapes(), channel, clients)
-    if upload is not None and upload.whole is not None:
-        return Words(Words.zero(0, 0, channel.bits).values, upload.whole(secret).view(np.uint64))
-    raise ProtocolError("words are asked for, and nothing of which they could be")
 
 
 def _member(asked: Message, kept: bytes | None) -> Member:

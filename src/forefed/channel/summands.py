@@ -9,20 +9,21 @@ nothing of a client travels by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from forefed.channel.channel import Numbers, Shapes
+from forefed.channel.channel import Group, Numbers, Shapes, Sum, Upload
 from forefed.channel.fixed_point import Words
 from forefed.core.errors import ProtocolError
+from forefed.core.keys import Secret
 from forefed.core.types import Params, Update
 
 if TYPE_CHECKING:
-    from forefed.channel.secure_sum import SecureSum
+    from forefed.channel.summing import Summing
 
 SUMMED = ("steps", "skipped", "clamped", "forwards")
 """Metrics that are added up; others (a peak is no sum) do not travel."""
@@ -35,12 +36,12 @@ LARGEST = 2.0**28
 """Of such a number in absolute value: sums of up to 2^15 of them fit 64 bits."""
 
 
-def empty(shapes: Shapes, channel: SecureSum) -> Words:
+def empty(shapes: Shapes, channel: Summing) -> Words:
     """Words of nothing."""
     return Words.zero(sum(map(math.prod, shapes.values())), len(ABOUT), channel.bits)
 
 
-def to_words(update: Update, shapes: Shapes, channel: SecureSum, clients: int) -> Words:
+def to_words(update: Update, shapes: Shapes, channel: Summing, clients: int) -> Words:
     """What a client adds to a sum of so many.
 
     Raises:
@@ -74,8 +75,26 @@ def to_words(update: Update, shapes: Shapes, channel: SecureSum, clients: int) -
     return Words(words.values, about.view(np.uint64))
 
 
+def words_of(
+    upload: Upload | None, channel: Summing, clients: int, secret: Callable[[], Secret]
+) -> Words:
+    """What a client's update, or its answer to a question, adds to a sum of so many.
+
+    Args:
+        secret: the client's own, for noise that it adds.
+
+    Raises:
+        ProtocolError: as ``to_words``, or there is neither.
+    """
+    if upload is not None and upload.update is not None and upload.shapes is not None:
+        return to_words(upload.update, upload.shapes(), channel, clients)
+    if upload is not None and upload.whole is not None:
+        return Words(Words.zero(0, 0, channel.bits).values, upload.whole(secret()).view(np.uint64))
+    raise ProtocolError("words are asked for, and nothing of which they could be")
+
+
 def of_words(
-    total: Words, shapes: Shapes, channel: SecureSum, clients: int, payload: str
+    total: Words, shapes: Shapes, channel: Summing, clients: int, payload: str
 ) -> tuple[Params, dict[str, float]]:
     """The weighted mean of a group's updates, and their numbers (``ABOUT``) together.
 
@@ -90,6 +109,28 @@ def of_words(
         **about,
         "loss": loss / terms if terms else math.nan,
     }
+
+
+def nothing(payload: str, shapes: Shapes, channel: Summing) -> Words:
+    """A sum before anybody is in it."""
+    if payload == "whole":  # whole numbers stand where counts do
+        return Words.zero(0, sum(map(math.prod, shapes.values())), channel.bits)
+    return empty(shapes, channel)
+
+
+def sum_of(
+    total: Words, asked: Group, heard: tuple[int, ...], room: int, channel: Summing, payload: str
+) -> Sum:
+    """What the server learns of a group.
+
+    Args:
+        heard: who is in the sum.
+        room: for how many clients the words had room.
+    """
+    if payload == "whole":
+        flat = torch.from_numpy(total.about.view(np.int64).copy())
+        return Sum(asked.clients, heard, of_flat(flat, asked.shapes))
+    return Sum(asked.clients, heard, *of_words(total, asked.shapes, channel, room, payload))
 
 
 def of_flat(flat: torch.Tensor, shapes: Shapes) -> Params:

@@ -10,12 +10,13 @@ from forefed.cli import finished, looking, rows, running
 from forefed.cli.app import app, err
 from forefed.core.boundary import STOPPED, USER, guarded
 from forefed.core.terminal import styled
-from forefed.deploy.commands import peer, server, site
+from forefed.deploy.commands import aggregator, peer, server, site
 
 for group in (running, rows, finished, looking):
     app.add_typer(group.commands)
 app.add_typer(site, name="site")
 app.add_typer(server, name="server")
+app.add_typer(aggregator, name="aggregator")
 app.add_typer(peer, name="peer")
 
 

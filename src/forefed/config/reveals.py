@@ -14,7 +14,7 @@ from forefed.start import ClosedForm, start_of, words_of
 def protections(config: Config) -> list[str]:
     """What of the configuration keeps a curious server from reading a single client exactly."""
     found = []
-    if config.channel.sums:
+    if config.channel.hides:
         least = config.channel.least
         found.append(f"a secure sum, of {least} clients at least, which hides whose part is whose")
     found += [
@@ -45,8 +45,9 @@ def reveals(config: Config) -> str:
     else:
         least = "one step of batch 1 (a client with one row)"
     tells = "tells the label and confirms a guess" if classes else "confirms a guess at its text"
-    parts = [f"the server reads {read}; {least} {tells}"]
-    if config.channel.sums:
+    who = "an aggregator (without one the server)" if config.channel.sums else "the server"
+    parts = [f"{who} reads {read}; {least} {tells}"]
+    if config.channel.hides:
         parts = [
             "the server reads sums over groups of clients; who knows all others of a group reads "
             "the last one"
@@ -61,7 +62,7 @@ def reveals(config: Config) -> str:
         words = ""
         if words_of(config, config.model.pooling):
             words = ", and in how many rows each word and each pair of words is"
-        if config.channel.sums:
+        if config.channel.hides:
             sums = counts.replace("its", "the")
             parts.append(f"before round 1 such sums tell the {sums}{words}")
         else:

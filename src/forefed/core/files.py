@@ -208,6 +208,14 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Does a process have the file, by ``locked``?"""
+    if not path.exists():
+        return False
+    with path.open("a") as file:
+        return not _lock(file)
+
+
 def _lock(file: IO[str]) -> bool:
     """False: another process has it. The lock ends with the file, however the process ends."""
     if sys.platform == "win32":

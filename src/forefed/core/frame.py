@@ -49,6 +49,7 @@ MESSAGES = {
     "answer": 10,
     "channel": 21,
     "masked": 22,
+    "summed": 23,
     "have": 40,
     "given": 41,
 }

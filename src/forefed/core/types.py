@@ -346,6 +346,12 @@ class Reply:
     client: int
     payload: bytes
     bytes_down: int
+    together: tuple[int, ...] = ()
+    """Whose answers are in it, where an aggregator has added them up; ``client`` is the first."""
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        return self.together or (self.client,)
 
     @property
     def bytes_up(self) -> int:
@@ -362,6 +368,10 @@ class Lost:
     detail: str = ""
     bytes_down: int = 0
 
+    @property
+    def clients(self) -> tuple[int, ...]:
+        return (self.client,)
+
 
 class Transport(Protocol):
     """Carries orders to clients and outcomes back (in this process, or over Flower)."""
@@ -375,7 +385,8 @@ class Transport(Protocol):
         deadline_s: float | None,
         enough: Callable[[], bool] = lambda: False,
     ) -> Iterator[Reply | Lost]:
-        """Exactly one outcome per order, in any order.
+        """Exactly one outcome per order, in any order; of orders whose answers were added up one
+        for all of them.
 
         ``enough`` is true once the round has all the answers it wants: whoever has not answered
         then is lost by the reason "deadline".

@@ -1,4 +1,4 @@
-"""``forefed site``, ``server`` and ``peer``: every command is a few lines around a function."""
+"""``forefed site``, ``server``, ``aggregator`` and ``peer``: every command is a few lines around a function."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from forefed.core.terminal import console, printable
 
 site = typer.Typer(no_args_is_help=True, help="Take part in a federation with your own rows.")
 server = typer.Typer(no_args_is_help=True, help="Lead a federation of sites.")
+aggregator = typer.Typer(
+    no_args_is_help=True,
+    help="""Stand between a server and sites of your own: you add up, the server sees your sums.
+
+    Runs with channel.kind = 'partial_sums' end with the same bits as without you. Towards the
+    server you are a node like a site; towards your sites you are a server ('forefed server admit',
+    'status', 'revoke' and 'renew' take your folder). What your sites send, you see.
+    """,
+)
 peer = typer.Typer(no_args_is_help=True, help="Train with others without a server.")
 out = console()
 
@@ -204,6 +213,44 @@ def server_status(folder: Folder) -> None:
 
     for line in status(*read_server(folder)):
         say(line)
+
+
+@aggregator.command("init")
+def aggregator_init(
+    folder: Folder,
+    name: Annotated[str, typer.Option(help="As the server's operator shall register it.")],
+    server_address: Annotated[
+        str, typer.Option("--server", help="host:port of the server above.")
+    ],
+    ca: Annotated[Path, typer.Option(help="The ca.crt of the server above.")],
+    host: Annotated[str, typer.Option(help="Interface to listen on, for your sites.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="On which your sites reach you.")] = 8444,
+    reached: Annotated[
+        list[str] | None,
+        typer.Option("--reached-by", help="A name or address by which your sites reach you."),
+    ] = None,
+    node_port: Annotated[int, typer.Option(help="Local port of your own node.")] = 9093,
+) -> None:
+    """Make an aggregator: certificates for your sites, a key pair for the server above."""
+    from forefed.deploy.aggregator_folder import init_aggregator
+
+    below = {"host": host, "port": port, "names": reached or ["localhost"]}
+    made = init_aggregator(folder, below, name, server_address, ca, node_port)
+    say(
+        f"send this public key to the server's operator: {made.up.public}\n"
+        f"give this file to every site below: {made.server.authority}\n"
+        f"let them in: forefed server admit {made.root} NAME node.pub"
+    )
+
+
+@aggregator.command("start")
+def aggregator_start(folder: Folder) -> None:
+    """Add up until stopped (Ctrl-C); whatever ends is started again."""
+    from forefed.deploy.aggregator_folder import start_aggregator
+
+    start_aggregator(folder, say)
 
 
 @peer.command("init")

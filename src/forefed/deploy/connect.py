@@ -8,7 +8,8 @@ from collections.abc import Callable
 from forefed.config.config import Config
 from forefed.core.files import write_atomic
 from forefed.data.partition import Sites
-from forefed.deploy.remote import Post, RemoteClients
+from forefed.deploy.parcels import Post
+from forefed.deploy.remote import RemoteClients
 from forefed.deploy.settings import for_sites
 from forefed.deploy.weights import model_of
 from forefed.models.task import Task

@@ -25,10 +25,12 @@ _HEAD = struct.Struct("<4sI")
 MAX_HEADER = 1 << 20
 MAX_BLOBS = 1 << 31
 
-Kind = Literal["join", "train", "ask", "joined", "trained", "answered", "refused", "failed"]
-"""Asked: "join" (may I take part in this run?), "train", and "ask" (sums over this site's rows, for
-example the head's statistics or held-out losses). Answered: "joined", "trained", "answered",
-"refused" (the site's policy; ``text`` says why) and "failed" (``text`` names no more than the kind
+Asked = Literal["join", "train", "ask", "letters"]
+Answered = Literal["joined", "trained", "answered", "summed", "refused", "failed"]
+Kind = Literal[Asked, Answered]
+"""Asked: "join" (may I take part in this run?), "train", "ask" (sums over this site's rows, for
+example the head's statistics or held-out losses), and "letters" (of an aggregator: several of the
+two before, for its sites). Answered: "joined", "trained", "answered", "summed", "refused" (the site's policy; ``text`` says why) and "failed" (``text`` names no more than the kind
 of the fault: details stay in the site's log, as they may hold its texts)."""
 
 

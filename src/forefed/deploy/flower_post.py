@@ -11,7 +11,7 @@ from forefed.core.errors import ProtocolError
 from forefed.core.types import LossReason
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.flower_records import from_records, to_records
-from forefed.deploy.remote import Delivery, Failure
+from forefed.deploy.parcels import Delivery, Failure
 
 TYPE = "train"  # Flower's category of a message; the header says what is asked
 

@@ -12,77 +12,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol
 
 from forefed.core.errors import ProtocolError
 from forefed.core.terminal import one_line
-from forefed.core.types import Json, LossReason, Lost, Order, Reply
-from forefed.core.untrusted import json_table
+from forefed.core.types import Json, Lost, Order, Reply
 from forefed.deploy.envelope import Envelope
-from forefed.federation.inprocess import SURPLUS, ClientStore
+from forefed.deploy.parcels import (
+    LONGEST_REASON,
+    Delivery,
+    Failure,
+    Letter,
+    Parcel,
+    Post,
+    Task,
+    carry,
+    heard,
+    introduction,
+    parcels,
+    send,
+)
+from forefed.federation.inprocess import ClientStore
 from forefed.federation.replica import Replica
 from forefed.wire.orders import encode_broadcast, encode_order
 
-LONGEST_REASON = 300  # characters of a site's own words that are kept
 OTHER = {"weights": "other weights", "tokenizer": "another tokeniser"}
 """What a site must have as the server has it, and what it has otherwise."""
 ROOM = 1 << 26  # bytes that an answer may have beyond four times the parameters
 
 LARGEST_ANSWER = 1 << 28
 """Bytes of an answer to a question: sums of products of 8,000 features are half of it."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What the post says of a question that no site answered."""
-
-    reason: LossReason
-    detail: str
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What came for the question with this id."""
-
-    question: str
-    content: Envelope | Failure
-
-
-class Post(Protocol):
-    """Carries envelopes to nodes and back."""
-
-    def nodes(self) -> Mapping[int, str]:
-        """The nodes that are reachable now, with the names under which the operator has registered
-        their keys ("": no name)."""
-
-    def push(self, letters: Sequence[tuple[int, Envelope]], ttl_s: float) -> Sequence[str | None]:
-        """An id for every (node, question); None where it could not be sent."""
-
-    def pull(self, questions: Sequence[str]) -> Iterable[Delivery]:
-        """What has come for these questions, each at most once."""
-
-
-Judge = Callable[[Envelope | Failure], Reply | Lost]
-"""What an answer to a letter means."""
-
-
-@dataclass
-class Task:
-    """A letter that was sent, until ``last`` at most; ``came``: what was answered."""
-
-    letter: Envelope
-    judge: Judge
-    last: float
-    life_s: float
-    came: Envelope | Failure | None = None
-
-    def outcome(self) -> Reply | Lost:
-        assert self.came is not None
-        return self.judge(self.came)
-
-    def lost(self, why: str) -> Lost:
-        return Lost(self.letter.round, self.letter.client, "deadline", why, self.letter.size)
 
 
 @dataclass
@@ -112,6 +70,8 @@ class RemoteClients:
     """Open questions "join" -> node."""
     at_work: dict[str, Task] = field(default_factory=dict)
     """Orders that stay on their way beyond a round, by question."""
+    aggregators: set[int] = field(default_factory=set)
+    """Nodes that speak for sites of their own."""
     turned_away: set[int] = field(default_factory=set)
     """Nodes that do not take part; asked again in the next round."""
     begun: bool = False
@@ -124,8 +84,10 @@ class RemoteClients:
         self.begun = True
         self.turned_away.clear()
         last = time.monotonic() + self.join_s
+        asked_again = False
         while True:
-            self.look_around()
+            self.look_around(asked_again)
+            asked_again = True
             late = time.monotonic() >= last
             if len(self.homes) >= wanted or (late and self.homes):
                 return sorted(self.homes)
@@ -135,15 +97,22 @@ class RemoteClients:
                 last = time.monotonic() + self.join_s
             time.sleep(self.poll_s)
 
-    def look_around(self) -> None:
-        """Forget who has left, ask who is new, and hear who has answered."""
+    def look_around(self, again: bool = False) -> None:
+        """Forget who has left, ask who is new, and hear who has answered.
+
+        Args:
+            again: ask aggregators, too, whether somebody has come to them.
+        """
         nodes = self.post.nodes()
         for client, home in self.homes.items():
             if home not in nodes:
                 self.tell_again(f"{self.names[client]} is gone", f"{self.names[client]} takes part")
         self.homes = {client: node for client, node in self.homes.items() if node in nodes}
         self.joining = {q: node for q, node in self.joining.items() if node in nodes}
+        self.aggregators &= {*nodes}
         known = {*self.homes.values(), *self.joining.values(), *self.turned_away}
+        if again:
+            known -= self.aggregators - {*self.joining.values()}
         new = [node for node in nodes if node not in known]
         letter = Envelope("join", self.run, text=self.settings)
         asked = self.post.push([(node, letter) for node in new], self.join_s) if new else []
@@ -156,28 +125,61 @@ class RemoteClients:
     def welcome(self, node: int, registered: str, answer: Envelope | Failure) -> None:
         """Take a site in that has answered "joined", or say why not."""
         try:
-            about = _introduction(answer)
+            about = introduction(answer)
             name = one_line(str(about.get("site")), LONGEST_REASON)
             if registered and name != registered:
                 raise ProtocolError(
                     f"it calls itself '{name}', but its key is registered as '{registered}'"
                 )
-            if name not in self.names:
-                raise ProtocolError(f"'{name}' is not among partition.names")
-            client = list(self.names).index(name)
-            if self.homes.get(client, node) != node:
-                raise ProtocolError(f"'{name}' has joined from another node already")
-            for what, meant in OTHER.items():
-                same_format = about.get("dtype") == self.weights["dtype"] or what != "weights"
-                if same_format and about.get(what) != self.weights.get(what):
-                    raise ProtocolError(f"'{name}' has {meant} under the model's name")
-            if about.get("dtype") != self.weights["dtype"]:
-                form = one_line(str(about.get("dtype")), LONGEST_REASON)
-                self.once(f"{name} computes in {form}")
+            sites = about.get("sites")
+            if sites is None:
+                self.take_in(node, about)
+                return
+            if not isinstance(sites, list) or not all(isinstance(x, dict) for x in sites):
+                raise ProtocolError("its introduction names no sites")
         except ProtocolError as error:
             self.turned_away.add(node)
             self.once(f"{registered or 'a site'} does not take part: {error}")
             return
+        self.aggregators.add(node)
+        self.below(node, sites)
+
+    def below(self, node: int, sites: Sequence[Json]) -> None:
+        """Take in the sites of an aggregator, and forget those that it has no more."""
+        there = set()
+        for about in sites:
+            name = one_line(str(about.get("site")), LONGEST_REASON)
+            try:
+                if "why" in about:
+                    raise ProtocolError(one_line(str(about["why"]), LONGEST_REASON))
+                self.take_in(node, about)
+                there.add(name)
+            except ProtocolError as error:
+                self.once(f"{name} does not take part: {error}")
+        for client, home in [*self.homes.items()]:
+            if home == node and self.names[client] not in there:
+                del self.homes[client]
+                self.tell_again(f"{self.names[client]} is gone", f"{self.names[client]} takes part")
+
+    def take_in(self, node: int, about: Json) -> None:
+        """Let a site take part that lives at this node, or behind it.
+
+        Raises:
+            ProtocolError: why not.
+        """
+        name = one_line(str(about.get("site")), LONGEST_REASON)
+        if name not in self.names:
+            raise ProtocolError(f"'{name}' is not among partition.names")
+        client = list(self.names).index(name)
+        if self.homes.get(client, node) != node:
+            raise ProtocolError(f"'{name}' has joined from another node already")
+        for what, meant in OTHER.items():
+            same_format = about.get("dtype") == self.weights["dtype"] or what != "weights"
+            if same_format and about.get(what) != self.weights.get(what):
+                raise ProtocolError(f"'{name}' has {meant} under the model's name")
+        if about.get("dtype") != self.weights["dtype"]:
+            form = one_line(str(about.get("dtype")), LONGEST_REASON)
+            self.once(f"{name} computes in {form}")
         self.homes[client] = node
         self.tell_again(f"{name} takes part", f"{name} is gone")
 
@@ -198,84 +200,43 @@ class RemoteClients:
         enough: Callable[[], bool] = lambda: False,
     ) -> Iterator[Reply | Lost]:
         """As ``Transport.exchange``; the deadline is the life of every message, too."""
-        yield from self.carry(self.ordered(orders), deadline_s, enough)
+        yield from self.carry(list(self.letters(orders)), deadline_s, enough)
 
     def gather(
         self, orders: Iterable[Order], deadline_s: float | None, enough: Callable[[], bool]
     ) -> Iterator[Reply | Lost]:
         """As ``Standing.gather``; every order has the whole deadline from when it was sent."""
-        at_work = {(t.letter.round, t.letter.client) for t in self.at_work.values()}
+        assert deadline_s is not None, "config/compat.py wants one"
+        at_work = {x.place for task in self.at_work.values() for x in task.parcel.letters}
         new = [o for o in orders if (o.round, o.client) not in at_work]
-        yield from self.send(self.ordered(new), deadline_s, self.at_work)
-        yield from self.heard(self.at_work, enough)
+        sent = self.parcels(list(self.letters(new)))
+        yield from send(self.post, sent, deadline_s, self.at_work)
+        yield from heard(self.post, self.at_work, enough, self.poll_s)
 
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None
     ) -> Iterator[Reply | Lost]:
         """As ``Transport.tell``."""
-        letters = [
-            Envelope("ask", self.run, round, c, self.settings, {"question": message})
-            for c, message in messages.items()
-        ]
-        asked = [(e, partial(self.answer, e)) for e in letters]
-        yield from self.carry(asked, deadline_s, lambda: False)
+        same: dict[bytes, bytes] = {}  # equal ones are one: an aggregator is sent it once
+        letters = []
+        for client, message in messages.items():
+            blobs = {"question": same.setdefault(message, message)}
+            one = Envelope("ask", self.run, round, client, self.settings, blobs)
+            letters.append(Letter(one, self.names[client], LARGEST_ANSWER))
+        yield from self.carry(letters, deadline_s, lambda: False)
 
     def carry(
-        self,
-        letters: Sequence[tuple[Envelope, Judge]],
-        deadline_s: float | None,
-        enough: Callable[[], bool],
+        self, letters: Sequence[Letter], deadline_s: float | None, enough: Callable[[], bool]
     ) -> Iterator[Reply | Lost]:
-        """Send letters to the homes of their clients; one outcome for each."""
-        tasks: dict[str, Task] = {}
-        yield from self.send(letters, deadline_s, tasks)
-        yield from self.heard(tasks, enough)
-        for task in tasks.values():
-            yield task.lost(SURPLUS)
-
-    def send(
-        self,
-        letters: Sequence[tuple[Envelope, Judge]],
-        deadline_s: float | None,
-        tasks: dict[str, Task],
-    ) -> Iterator[Lost]:
-        """Put letters among the tasks; a loss for each that could not be sent."""
+        """Send letters to the homes of their clients; every client is in one outcome."""
         assert deadline_s is not None, "config/compat.py wants one"
-        last = time.monotonic() + deadline_s
-        sent = [(self.homes[e.client], e) for e, _ in letters]
-        ids = self.post.push(sent, deadline_s) if sent else []
-        for question, (letter, judge) in zip(ids, letters, strict=True):
-            if question is None:
-                yield Lost(letter.round, letter.client, "transport", "could not be sent")
-            else:
-                tasks[question] = Task(letter, judge, last, deadline_s)
+        yield from carry(self.post, self.parcels(letters), deadline_s, enough, self.poll_s)
 
-    def heard(self, tasks: dict[str, Task], enough: Callable[[], bool]) -> Iterator[Reply | Lost]:
-        """Outcomes as they come; whatever is left when there is enough stays among the tasks."""
-        while tasks:
-            for delivery in self.post.pull([q for q, t in tasks.items() if t.came is None]):
-                task = tasks.get(delivery.question)
-                if task is not None and task.came is None:  # else twice, or nobody asked
-                    task.came = delivery.content
-                    tasks[delivery.question] = tasks.pop(delivery.question)  # in order of arrival
-            for question in [q for q, t in tasks.items() if t.came is not None]:
-                if enough():
-                    break
-                yield tasks.pop(question).outcome()
-            now = time.monotonic()
-            for question in [q for q, t in tasks.items() if t.came is None and now >= t.last]:
-                task = tasks.pop(question)
-                yield task.lost(f"no answer within {task.life_s:g} s")
-            if enough():
-                return
-            if tasks:
-                time.sleep(self.poll_s)
+    def parcels(self, letters: Sequence[Letter]) -> Sequence[Parcel]:
+        homes = {self.names[client]: node for client, node in self.homes.items()}
+        return parcels(letters, homes, self.aggregators, self.below)
 
-    def ordered(self, orders: Iterable[Order]) -> list[tuple[Envelope, Judge]]:
-        """The letters of orders, and what their answers mean."""
-        return [(e, partial(self.outcome, o, e.size)) for o, e in self.letters(orders)]
-
-    def letters(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Envelope]]:
+    def letters(self, orders: Iterable[Order]) -> Iterator[Letter]:
         """Every order as it travels; the broadcast is encoded once for all that have the same."""
         broadcasts: dict[int, bytes] = {}
         for order in orders:
@@ -287,57 +248,7 @@ class RemoteClients:
                     broadcasts[which] = encode_broadcast(order)
                 held = {"state": broadcasts[which]}
             blobs = {**held, "order": encode_order(order)}
-            yield (
-                order,
-                Envelope("train", self.run, order.round, order.client, self.settings, blobs),
-            )
-
-    def outcome(self, order: Order, sent: int, content: Envelope | Failure) -> Reply | Lost:
-        """What an answer to an order means."""
-        largest = 4 * sum(x.nbytes for x in order.params.values()) + ROOM
-        place = (order.round, order.client)
-        return self.judged(place, ("trained", "update"), sent, largest, content)
-
-    def answer(self, letter: Envelope, content: Envelope | Failure) -> Reply | Lost:
-        """What an answer to a question means."""
-        place = (letter.round, letter.client)
-        return self.judged(place, ("answered", "answer"), letter.size, LARGEST_ANSWER, content)
-
-    def judged(
-        self,
-        place: tuple[int, int],
-        form: tuple[str, str],
-        sent: int,
-        largest: int,
-        content: Envelope | Failure,
-    ) -> Reply | Lost:
-        """A reply, or a loss where what came is not for this letter, or too large.
-
-        Args:
-            place: round and client of the letter.
-            form: the kind that the answer must have, and its only blob.
-        """
-
-        def lost(reason: LossReason, detail: str) -> Lost:
-            return Lost(*place, reason, one_line(detail, LONGEST_REASON), sent)
-
-        if isinstance(content, Failure):
-            return lost(content.reason, content.detail)
-        if content.kind in ("refused", "failed"):
-            return lost("error", f"{content.kind}: {content.text}")
-        if content.kind != form[0] or (content.run, content.round, content.client) != (
-            self.run,
-            *place,
-        ):
-            return lost("transport", "the answer is not for this order")
-        if content.blobs.keys() != {form[1]} or len(content.blobs[form[1]]) > largest:
-            return lost("transport", f"the answer has {content.size} bytes; at most {largest}")
-        return Reply(*place, content.blobs[form[1]], sent)
-
-
-def _introduction(answer: Envelope | Failure) -> Json:
-    if isinstance(answer, Failure):
-        raise ProtocolError(answer.detail)
-    if answer.kind != "joined":
-        raise ProtocolError(f"{answer.kind}: {one_line(answer.text, LONGEST_REASON)}")
-    return json_table(answer.text, "its introduction")
+            place = (order.round, order.client)
+            one = Envelope("train", self.run, *place, self.settings, blobs)
+            largest = 4 * sum(x.nbytes for x in order.params.values()) + ROOM
+            yield Letter(one, self.names[order.client], largest)

@@ -37,7 +37,7 @@ dependencies = []
 publisher = "forefed"
 
 [tool.flwr.app.components]
-serverapp = "forefed_server:app"
+serverapp = "forefed_{server}:app"
 clientapp = "forefed_client:app"
 
 [tool.flwr.app.config]
@@ -46,7 +46,6 @@ here = ""
 resume = false
 accept-changes = false
 """
-PARTS = ("server", "client")
 MODULE = 'from forefed.deploy.flower_{part} import app\n\n__all__ = ["app"]\n'
 """What Flower carries to its processes: only where the installed package is entered."""
 
@@ -79,13 +78,19 @@ def start_run(
     (handed / ERROR).unlink(missing_ok=True)
     record.write_config(handed, config)
     app = handed / "app"  # only this travels to the sites
-    write_atomic(app / "pyproject.toml", APP.format(version=__version__).encode())
-    for part in PARTS:
-        write_atomic(app / f"forefed_{part}.py", MODULE.format(part=part).encode())
+    write_app(app, "server")
     flags = {"resume": resume, "accept-changes": accept_changes}
     said = " ".join(f"{name}={str(on).lower()}" for name, on in flags.items())
     values = f'folder="{handed}" here="{here}" {said}'
     return str(flwr(folder, "run", str(app), CONNECTION, "--run-config", values)["run-id"])
+
+
+def write_app(app: Path, server: str) -> None:
+    """What Flower is given: the module of its process at the server, and of that at a site."""
+    text = APP.format(version=__version__, server=server)
+    write_atomic(app / "pyproject.toml", text.encode())
+    for part in (server, "client"):
+        write_atomic(app / f"forefed_{part}.py", MODULE.format(part=part).encode())
 
 
 def follow(

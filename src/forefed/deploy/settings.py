@@ -56,8 +56,10 @@ class Policy(Settings):
     channels: tuple[Annotated[str, AfterValidator(lambda x: CHANNELS[x].kind_name())], ...] = (
         "plain",
         "secure_sum",
+        "partial_sums",
     )
-    """What the server may see of this site: its own contribution ("plain"), or sums of a group."""
+    """What the server may see of this site: its own contribution ("plain"; with "partial_sums" an
+    aggregator between them sees it), or sums of a group."""
     min_group: Annotated[int, Field(ge=3)] = 5
     """Sites that a secure sum has at least."""
     max_epsilon: Annotated[float, Field(gt=0)] | None = None
@@ -86,7 +88,7 @@ class Policy(Settings):
         channel = config.channel
         if channel.kind not in self.channels:
             raise Refusal(f"channel '{channel.kind}' is not allowed here (policy.channels)")
-        if channel.sums and channel.least < self.min_group:
+        if channel.hides and channel.least < self.min_group:
             least = self.min_group
             raise Refusal(f"channel.min_group = {channel.least}, at least {least} here")
         if self.max_epochs is not None and client.epochs > self.max_epochs:

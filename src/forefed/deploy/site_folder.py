@@ -104,9 +104,9 @@ def init_site(
     shutil.copyfile(authority, folder.authority)
     write_key_pair(folder.key, folder.public, name)
     write_secret(folder.secret)
-    rows = (ROWS if script is None else SCRIPT).format(_quote(where))
-    quoted = {"name": _quote(name), "server": _quote(server), "rows": rows}
-    write_atomic(path, TEMPLATE.format(port=port, **quoted).encode(), 0o600)
+    rows = (ROWS if script is None else SCRIPT).format(quoted(where))
+    named = {"name": quoted(name), "server": quoted(server), "rows": rows}
+    write_atomic(path, TEMPLATE.format(port=port, **named).encode(), 0o600)
     write_atomic(
         folder.root / "install" / "forefed-site.service", unit("site", folder.root).encode()
     )
@@ -200,6 +200,6 @@ def renew_key(root: Path) -> Path:
     return folder.public
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
     """As a TOML string."""
     return json.dumps(text, ensure_ascii=False)

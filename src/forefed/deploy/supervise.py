@@ -38,6 +38,8 @@ class Program:
     command: Sequence[str]
     fatal: frozenset[int] = frozenset()
     patient: Mapping[int, Pause] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Beside that of all programs."""
 
 
 @dataclass
@@ -119,7 +121,7 @@ def look_after(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**os.environ, **environment, **each.program.environment},
                 start_new_session=True,  # Ctrl-C is ours to pass on, and what they start ends too
             )
         each.started = now

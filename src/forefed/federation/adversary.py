@@ -19,7 +19,7 @@ from forefed.attacks.attack import likeness
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Lost, Order, Params, Reply, Unit, Update
-from forefed.federation.inprocess import SURPLUS, ClientStore, InProcess
+from forefed.federation.inprocess import SURPLUS, Carrier, ClientStore
 from forefed.federation.replica import Replica
 from forefed.wire import Codec
 from forefed.wire.message import kind_of, unpack, unpack_tensors
@@ -34,7 +34,7 @@ class Adversary:
     last round, the cosine of what hostile clients found in their data to the benign mean.
     """
 
-    inner: InProcess
+    inner: Carrier
     attack: Hostile
     who: frozenset[int]
     codec: Codec
@@ -88,7 +88,7 @@ class Adversary:
         for outcome in outcomes:
             if isinstance(outcome, Reply):
                 payload = sent.get(outcome.client, outcome.payload)
-                outcome = Reply(outcome.round, outcome.client, payload, outcome.bytes_down)
+                outcome = replace(outcome, payload=payload)
                 if enough():
                     at = outcome.round, outcome.client
                     yield Lost(*at, "deadline", SURPLUS, outcome.bytes_down)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from forefed.channel import Channel
@@ -90,18 +90,23 @@ def exchange(
                 came.bytes_up += outcome.bytes_up
                 started = time.perf_counter()
                 try:
-                    session.take(phase, outcome.client, outcome.payload)
+                    if outcome.together:
+                        session.take_sum(outcome.together, outcome.payload)
+                    else:
+                        session.take(phase, outcome.client, outcome.payload)
                     if phase == TRAIN:
-                        answered.append(outcome.client)
+                        answered += outcome.clients
                 except ProtocolError as error:
                     said = Lost(round, outcome.client, "transport", str(error))
                 came.receiving_s += time.perf_counter() - started
-            if isinstance(said, Lost) and phase in after:
-                silent[said.client] = said
-            elif isinstance(said, Lost):
-                came.lost.append(said)
-            if phase == TRAIN or (phase in before and isinstance(said, Lost)):
-                on_outcome(outcome)
+            for client in outcome.clients:
+                mine = said if client == said.client else replace(said, client=client)
+                if isinstance(mine, Lost) and phase in after:
+                    silent[client] = mine
+                elif isinstance(mine, Lost):
+                    came.lost.append(mine)
+                if phase == TRAIN or (phase in before and isinstance(mine, Lost)):
+                    on_outcome(outcome if client == outcome.client else mine)
     started = time.perf_counter()
     opened = session.open()
     came.receiving_s += time.perf_counter() - started

@@ -29,6 +29,7 @@ from forefed.core.types import (
     Order,
     Params,
     Reply,
+    Transport,
     Update,
     drawn_from,
 )
@@ -67,6 +68,16 @@ class ClientStore:
     @staticmethod
     def unflat(tensors: Params) -> ClientStore:
         return ClientStore({int(c): state for c, state in of_flat(tensors).items()})
+
+
+class Carrier(Transport, Protocol):
+    """A transport, and what of its clients a checkpoint keeps (of real sites nothing)."""
+
+    @property
+    def store(self) -> ClientStore: ...
+
+    @property
+    def replica(self) -> Replica | None: ...
 
 
 Held = tuple[Params, Params]

@@ -118,7 +118,7 @@ class DpClient(Private):
         reading = [m.kind for m in config.modifiers if m.individual and m.kind != self.kind]
         if reading:
             yield f"bounds single contributions, and '{reading[0]}' changes them; drop one"
-        if config.channel.sums and config.select.kind == "poisson":
+        if config.channel.least > 1 and config.select.kind == "poisson":
             yield (
                 "channel.kind = 'secure_sum' gives up groups that are too small, which tells how "
                 "many were drawn; set select.kind = 'uniform'"

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from forefed.attacks import Hostile
+from forefed.channel import PartialSums
 from forefed.config.config import Config
 from forefed.config.privacy import check_units
 from forefed.core import trees
@@ -20,14 +21,14 @@ from forefed.core.types import (
     ClientState,
     Order,
     Params,
-    Transport,
     Unit,
     Update,
 )
 from forefed.data.examples import ClientData
 from forefed.federation.adversary import Adversary
+from forefed.federation.aggregators import Aggregators
 from forefed.federation.exchange import check_groups
-from forefed.federation.inprocess import ClientFn, ClientStore, InProcess
+from forefed.federation.inprocess import Carrier, ClientFn, ClientStore, InProcess
 from forefed.federation.replica import Replica
 from forefed.federation.server import Layout, Server
 from forefed.federation.star import RunState, Star
@@ -51,16 +52,6 @@ class Model(Protocol):
 
     @property
     def head(self) -> frozenset[str]: ...
-
-
-class Carrier(Transport, Protocol):
-    """A transport, and what of its clients a checkpoint keeps (of real sites nothing)."""
-
-    @property
-    def store(self) -> ClientStore: ...
-
-    @property
-    def replica(self) -> Replica | None: ...
 
 
 def assemble(
@@ -108,7 +99,7 @@ def assemble(
         attack, who = config.attack, frozenset[int]()
         if isinstance(attack, Hostile):
             who = hostile_among(attack, population, config.seed)
-        inside = InProcess(
+        transport = inside = InProcess(
             population_size=population,
             lookup=lambda c: (
                 attack.data_of(c, lookup, who, Key(config.seed)) if c in who else lookup(c)
@@ -123,10 +114,11 @@ def assemble(
             measuring=Measured(trainer_of) if measure else None,
             workers=workers,
         )
-        transport = inside
+        if isinstance(channel, PartialSums) and channel.aggregators:
+            transport = Aggregators(inside, channel.aggregators)
         if isinstance(attack, Hostile):
             transport = Adversary(
-                inner=inside,
+                inner=transport,
                 attack=attack,
                 who=who,
                 codec=config.codec,

@@ -17,6 +17,7 @@ from forefed.core.files import kept_secret
 from forefed.core.keys import Key, Secret
 from forefed.data.prepare import Prepared, prepare
 from forefed.federation.folds import Groups, groups_of
+from forefed.federation.inprocess import Carrier
 from forefed.federation.star import RunState, Star
 from forefed.local import TaskView, Trainer
 from forefed.models.inspect import look
@@ -26,7 +27,7 @@ from forefed.models.prefix import FrozenPrefix, weights_before
 from forefed.models.prefix_cache import PrefixCache
 from forefed.models.shell import check_length
 from forefed.models.task import Task
-from forefed.run.assemble import Carrier, assemble, make_trainer, trainers
+from forefed.run.assemble import assemble, make_trainer, trainers
 from forefed.run.client_engines import Engines, Planner, measure_now, resolve
 from forefed.run.record import ENVIRONMENT, read_json
 from forefed.start import ClosedForm, one_text, start_of, words_of

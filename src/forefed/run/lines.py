@@ -93,7 +93,7 @@ def protects(config: Config) -> list[Json]:
     """What of the configuration stands between a client's rows and others, or between the model
     and hostile clients; who reads the record is told."""
     found: list[tuple[str, str]] = []
-    if config.channel.sums:
+    if config.channel.hides:
         found.append(("secure sum", config.channel.told()))
     found += [(f"noise ({m.kind})", m.summary()) for m in config.modifiers if m.private]
     if config.start.private:

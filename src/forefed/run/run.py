@@ -306,7 +306,7 @@ def _solved(federation: Federation, folder: Path, told: Told) -> Begun | None:
         ledger.enter,
         partial(groups_at, config, start),
     )
-    if begun.words is not None and not way.channel.sums and start.words == "auto":
+    if begun.words is not None and not way.channel.hides and start.words == "auto":
         text = (
             "words count beside the features here; between machines they do under channel.kind = "
             "'secure_sum' only, or where start.words is a number, as they tell what a site's "

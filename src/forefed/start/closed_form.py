@@ -221,7 +221,7 @@ def words_of(config: Any, pooling: str) -> int:
         return start.words
     if config.data.client_test_fraction == 0:
         return 0  # nobody could say how much they should count
-    seen = config.partition.kind == "sites" and not config.channel.sums
+    seen = config.partition.kind == "sites" and not config.channel.hides
     return 0 if seen else WORDS
 
 
@@ -256,7 +256,7 @@ def _unfit(start: ClosedForm, config: Any) -> Iterator[str]:
     if start.f not in ("auto", 0) and config.channel.sums:
         yield (
             "start.f: who lies is found by looking at single sums, and channel.kind = "
-            f"'{config.channel.kind}' hides them; leave it out, and bound them by start.max_rows"
+            f"'{config.channel.kind}' shows none; leave it out, and bound them by start.max_rows"
         )
     if start.prior == "uniform" and not targets.named:
         yield (

@@ -184,7 +184,7 @@ def _troubles_of_shares(start: ClosedForm, config: Any) -> Iterator[str]:
     if start.noise_by == "server":
         return
     channel, least = config.channel, config.channel.least
-    if not channel.sums:
+    if not channel.hides:
         yield (
             "noise_by = 'clients' gives every client a share of the noise, too little for its sums "
             "alone; set channel.kind = 'secure_sum', or noise_by = 'server'"
