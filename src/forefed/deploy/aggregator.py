@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from forefed.channel.partial_sums import Adding, PartialSums
@@ -103,8 +103,8 @@ class Aggregator:
         ids = self.post.push([(node, letter) for node in new], JOIN_S) if new else []
         self.joining |= {q: node for q, node in zip(ids, new, strict=True) if q is not None}
         for delivery in self.post.pull(list(self.joining)) if self.joining else []:
-            node = self.joining.pop(delivery.question, None)
-            if node is not None:
+            if delivery.question in self.joining:
+                node = self.joining.pop(delivery.question)
                 try:
                     self.take_in(node, nodes[node], introduction(delivery.content))
                 except ProtocolError as error:
@@ -129,7 +129,7 @@ class Aggregator:
             self.below.add(node)
         self.hear(node, sites)
 
-    def hear(self, node: int, sites: list[Json]) -> None:
+    def hear(self, node: int, sites: Sequence[Json]) -> None:
         """Who is there at a node, or below it."""
         self.homes = {name: home for name, home in self.homes.items() if home != node}
         self.about[node] = []
@@ -169,10 +169,7 @@ class Aggregator:
         return packed(answered, outcomes, self.sites())
 
     def _carried(self, letters: list[Letter], left_s: float) -> Iterator[Reply | Lost]:
-        def heard(node: int, sites: list[Json]) -> None:
-            self.hear(node, sites)
-
-        sent = parcels(letters, self.homes, self.below, heard)
+        sent = parcels(letters, self.homes, self.below, self.hear)
         return carry(self.post, sent, left_s, poll_s=self.poll_s)
 
 
