@@ -41,9 +41,7 @@ def test_two_sites_below_an_aggregator_end_with_the_bits_of_the_rehearsal(
         place = ["--server", f"127.0.0.1:{port}", "--ca", east / "ca.crt", "--port", free_port()]
         forefed("site", "init", site, "--name", name, "--data", federation.files[name], *place)
         settings = site / "site.toml"
-        settings.write_text(
-            settings.read_text().replace('minilm = "minilm"', f"{model} = {model}")
-        )
+        settings.write_text(settings.read_text().replace('minilm = "minilm"', f"{model} = {model}"))
         forefed("server", "admit", east, name, site / "node.pub")
         started[name] = start("site", "start", site, log=federation.root / f"below-{name}.out")
     try:

@@ -80,7 +80,9 @@ def test_losses_below_an_aggregator_are_those_of_the_flat_run() -> None:
     assert all(x.equal(deep.params[name]) for name, x in flat.params.items())
     for one, other in zip(flat.reports, deep.reports, strict=True):
         assert one.lost and other.heard == one.heard
-        assert {(x.client, x.reason) for x in other.lost} == {(x.client, x.reason) for x in one.lost}
+        assert {(x.client, x.reason) for x in other.lost} == {
+            (x.client, x.reason) for x in one.lost
+        }
 
 
 def update(client: int) -> Update:
@@ -163,7 +165,10 @@ def adding_alone(totals: Totals[Sum], client: int) -> Any:
     ("settings", "said"),
     [
         (["aggregator=median"], "aggregator.kind = 'median' reads single contributions, which "),
-        (["codec=quantised"], "codec.kind = 'quantised': channel.kind = 'partial_sums' sends words"),
+        (
+            ["codec=quantised"],
+            "codec.kind = 'quantised': channel.kind = 'partial_sums' sends words",
+        ),
         (["strategy=spry", "codec=scalars"], "own directions cannot be summed"),
         (["topology=gossip", "topology.graph=ring"], "has no server"),
         (["start=closed_form", "start.f=1"], "'partial_sums' shows none"),

@@ -197,5 +197,3 @@ def check_channel(settings: str) -> None:
             f"an aggregator adds up, and channel.kind = '{one_line(str(kind), 40)}' is not for "
             f"that; set channel.kind = '{PartialSums.kind_name()}'"
         )
-
-

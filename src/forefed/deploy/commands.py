@@ -1,4 +1,5 @@
-"""``forefed site``, ``server``, ``aggregator`` and ``peer``: every command is a few lines around a function."""
+"""``forefed site``, ``server``, ``aggregator`` and ``peer``: each command a few lines around a
+function."""
 
 from __future__ import annotations
 
@@ -219,9 +220,7 @@ def server_status(folder: Folder) -> None:
 def aggregator_init(
     folder: Folder,
     name: Annotated[str, typer.Option(help="As the server's operator shall register it.")],
-    server_address: Annotated[
-        str, typer.Option("--server", help="host:port of the server above.")
-    ],
+    server_address: Annotated[str, typer.Option("--server", help="host:port of the server above.")],
     ca: Annotated[Path, typer.Option(help="The ca.crt of the server above.")],
     host: Annotated[str, typer.Option(help="Interface to listen on, for your sites.")] = (
         "127.0.0.1"

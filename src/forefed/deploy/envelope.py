@@ -29,9 +29,10 @@ Asked = Literal["join", "train", "ask", "letters"]
 Answered = Literal["joined", "trained", "answered", "summed", "refused", "failed"]
 Kind = Literal[Asked, Answered]
 """Asked: "join" (may I take part in this run?), "train", "ask" (sums over this site's rows, for
-example the head's statistics or held-out losses), and "letters" (of an aggregator: several of the
-two before, for its sites). Answered: "joined", "trained", "answered", "summed", "refused" (the site's policy; ``text`` says why) and "failed" (``text`` names no more than the kind
-of the fault: details stay in the site's log, as they may hold its texts)."""
+example the head's statistics or held-out losses), and of an aggregator "letters" (several of the
+last two, for its sites). Answered: "joined", "trained", "answered", "summed", "refused" (the site's
+policy; ``text`` says why) and "failed" (``text`` names no more than the kind of the fault: details
+stay in the site's log, as they may hold its texts)."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from forefed.core.types import Json, Lost, Order, Reply
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.parcels import (
     LONGEST_REASON,
-    Delivery,
     Failure,
     Letter,
     Parcel,

@@ -95,7 +95,7 @@ def exchange(
                     else:
                         session.take(phase, outcome.client, outcome.payload)
                     if phase == TRAIN:
-                        answered += outcome.clients
+                        answered.extend(outcome.clients)
                 except ProtocolError as error:
                     said = Lost(round, outcome.client, "transport", str(error))
                 came.receiving_s += time.perf_counter() - started
