@@ -72,6 +72,8 @@ NEEDS: dict[str, list[str]] = {
     'modifiers=["fzoos"]': ["strategy=fzoos", "client.batch_size=all"],
     'modifiers=["feddyn"]': ["strategy=feddyn"],
     "topology=buffered": ["strategy=fedbuff"],
+    "topology=dadao": ["strategy=dadao", "client.batch_size=all"],
+    "strategy=dadao": ["client.batch_size=all"],
     "sharing=fine_tune": ["strategy=fedavg", "sharing.after=1"],
     "sharing=local_only": ["strategy=fedavg"],
     "sharing=local_labels": ["strategy=fedavg"],

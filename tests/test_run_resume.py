@@ -34,6 +34,7 @@ STATEFUL = {
     "sums over a pool": ["strategy=fedkseed", "adapter=lora", "directions.size=64"],
     "nodes and their momentum": ["strategy=monna", "topology.graph=ring", "adapter.r=2"],
     "points that were asked": [*FZOOS, "adapter.u=6", "client.epochs=2"],
+    "clocks of nodes and edges": ["strategy=dadao", "client.batch_size=all"],
     "updates that wait": ["strategy=fwdllm", "trigger.at_most=7", "directions.k=2"],
 }
 

@@ -3,6 +3,7 @@
 from forefed.core.errors import UserError, nearest
 from forefed.core.plugins import Entries
 from forefed.strategies.baffle import BAFFLE
+from forefed.strategies.dadao import DADAO
 from forefed.strategies.decomfl import DECOMFL
 from forefed.strategies.dfedsam import DFEDSAM
 from forefed.strategies.fedadagrad import FEDADAGRAD
@@ -75,6 +76,7 @@ _ALL = (
     FEDSPEED,
     FEDBUFF,
     FZOOS,
+    DADAO,
 )
 
 
