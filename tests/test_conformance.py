@@ -79,6 +79,7 @@ NEEDS: dict[str, list[str]] = {
     "sharing=local_labels": ["strategy=fedavg"],
     "select=availability": ["select.part=0.9"],
     "sharing=ranks": ["strategy=flexlora"],
+    **{entry: ["strategy=flow"] for entry in ("sharing=flow", "client=flow", "adapter=lora_flow")},
     **{
         f"aggregator={kind}": [f"strategy={kind}"]
         for kind in ("fedex", "flora", "flexlora", "hetlora", "fedsvd", "fedkrso")
@@ -124,7 +125,10 @@ WITH_ALL = ("dense", "scalars")
 """Codecs that are run with every strategy; the others with these, and with all by ``-m full``."""
 WITH_THESE = ("fedavg", "fedavg_split", "feedsign", "spry")
 ADAPTED = list(
-    product([n for n, s in STRATEGIES.items() if "adapter" not in s.fixed], ADAPTERS.kinds())
+    product(
+        [n for n, s in STRATEGIES.items() if "adapter" not in s.fixed],
+        [kind for kind in ADAPTERS.kinds() if not ADAPTERS[kind].only],
+    )
 )
 
 

@@ -2,13 +2,15 @@
 
 from forefed.core.settings import Registry
 from forefed.local.brought import Brought
+from forefed.local.flow import Flow
 from forefed.local.replay import check_slopes, replay, variance_of
 from forefed.local.training import LocalTraining, TaskView, Trainer
 
-CLIENTS: Registry[LocalTraining] = Registry("client", [LocalTraining, Brought])
+CLIENTS: Registry[LocalTraining] = Registry("client", [LocalTraining, Brought, Flow])
 __all__ = [
     "CLIENTS",
     "Brought",
+    "Flow",
     "LocalTraining",
     "TaskView",
     "Trainer",

@@ -100,6 +100,12 @@ class LocalTraining(Choice):
         """Is a step a fixed multiple of the gradient that the optimiser is given?"""
         return self.optimiser.linear
 
+    def walk(
+        self, trainer: Trainer, order: Order, data: ClientData, states: States, ctx: ClientContext
+    ) -> Walked:
+        """One client's local steps, from ``order.params`` over ``order.assigned``."""
+        return trainer.walk(order, data, states, ctx)
+
     def conflicts(self, config: Any) -> Iterator[str]:
         if self.keep_optimiser and config.codec.sends_slopes:
             yield (
@@ -168,6 +174,8 @@ class Walked:
     examples: int
     metrics: dict[str, float]
     slopes: Slopes = field(default_factory=dict)
+    kept: Params = field(default_factory=dict)
+    """What the client keeps for its own answers, beside what it never sends."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +221,7 @@ class Trainer:
                 order, params={**order.params, **own}, assigned=(*order.assigned, *private)
             )
         ctx = ClientContext(order=order, own=secret, head=self.task.head)
-        walked = self.walk(order, data, states, ctx)
+        walked = self.settings.walk(self, order, data, states, ctx)
         params, states = walked.params, dict(walked.states)
         if self.codec.sends_slopes:
             update = Update(order.client, walked.examples, None, walked.slopes, walked.metrics)
@@ -228,7 +236,7 @@ class Trainer:
         for modifier in self.modifiers:
             update, own = modifier.on_send(update, states.get(modifier.owner, {}), sending)
             states = keep(states, modifier.owner, own)
-        mine = trees.pick(params, private)
+        mine = {**trees.pick(params, private), **walked.kept}
         if self.sharing.personal and not self.sharing.keeps_trained:
             mine = self.sharing.kept(torch.as_tensor(data.examples.labels[data.train]))
         if mine:

@@ -20,6 +20,20 @@ class Adapter(Choice):
     """Base of all adapters. The classification head is trained with every one of them."""
 
     reads_weights: ClassVar[bool] = False  # its first values follow from the frozen matrices
+    only: ClassVar[str] = ""
+    """The only ``sharing.kind`` under which it means something; empty: any."""
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        if self.only and config.sharing.kind != self.only:
+            yield (
+                f"adapter.kind = '{self.kind}': sharing.kind = '{config.sharing.kind}' would send "
+                f"what is each client's own; set strategy = '{self.only}', or adapter.kind = 'lora'"
+            )
+        if self.only and config.model.adapter is not None:
+            yield (
+                f"model.adapter: with adapter.kind = '{self.kind}' training begins with an adapter "
+                "of its own; leave it out"
+            )
 
 
 class Targeted(Adapter):
@@ -86,6 +100,7 @@ class Lora(WithDropout):
     source: ClassVar[str] = "Hu et al., arXiv 2106.09685"
 
     def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
         if self.fold and not config.aggregator.folds:
             yield (
                 f"adapter.fold: aggregator.kind = '{config.aggregator.kind}' writes nothing there; "
@@ -104,6 +119,20 @@ class LoraSb(Lora):
 
     source: ClassVar[str] = "Fed-SB, arXiv 2502.15436; LoRA-XS, arXiv 2405.17604"
     reads_weights: ClassVar[bool] = True
+
+
+class LoraFlow(Lora):
+    """LoRA with a second B of each client's own, and a gate between both for every token.
+
+    The model of all clients has the common path alone, which is a plain LoRA.
+    """
+
+    kind: Literal["lora_flow"] = "lora_flow"  # type: ignore[assignment]
+    gate: Annotated[int, Field(ge=1)] = 8
+    """Width of every matrix's gate (published: one network of 32 beside the model)."""
+
+    source: ClassVar[str] = "Flow, arXiv 2211.15281"
+    only: ClassVar[str] = "flow"
 
 
 class TinyLora(WithDropout):
@@ -150,6 +179,7 @@ class HeadOnly(Adapter):
     kind: Literal["head"] = "head"
 
     def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
         if config.data.task.writes:
             yield (
                 "adapter.kind = 'head': a language model has no classification head to train; "
@@ -157,4 +187,6 @@ class HeadOnly(Adapter):
             )
 
 
-ADAPTERS: Registry[Adapter] = Registry("adapter", [Lora, LoraSb, TinyLora, Ia3, BitFit, HeadOnly])
+ADAPTERS: Registry[Adapter] = Registry(
+    "adapter", [Lora, LoraSb, LoraFlow, TinyLora, Ia3, BitFit, HeadOnly]
+)

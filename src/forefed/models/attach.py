@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.lora import CORE, FOLDED
+from forefed.core.routes import GATE_IN, GATE_OUT, OWN, ROUTE, beside
 from forefed.models.adapters import (
     Adapter,
     BitFit,
     HeadOnly,
     Ia3,
     Lora,
+    LoraFlow,
     LoraSb,
     Targeted,
     TinyLora,
@@ -88,6 +90,8 @@ def attach(
         parameter.requires_grad_(False)
     if isinstance(adapter, LoraSb):
         _add_cores(wrapped, working)
+    if isinstance(adapter, LoraFlow):
+        _add_paths(wrapped, adapter.gate, key, working)
     _fix_singular_vectors(wrapped)
     _replace_dropout(wrapped, current)
     for name in head:
@@ -215,6 +219,34 @@ def _through_core(layer: Any) -> Any:
         return nn.functional.linear(output, getattr(layer, CORE).to(output.dtype))
 
     return hook
+
+
+def _add_paths(wrapped: Any, width: int, key: Key, dtype: torch.dtype) -> None:
+    """A client's own B of 0 beside every adapted matrix, and a gate that is half open to it; shut
+    off by its route, until a client sets that (``core.routes``)."""
+    for name, module in wrapped.named_modules():
+        if ADAPTER_NAME not in getattr(module, "lora_A", {}):
+            continue
+        a, b = module.lora_A[ADAPTER_NAME].weight, module.lora_B[ADAPTER_NAME].weight
+        inside = key.fold("init", name, GATE_IN).normal((width, a.shape[1])) / a.shape[1] ** 0.5
+        parts = {
+            OWN: torch.zeros_like(b, dtype=dtype),
+            GATE_IN: inside.to(a.device, dtype),
+            GATE_OUT: torch.zeros(width + 1, dtype=dtype, device=a.device),
+            ROUTE: torch.zeros(3, dtype=dtype, device=a.device),
+        }
+        for part, x in parts.items():
+            module.register_parameter(part, nn.Parameter(x, requires_grad=False))
+        module.register_forward_hook(_second_path)
+
+
+def _second_path(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    a, b = module.lora_A[ADAPTER_NAME].weight, module.lora_B[ADAPTER_NAME].weight
+    x = inputs[0].to(a.dtype)
+    low = nn.functional.linear(module.lora_dropout[ADAPTER_NAME](x), a)
+    parts = {part: getattr(module, part) for part in (OWN, GATE_IN, GATE_OUT, ROUTE)}
+    added = beside(x, low, b, parts) * module.scaling[ADAPTER_NAME]
+    return output + added.to(output.dtype)
 
 
 def _add_dense_parts(wrapped: Any) -> None:

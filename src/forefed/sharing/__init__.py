@@ -5,6 +5,7 @@ from forefed.sharing.everything import Everything
 from forefed.sharing.fedsa_lora import FedSaLora
 from forefed.sharing.ffa_lora import FfaLora
 from forefed.sharing.fine_tune import FineTune
+from forefed.sharing.flow import Flow
 from forefed.sharing.local_labels import LocalLabels
 from forefed.sharing.local_only import LocalOnly
 from forefed.sharing.personal_head import PersonalHead
@@ -14,7 +15,18 @@ from forefed.sharing.sharing import Sharing, Split
 
 SHARINGS: Registry[Sharing] = Registry(
     "sharing",
-    [Everything, PersonalHead, FfaLora, FedSaLora, RoLora, Ranks, FineTune, LocalOnly, LocalLabels],
+    [
+        Everything,
+        PersonalHead,
+        FfaLora,
+        FedSaLora,
+        RoLora,
+        Ranks,
+        FineTune,
+        LocalOnly,
+        LocalLabels,
+        Flow,
+    ],
 )
 __all__ = [
     "SHARINGS",
@@ -22,6 +34,7 @@ __all__ = [
     "FedSaLora",
     "FfaLora",
     "FineTune",
+    "Flow",
     "LocalLabels",
     "LocalOnly",
     "PersonalHead",

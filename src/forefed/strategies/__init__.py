@@ -30,6 +30,7 @@ from forefed.strategies.feedsign import FEEDSIGN
 from forefed.strategies.ffa_lora import FFA_LORA
 from forefed.strategies.flexlora import FLEXLORA
 from forefed.strategies.flora import FLORA
+from forefed.strategies.flow import FLOW
 from forefed.strategies.fwdllm import FWDLLM
 from forefed.strategies.fzoos import FZOOS
 from forefed.strategies.hetlora import HETLORA
@@ -77,6 +78,7 @@ _ALL = (
     FEDBUFF,
     FZOOS,
     DADAO,
+    FLOW,
 )
 
 
