@@ -296,6 +296,7 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "aggregator.kind = 'flora' makes": ["strategy=flora", "client.keep_optimiser=true"],
     "aggregator.kind = 'fedsvd' averages": ["strategy=fedavg", "aggregator=fedsvd"],
     "sharing.kind = 'ranks': aggregator": ["strategy=fedavg", "sharing=ranks"],
+    "sharing.ranks = 'auto' goes": ["strategy=hetlora", "sharing.ranks=auto"],
     "sharing.kind = 'ranks': attack": ["strategy=hetlora", "attack=sign_flip"],
     "sharing.kind = 'ffa_lora': adapter": ["strategy=spry", "adapter=tinylora", "sharing=ffa_lora"],
     "sharing.kind = 'ffa_lora': download": [

@@ -171,6 +171,39 @@ def test_a_plan_of_other_settings_is_not_taken(
     assert len(asked) == 3
 
 
+def test_ranks_by_memory(world: World, tmp_path: Path) -> None:
+    """Backprop takes 10 MB a rank beside 50 of weights: rank 4 fits 100 MB, 1 GB bears all 8; in 55
+    MB nothing exact fits, and forward mode at the smallest rank does not either."""
+    scenes: list[int] = []
+
+    def planner(scene: Scene) -> Plan:
+        r = int(scene.adapter.r)  # type: ignore[attr-defined]
+        scenes.append(r)
+
+        def probe(job: Job) -> Measured:
+            found = small_and_large(job)
+            steps = (found.steps[0].model_copy(update={"peak": 10 * MB * r}), found.steps[1])
+            return found.model_copy(update={"steps": steps})
+
+        return plan(scene, precisions=("float32",), probe=probe)
+
+    sets = ("strategy=hetlora", "engine=auto", "sharing.ranks=auto")
+    config = world.config(tmp_path, *sets, TWO_GROUPS)
+    federation = build(config, planner=planner)
+    assert federation.engines.ranks == (4, 8) and sorted(scenes) == [4, 8]
+    star, group = federation.star, federation.engines.group
+    orders = star.plan(federation.start())
+    assert {group(c) for c in range(6)} == {0, 1}
+    for client, order in orders.items():
+        shapes = {len(x) for n, x in order.params.items() if ".lora_A." in n}
+        assert shapes == {(4, 8)[group(client)]}
+    again = build(config, planner=planner)
+    assert again.engines.ranks == (4, 8) and len(scenes) == 2
+    with pytest.raises(UserError, match="is too small"):
+        build(world.config(tmp_path / "b", *sets, "memory=55MB"), planner=planner)
+    assert scenes[2:] == [8, 4, 2, 1]
+
+
 def test_a_budget_that_is_too_small(world: World, tmp_path: Path, asked: list[Scene]) -> None:
     with pytest.raises(UserError, match=r"the least that works here is 70\.0 MB"):
         run(world.config(tmp_path, "engine=auto", "memory=60MB"))

@@ -117,6 +117,7 @@ def build(
     longest = int(data.population.examples.lengths().max())
     check_length(task.model.config, longest, "data.max_length")
     engines = resolve(config, task.units, data, planner, say)
+    config = config.model_copy(update={"sharing": engines.sharing(config.sharing)})
     trainer = make_trainer(config, task_view(config, task, engines.spare), engines.of(0))
     trainer_of = trainers(trainer, engines)
     transport = connect(config, task) if connect is not None else None

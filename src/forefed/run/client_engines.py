@@ -7,7 +7,7 @@ folder (plan.json), because a resumed run must train as before whatever the cloc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from forefed.models.objectives import objective_of
 from forefed.plan import Plan, Scene, Way, plan
 from forefed.plan.plan import choose, own_precision
 from forefed.run.record import read_json
+from forefed.sharing import Ranks, Sharing
 
 PLAN = "plan.json"
 Planner = Callable[[Scene], Plan]
@@ -47,9 +48,17 @@ class Engines:
     """Shares of the clients, and their engines with the directions along which these walk."""
     spare: int | None = None
     """Bytes that the tightest budget leaves beside weights and step (None: there is no budget)."""
+    ranks: tuple[int, ...] = ()
+    """Of the groups' adapters, where those are planned (``sharing.ranks = "auto"``)."""
 
     def of(self, client: int) -> Way:
         return self.groups[self.group(client)][1]
+
+    def sharing(self, configured: Sharing) -> Sharing:
+        """What is shared, with the ranks that were planned."""
+        if not self.ranks or not isinstance(configured, Ranks):
+            return configured
+        return configured.planned(lambda client: self.ranks[self.group(client)])
 
     def group(self, client: int) -> int:
         """The number of the client's group, the same in every round."""
@@ -81,21 +90,29 @@ def resolve(
     asked = {
         "scene": scene.model_dump(mode="json"),
         "memory": [budget.model_dump(mode="json") for budget in config.memory],
+        **({"ranks": "auto"} if getattr(config.sharing, "ranks", ()) == "auto" else {}),
     }
     path = config.folder / PLAN
     kept = read_json(path) if path.exists() else {}
     if kept.get("asked") != asked:  # none, or left by a start of other settings
         say("planning: measuring this machine (plan.json keeps the result)")
-        found = planner(scene)
-        groups = [_group(found, budget) for budget in config.memory or (None,)]
+        if isinstance(config.sharing, Ranks) and config.sharing.ranks == "auto":
+            groups, found = _by_rank(scene, config.memory, planner)
+        else:
+            found = planner(scene)
+            groups = [_group(found, budget) for budget in config.memory or (None,)]
         kept = {"asked": asked, "groups": groups, "plan": found.to_json()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, kept)
     for group in kept["groups"]:
-        say(f"{group['memory']}: {group['engine']['kind']}; {group['reason']}")
+        rank = f"rank {group['rank']}, " if "rank" in group else ""
+        say(f"{group['memory']}: {rank}{group['engine']['kind']}; {group['reason']}")
     engines = kept_engines(config)
+    sharing = config.sharing
+    if engines.ranks:
+        sharing = sharing.model_copy(update={"ranks": engines.ranks})
     for _, way in engines.groups:
-        chosen = {"engine": way.engine, "directions": way.directions}
+        chosen = {"engine": way.engine, "directions": way.directions, "sharing": sharing}
         check(config.model_copy(update={**chosen, "memory": ()}))
     return engines
 
@@ -114,7 +131,8 @@ def kept_engines(config: Config) -> Engines:
     groups = read_json(config.folder / PLAN)["groups"]
     spare = [g["spare"] for g in groups if g["spare"] is not None]
     ways = tuple((g["share"], kept_way(g, config.directions)) for g in groups)
-    return Engines(key, ways, min(spare, default=None))
+    ranks = tuple(int(g["rank"]) for g in groups if "rank" in g)
+    return Engines(key, ways, min(spare, default=None), ranks)
 
 
 def kept_way(group: dict[str, Any], directions: Directions) -> Way:
@@ -136,6 +154,37 @@ def kept_way(group: dict[str, Any], directions: Directions) -> Way:
         )
     k = getattr(planned, "k", None) if engine.estimates else getattr(directions, "k", None)
     return Way(engine=engine, directions=taking(directions, k, chosen))
+
+
+def _by_rank(
+    scene: Scene, memory: Sequence[Budget], planner: Planner
+) -> tuple[list[dict[str, Any]], Plan]:
+    """Of every group the largest rank with which an exact gradient fits; the smallest, and what
+    fits then, where none does. Also the plan of the whole rank.
+
+    Raises:
+        UserError: a budget in which nothing works.
+    """
+    plans: dict[int, Plan] = {}
+
+    def plan_of(rank: int) -> Plan:
+        if rank not in plans:
+            adapter = scene.adapter.model_copy(update={"r": rank})
+            plans[rank] = planner(scene.model_copy(update={"adapter": adapter}))
+        return plans[rank]
+
+    most = int(scene.adapter.r)  # type: ignore[attr-defined]  # sharing wants LoRA
+    ladder = [most >> halved for halved in range(most.bit_length())]
+    groups = []
+    for budget in memory:
+        fitting = (
+            rank
+            for rank in ladder
+            if any(not r.noise and r.total <= budget.budget for r in plan_of(rank).rows)
+        )
+        rank = next(fitting, ladder[-1])
+        groups.append({"rank": rank, **_group(plan_of(rank), budget)})
+    return groups, plan_of(most)
 
 
 def _group(found: Plan, budget: Budget | None) -> dict[str, Any]:

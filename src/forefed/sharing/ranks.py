@@ -10,10 +10,11 @@ ranks, that of the run's adapter, so that a client's first columns mean the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from forefed.core.errors import UserError
 from forefed.core.lora import is_a, is_b
@@ -21,15 +22,30 @@ from forefed.core.types import Params, Unit
 from forefed.sharing.factors import OfFactors
 from forefed.sharing.sharing import Split, names_of
 
+WHOLE = sys.maxsize
+"""Where nobody has planned: as many as there are."""
+
 
 class Ranks(OfFactors):
     """Everything is shared, to each client as far as its rank goes."""
 
     kind: Literal["ranks"] = "ranks"
-    ranks: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (2, 4, 8)
-    """By client number, over and over; none above ``adapter.r``."""
+    ranks: (
+        Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | Literal["auto"]
+    ) = (2, 4, 8)
+    """By client number, over and over; none above ``adapter.r``. "auto": by its memory, the largest
+    of ``adapter.r``, its half and so on with which an exact gradient fits, as the planner measures
+    it (published: by "system capabilities", not said how)."""
 
     source: ClassVar[str] = "HetLoRA, arXiv 2401.06432"
+
+    _rank_of: Callable[[int], int] | None = PrivateAttr(default=None)
+
+    def planned(self, rank_of: Callable[[int], int]) -> Ranks:
+        """The same, with the ranks that were planned for every client."""
+        knowing = self.model_copy()
+        knowing._rank_of = rank_of
+        return knowing
 
     def split(self, units: Sequence[Unit], round: int) -> Split:
         return Split(names_of(units))
@@ -39,6 +55,8 @@ class Ranks(OfFactors):
 
     def check(self, units: Sequence[Unit], params: Params) -> None:
         super().check(units, params)
+        if self.ranks == "auto":
+            return
         largest, r = max(self.ranks), max(len(params[n]) for n in names_of(units) if is_a(n))
         if largest > r:
             raise UserError(
@@ -47,7 +65,9 @@ class Ranks(OfFactors):
             )
 
     def form(self, client: int) -> int:
-        return self.ranks[client % len(self.ranks)]
+        if self.ranks != "auto":
+            return self.ranks[client % len(self.ranks)]
+        return WHOLE if self._rank_of is None else self._rank_of(client)
 
     def sent(self, params: Params, form: int) -> Params:
         return {
@@ -57,6 +77,11 @@ class Ranks(OfFactors):
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
+        if self.ranks == "auto" and not config.memory:
+            yield (
+                "sharing.ranks = 'auto' goes by the clients' memory; name it (memory = [{budget = "
+                "'1GB', share = 0.5}, ...]), or give the ranks"
+            )
         if not config.aggregator.any_rank:
             yield (
                 f"sharing.kind = 'ranks': aggregator.kind = '{config.aggregator.kind}' takes "
