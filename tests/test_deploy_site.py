@@ -91,6 +91,7 @@ POLICIES = {
     "epochs": ({"policy": {"max_epochs": 1}}, "client.epochs = 2, at most 1"),
     "steps": ({"policy": {"max_steps": 1}}, "client.max_steps = 2, at most 1"),
     "examples": ({"policy": {"min_examples": 99}}, "fewer than 99"),
+    "rows": ({"policy": {"min_rows": 9}}, "an update of 8 rows"),
     "model": ({"models": {"minilm": "minilm"}}, "is not allowed here"),
 }
 

@@ -47,6 +47,10 @@ class Policy(Settings):
     """Rounds of one run that this site takes part in."""
     min_examples: Annotated[int, Field(ge=1)] = 1
     """With fewer training examples the site takes no part."""
+    min_rows: Annotated[int, Field(ge=1)] = 1
+    """Of so many rows an update is made at least: an order whose client.max_steps times
+    client.batch_size is less is refused. A step of one row is an open letter (``forefed audit``),
+    and a server that wants to read may order it."""
     questions: tuple[Question, ...] = get_args(Question)
     """What is answered beside training: "sums" of features by class, from which the server solves
     the head (a class with one row here sends that row's features: see start.min_count); losses of
@@ -95,6 +99,13 @@ class Policy(Settings):
             raise Refusal(f"client.epochs = {client.epochs}, at most {self.max_epochs} here")
         if self.max_steps is not None and (client.max_steps or 2**62) > self.max_steps:
             raise Refusal(f"client.max_steps = {client.max_steps}, at most {self.max_steps} here")
+
+        size, steps = client.batch_size, client.max_steps
+        if isinstance(size, int) and steps is not None and size * steps < self.min_rows:
+            raise Refusal(
+                f"an update of {size * steps} rows (client.max_steps times client.batch_size), at "
+                f"least {self.min_rows} here"
+            )
 
     def allowed(self, metrics: dict[str, float]) -> dict[str, float]:
         """Of these metrics those that may leave."""
