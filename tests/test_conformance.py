@@ -81,6 +81,11 @@ NEEDS: dict[str, list[str]] = {
     "sharing=ranks": ["strategy=flexlora"],
     **{entry: ["strategy=flow"] for entry in ("sharing=flow", "client=flow", "adapter=lora_flow")},
     **{
+        entry: ["strategy=hyperfl", "adapter.width=4", "client.epochs=1"]
+        for entry in ("sharing=hyperfl", "client=hyperfl", "adapter=lora_hyper")
+    },
+    "strategy=hyperfl": ["adapter.width=4", "client.epochs=1"],
+    **{
         f"aggregator={kind}": [f"strategy={kind}"]
         for kind in ("fedex", "flora", "flexlora", "hetlora", "fedsvd", "fedkrso")
     },

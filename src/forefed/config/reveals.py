@@ -67,6 +67,8 @@ def reveals(config: Config) -> str:
             parts.append(f"before round 1 such sums tell the {sums}{words}")
         else:
             parts.append(f"before round 1 each client sends the {counts}{features}{words}")
+    if told := config.sharing.reveals():
+        parts.append(told)
     between = protections(config)
     parts.append(
         f"in between: {' and '.join(between)}"

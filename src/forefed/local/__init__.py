@@ -3,14 +3,16 @@
 from forefed.core.settings import Registry
 from forefed.local.brought import Brought
 from forefed.local.flow import Flow
+from forefed.local.hyperfl import HyperFl
 from forefed.local.replay import check_slopes, replay, variance_of
 from forefed.local.training import LocalTraining, TaskView, Trainer
 
-CLIENTS: Registry[LocalTraining] = Registry("client", [LocalTraining, Brought, Flow])
+CLIENTS: Registry[LocalTraining] = Registry("client", [LocalTraining, Brought, Flow, HyperFl])
 __all__ = [
     "CLIENTS",
     "Brought",
     "Flow",
+    "HyperFl",
     "LocalTraining",
     "TaskView",
     "Trainer",

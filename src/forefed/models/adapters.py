@@ -135,6 +135,20 @@ class LoraFlow(Lora):
     only: ClassVar[str] = "flow"
 
 
+class LoraHyper(Lora):
+    """LoRA whose B is made by a network from an embedding; A rests."""
+
+    kind: Literal["lora_hyper"] = "lora_hyper"  # type: ignore[assignment]
+    embedding: Annotated[int, Field(ge=1)] = 64
+    """Numbers of a client's embedding."""
+    width: Annotated[int, Field(ge=1)] = 128
+    """Features that the network makes of it, for every one of which each element of B has a
+    weight."""
+
+    source: ClassVar[str] = "HyperFL, AAAI 2025"
+    only: ClassVar[str] = "hyperfl"
+
+
 class TinyLora(WithDropout):
     """A handful of numbers per matrix, between the frozen singular vectors of that matrix."""
 
@@ -188,5 +202,5 @@ class HeadOnly(Adapter):
 
 
 ADAPTERS: Registry[Adapter] = Registry(
-    "adapter", [Lora, LoraSb, LoraFlow, TinyLora, Ia3, BitFit, HeadOnly]
+    "adapter", [Lora, LoraSb, LoraFlow, LoraHyper, TinyLora, Ia3, BitFit, HeadOnly]
 )

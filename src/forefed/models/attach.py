@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from forefed.core.errors import UserError
+from forefed.core.hyper import BIAS, EMBEDDING, INSIDE, OUTSIDE, SHIFT, features, generated
 from forefed.core.keys import Key
 from forefed.core.lora import CORE, FOLDED
 from forefed.core.routes import GATE_IN, GATE_OUT, OWN, ROUTE, beside
@@ -23,6 +24,7 @@ from forefed.models.adapters import (
     Ia3,
     Lora,
     LoraFlow,
+    LoraHyper,
     LoraSb,
     Targeted,
     TinyLora,
@@ -92,6 +94,8 @@ def attach(
         _add_cores(wrapped, working)
     if isinstance(adapter, LoraFlow):
         _add_paths(wrapped, adapter.gate, key, working)
+    if isinstance(adapter, LoraHyper):
+        _add_network(wrapped, adapter, key, working)
     _fix_singular_vectors(wrapped)
     _replace_dropout(wrapped, current)
     for name in head:
@@ -247,6 +251,42 @@ def _second_path(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor
     parts = {part: getattr(module, part) for part in (OWN, GATE_IN, GATE_OUT, ROUTE)}
     added = beside(x, low, b, parts) * module.scaling[ADAPTER_NAME]
     return output + added.to(output.dtype)
+
+
+def _add_network(wrapped: Any, adapter: LoraHyper, key: Key, dtype: torch.dtype) -> None:
+    """What makes every B: the embedding and its features at the first adapted matrix, and a linear
+    map of 0 at each. LoRA's own B of 0 rests beside it."""
+    layers = [m for m in wrapped.modules() if ADAPTER_NAME in getattr(m, "lora_A", {})]
+    d, w = adapter.embedding, adapter.width
+    shared = {
+        EMBEDDING: key.fold("init", EMBEDDING).normal((d,)),
+        INSIDE: key.fold("init", INSIDE).normal((w, d)) / d**0.5,
+        SHIFT: torch.zeros(w),
+    }
+    for layer in layers:
+        b = layer.lora_B[ADAPTER_NAME].weight
+        own = {OUTSIDE: torch.zeros(b.numel(), w), BIAS: torch.zeros(b.numel())}
+        for part, x in {**(shared if layer is layers[0] else {}), **own}.items():
+            placed = x.to(b.device, dtype)
+            layer.register_parameter(part, nn.Parameter(placed, requires_grad=False))
+        layer.register_forward_hook(_made_path(layers[0]))
+
+
+def made(first: Any, layer: Any) -> Tensor:
+    """B [O, r] of a layer, as the network makes it; ``first``: the layer with the embedding."""
+    f_w = features(*(getattr(first, part) for part in (EMBEDDING, INSIDE, SHIFT)))
+    rank = layer.lora_A[ADAPTER_NAME].weight.shape[0]
+    return generated(f_w, getattr(layer, OUTSIDE), getattr(layer, BIAS), rank)
+
+
+def _made_path(first: Any) -> Any:
+    def hook(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        a = module.lora_A[ADAPTER_NAME].weight
+        x = module.lora_dropout[ADAPTER_NAME](inputs[0].to(a.dtype))
+        beside = nn.functional.linear(nn.functional.linear(x, a), made(first, module))
+        return output + (beside * module.scaling[ADAPTER_NAME]).to(output.dtype)
+
+    return hook
 
 
 def _add_dense_parts(wrapped: Any) -> None:

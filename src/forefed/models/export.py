@@ -29,6 +29,16 @@ from torch.nn.functional import pad
 
 from forefed.core.errors import UserError
 from forefed.core.files import PARTIAL, rename_folder
+from forefed.core.hyper import (
+    BIAS,
+    EMBEDDING,
+    INSIDE,
+    OUTSIDE,
+    SHIFT,
+    features,
+    generated,
+    part_of,
+)
 from forefed.core.lora import CORE, FOLDED, is_a, is_b, is_folded
 from forefed.core.types import Params
 from forefed.data.encoding import end_of
@@ -136,11 +146,27 @@ def _save_peft(task: Task, params: Params, folder: Path) -> None:
     for name in (n for n in params if n.endswith(f".{CORE}")):  # B (R A)
         a = f"{name.removesuffix(CORE)}lora_A.weight"
         tensors[a] = params[name].to(tensors[a]) @ tensors[a]
+    tensors |= _made(tensors)
     if any(is_folded(n) and bool(x.any()) for n, x in params.items()):
         assert isinstance(task.adapter, Lora)
         tensors, rank = _with_dense_parts(tensors, params)
         config |= {"r": rank, "lora_alpha": task.adapter.scale * rank, "use_rslora": False}
     _write(folder, tensors, config, task)
+
+
+def _made(tensors: Params) -> Params:
+    """The factors B that a network makes (``core.hyper``), under LoRA's own names."""
+    inside = {
+        part: x for n, x in tensors.items() if (part := part_of(n)) in (EMBEDDING, INSIDE, SHIFT)
+    }
+    found: Params = {}
+    for name in (n for n in tensors if part_of(n) == BIAS):
+        stem = name.removesuffix(BIAS)
+        f_w = features(inside[EMBEDDING], inside[INSIDE], inside[SHIFT])
+        rank = len(tensors[f"{stem}lora_A.weight"])
+        made = generated(f_w, tensors[f"{stem}{OUTSIDE}"], tensors[name], rank)
+        found[f"{stem}lora_B.weight"] = made
+    return found
 
 
 def _with_dense_parts(tensors: Params, params: Params) -> tuple[Params, int]:
@@ -249,6 +275,13 @@ def _merged(task: Task, params: Params) -> Any:
     for name in (n for n in params if n.endswith(f".{CORE}")):
         a = task.model.get_submodule(name.removesuffix(f".{CORE}")).lora_A[ADAPTER_NAME].weight
         a.data = params[name].to(a) @ a.data
+    for name, x in _made(_state(task, params)).items():
+        b = (
+            task.model.get_submodule(name.removesuffix(".lora_B.weight"))
+            .lora_B[ADAPTER_NAME]
+            .weight
+        )
+        b.data = x.to(b)
     for name in filter(is_folded, params):
         assert isinstance(task.adapter, Lora)
         module = task.model.get_submodule(name.removesuffix(f".{FOLDED}"))
@@ -298,6 +331,8 @@ def load_adapter(task: Task, folder: Path) -> Params:
         if x.data_ptr() in names:
             params[names[x.data_ptr()]] = saved[key].to(x)
             continue
+        if is_b(key) and f"{key.removesuffix('lora_B.weight')}{BIAS}" in saved:
+            continue  # the network made it
         core = saved.get(f"{key.removesuffix('lora_A.weight')}{CORE}") if is_a(key) else None
         fixed = x if core is None else core.to(x) @ x  # as ``_save_peft`` writes it: R A
         if not torch.equal(saved[key].to(x), fixed):

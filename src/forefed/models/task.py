@@ -17,7 +17,7 @@ from forefed.core.lora import is_a, is_b, is_folded
 from forefed.core.types import Batch, Each, Params, Unit
 from forefed.data.examples import Examples, Indices
 from forefed.data.tasks import Head
-from forefed.models.adapters import Adapter, LoraSb
+from forefed.models.adapters import Adapter, LoraHyper, LoraSb
 from forefed.models.attach import attach, head_modules
 from forefed.models.bag_of_words import Words
 from forefed.models.blocks import Blocks
@@ -298,7 +298,7 @@ def task_from_model(
         for name, p in wrapped.named_parameters()
         if id(p) not in before or ".modules_to_save." in name
     }
-    if isinstance(adapter, LoraSb):  # its factors rest
+    if isinstance(adapter, LoraSb | LoraHyper):  # its factors rest
         trainable = {n: x for n, x in trainable.items() if not is_a(n) and not is_b(n)}
     units = make_units(wrapped, trainable, modules_of_head)
     names = [n for unit in units for n in unit.params]

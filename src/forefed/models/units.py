@@ -16,7 +16,7 @@ from forefed.models.blocks import Blocks
 
 PREFIX = "base_model.model."  # what PEFT puts before the names of the base model
 _ADAPTERS = re.compile(
-    rf"\.(?:lora_|ia3_l\.|beft_bias\.|flow_|{CORE}$)"
+    rf"\.(?:lora_|ia3_l\.|beft_bias\.|flow_|hyper_|{CORE}$)"
 )  # what it puts behind a module's name
 
 

@@ -6,6 +6,7 @@ from forefed.sharing.fedsa_lora import FedSaLora
 from forefed.sharing.ffa_lora import FfaLora
 from forefed.sharing.fine_tune import FineTune
 from forefed.sharing.flow import Flow
+from forefed.sharing.hyperfl import HyperFl
 from forefed.sharing.local_labels import LocalLabels
 from forefed.sharing.local_only import LocalOnly
 from forefed.sharing.personal_head import PersonalHead
@@ -26,6 +27,7 @@ SHARINGS: Registry[Sharing] = Registry(
         LocalOnly,
         LocalLabels,
         Flow,
+        HyperFl,
     ],
 )
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "FfaLora",
     "FineTune",
     "Flow",
+    "HyperFl",
     "LocalLabels",
     "LocalOnly",
     "PersonalHead",

@@ -106,6 +106,11 @@ class Sharing(Choice):
             "none of any client's"
         )
 
+    def reveals(self) -> str:
+        """What a message tells by this choice, beyond what every client's change does; empty:
+        nothing (``forefed check`` and ``forefed audit`` print it)."""
+        return ""
+
     def conflicts(self, config: Any) -> Iterator[str]:
         if not self.keeps_trained:
             return

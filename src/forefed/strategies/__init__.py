@@ -35,6 +35,7 @@ from forefed.strategies.fwdllm import FWDLLM
 from forefed.strategies.fzoos import FZOOS
 from forefed.strategies.hetlora import HETLORA
 from forefed.strategies.hiso import HISO
+from forefed.strategies.hyperfl import HYPERFL
 from forefed.strategies.monna import MONNA
 from forefed.strategies.rolora import ROLORA
 from forefed.strategies.spry import SPRY
@@ -79,6 +80,7 @@ _ALL = (
     FZOOS,
     DADAO,
     FLOW,
+    HYPERFL,
 )
 
 
