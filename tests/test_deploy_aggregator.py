@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from commands import Command, mistake
 from deployment import FakePost, connect_by, deployed, site_settings
 from federation import CLASSES, World, lines, text_rows, write_lines
 from forefed.core.types import Lost, Reply
 from forefed.deploy.aggregator import Aggregator
+from forefed.deploy.aggregator_folder import AggregatorFolder
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.parcels import Failure
+from forefed.deploy.places import read_node
 from forefed.deploy.site import Site
 from forefed.run import Config, run
 
@@ -131,3 +134,29 @@ def test_what_an_aggregator_is_not_for(world: World, twelve: dict[str, Site]) ->
 def test_outcomes_are_either() -> None:
     assert Reply(1, 2, b"", 0).clients == Lost(1, 2, "crash").clients == (2,)
     assert Reply(1, 2, b"", 0, (2, 5)).clients == (2, 5)
+
+
+def test_an_aggregators_folder_is_a_server_and_a_node(
+    forefed_command: Command, tmp_path: Path
+) -> None:
+    hub, east = tmp_path / "hub", tmp_path / "east"
+    assert forefed_command("server", "init", hub).status == 0
+    place = ["--name", "east", "--server", "hub.example:443", "--ca", hub / "ca.crt"]
+    said = forefed_command("aggregator", "init", east, *place, "--reached-by", "east.example")
+    assert said.status == 0 and "up/node.pub" in said.out
+    folder = AggregatorFolder(east)
+    node = read_node(folder.up.root)
+    assert (node.name, node.server, node.port) == ("east", "hub.example:443", 9093)
+    assert folder.up.authority.read_bytes() == (hub / "ca.crt").read_bytes()
+    assert (east / "ca.crt").read_bytes() != (hub / "ca.crt").read_bytes()
+    programs = {p.name: p for p in folder.programs(node)}
+    assert [*programs] == ["superlink", "superexec", "relay", "supernode", "superexec-up"]
+    # Flower's files of the node are not those of the server
+    homes = {n: {**folder.server.environment(), **p.environment} for n, p in programs.items()}
+    assert len({homes[n]["FLWR_HOME"] for n in ("superlink", "supernode")}) == 2
+    mistake(forefed_command("aggregator", "init", east, *place), "there is a server here already")
+    mistake(forefed_command("aggregator", "start", hub), "'forefed aggregator init' makes one")
+    mistake(
+        forefed_command("aggregator", "init", tmp_path / "x", *place[:-1], tmp_path / "none"),
+        "there is no such certificate",
+    )
