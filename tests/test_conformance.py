@@ -67,6 +67,7 @@ NEEDS: dict[str, list[str]] = {
     "assign=everything": ["strategy=fedfgd"],
     **{f"sharing={kind}": [f"strategy={kind}"] for kind in ("ffa_lora", "rolora", "fedsa_lora")},
     "engine=sam": ["strategy=fedspeed"],
+    "engine=block_local": ["strategy=fedavg"],
     "engine=surrogate": ["strategy=fzoos", "client.batch_size=all"],
     "strategy=fzoos": ["client.batch_size=all"],
     'modifiers=["fzoos"]': ["strategy=fzoos", "client.batch_size=all"],

@@ -35,6 +35,7 @@ STATEFUL = {
     "nodes and their momentum": ["strategy=monna", "topology.graph=ring", "adapter.r=2"],
     "points that were asked": [*FZOOS, "adapter.u=6", "client.epochs=2"],
     "clocks of nodes and edges": ["strategy=dadao", "client.batch_size=all"],
+    "slow copies": ["strategy=fedavg", "engine=block_local", "adapter.r=2"],
     "updates that wait": ["strategy=fwdllm", "trigger.at_most=7", "directions.k=2"],
 }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forefed.core.keys import Key
     from forefed.models.black_box import BlackBox
     from forefed.models.outside import load
+    from forefed.models.target_projection import TargetProjection
     from forefed.plan import Scene, plan
     from forefed.report import read_run, report, write_report
     from forefed.run import (
@@ -44,6 +45,7 @@ _HOMES = {
     "forefed.hf": ("hf",),
     "forefed.models.black_box": ("BlackBox",),
     "forefed.models.outside": ("load",),
+    "forefed.models.target_projection": ("TargetProjection",),
     "forefed.plan": ("Scene", "plan"),
     "forefed.report": ("read_run", "report", "write_report"),
     "forefed.run": (
@@ -66,6 +68,7 @@ __all__ = [
     "Scene",
     "Strategy",
     "Study",
+    "TargetProjection",
     "UserError",
     "Watcher",
     "compare",

@@ -115,6 +115,18 @@ def each_of(loss: LossFn) -> Each | None:
     return each
 
 
+Locally = Callable[[Params, Batch, int, Params], Iterator[Tensor]]
+"""(parameters, batch, parts, copies) -> the losses of the parts of a model, one after the other:
+scalars, each with a graph of its own part alone; the last one is the loss. What a part's loss takes
+of other parts is theirs of ``copies``, which are constants."""
+
+
+def locally_of(loss: LossFn) -> Locally | None:
+    """A loss's attribute ``locally``; None: it has no parts."""
+    parts: Locally | None = getattr(loss, "locally", None)
+    return parts
+
+
 AtPoints = Callable[[Params, Batch], Tensor]
 """The loss of a batch at P values of the parameters, stacked [P, ...] by name: [P] float64."""
 

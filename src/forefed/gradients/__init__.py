@@ -3,6 +3,7 @@
 from forefed.core.settings import Registry
 from forefed.gradients.auto import Auto
 from forefed.gradients.backprop import Backprop, Checkpointed
+from forefed.gradients.block_local import BlockLocal
 from forefed.gradients.engine import GradientEngine
 from forefed.gradients.exact_head import ExactHead
 from forefed.gradients.finite_difference import FiniteDifference
@@ -18,6 +19,7 @@ ENGINES: Registry[GradientEngine] = Registry(
         Checkpointed,
         Structured,
         Sam,
+        BlockLocal,
         Forward,
         FiniteDifference,
         Surrogate,

@@ -34,6 +34,7 @@ from forefed.core.types import (
     ClientState,
     Each,
     Estimate,
+    Locally,
     LossFn,
     Order,
     Params,
@@ -41,6 +42,7 @@ from forefed.core.types import (
     Update,
     at_points_of,
     each_of,
+    locally_of,
 )
 from forefed.data.examples import ClientData, Indices
 from forefed.directions import Directions, Fresh, RunningClamp
@@ -148,6 +150,15 @@ class AssignedLoss:
     def each(self) -> Each | None:
         inner = each_of(self.loss)
         return None if inner is None else lambda p, batch: inner({**self.fixed, **p}, batch)
+
+    @property
+    def locally(self) -> Locally | None:
+        inner = locally_of(self.loss)
+        if inner is None:
+            return None
+        return lambda p, batch, parts, copies: inner(
+            {**self.fixed, **p}, batch, parts, {**self.fixed, **copies}
+        )
 
     @property
     def at_points(self) -> AtPoints | None:

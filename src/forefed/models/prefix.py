@@ -27,7 +27,16 @@ from torch import Tensor, nn
 
 from forefed.core import trees
 from forefed.core.lora import factors_of
-from forefed.core.types import Batch, Each, LossFn, Params, Unit, each_of
+from forefed.core.types import (
+    Batch,
+    Each,
+    Locally,
+    LossFn,
+    Params,
+    Unit,
+    each_of,
+    locally_of,
+)
 from forefed.models.attention import attention_of
 from forefed.models.functional import KeyedDropout, outside_transforms, replaced
 from forefed.models.prefix_cache import PrefixCache
@@ -245,6 +254,11 @@ class CachedLoss:
 
     def weight(self, batch: Batch) -> int:
         return self.base.weight(batch)
+
+    @property
+    def locally(self) -> Locally | None:
+        """Parts of the model run as they are."""
+        return locally_of(self.base)
 
     @property
     def each(self) -> Each | None:

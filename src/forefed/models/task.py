@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from forefed.core.keys import Key
 from forefed.core.lora import is_a, is_b, is_folded
-from forefed.core.types import Batch, Each, Params, Unit
+from forefed.core.types import Batch, Each, Locally, Params, Unit
 from forefed.data.examples import Examples, Indices
 from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter, LoraHyper, LoraSb
@@ -23,6 +23,7 @@ from forefed.models.bag_of_words import Words
 from forefed.models.blocks import Blocks
 from forefed.models.functional import Call, CurrentCall, Functional
 from forefed.models.generate import continuations
+from forefed.models.local_losses import local_losses
 from forefed.models.objectives import NextToken, Objective, Sums, merge, objective_of
 from forefed.models.pages import Pages
 from forefed.models.quantised import matrices_of
@@ -119,19 +120,25 @@ class ModelLoss:
 
         return self.forward.functional.run(self.forward.call_of(params, batch), losses, batch)
 
+    @property
+    def locally(self) -> Locally | None:
+        """The losses of the model's parts; None where its blocks are not known."""
+        return partial(local_losses, self) if self.blocks else None
+
     def sum(self, params: Params, batch: Batch) -> Tensor:
         """Summed cross-entropy in nats."""
         call = self.forward.call_of(params, batch)
         functional = self.forward.functional
         if not self.blocks:
-            return functional.run(call, self._sum, batch)
+            return functional.run(call, self.of_call, batch)
         again = (
             partial(recomputing, functional) if self.structured is None else self.structured.open
         )
         with again(call, self.blocks):
-            return functional.run(call, self._sum, batch)
+            return functional.run(call, self.of_call, batch)
 
-    def _sum(self, batch: Batch) -> Tensor:
+    def of_call(self, batch: Batch) -> Tensor:
+        """The sum of the tensors that ``forward.functional`` has swapped in."""
         if self.tail is None:
             return self.forward.objective.loss_sum(self.forward.of_call(batch), batch)
         hidden_BSH = self.tail.hidden(**self.forward.inputs(batch))
