@@ -16,13 +16,14 @@ import pytest
 HEAD = """\
 # Faults
 
-Made by `make faults`, last on {day}: every row is a test, and its outcome is what the test asserts.
-"Same bits" compares the final parameters with a run without the fault in which the same replies
-arrive. Rows marked (real) kill, stop or misuse the real processes of three sites and a server with
-TLS on one machine; the others need no network.
+Made by `make faults`: every row is a test, its outcome is what the test asserts, and the day is
+the last on which it was run with every point of its kills (`FOREFED_FAULTS=all`). "Same bits"
+compares the final parameters with a run without the fault in which the same replies arrive. Rows
+marked (real) kill, stop or misuse the real processes of three sites and a server with TLS on one
+machine; the others need no network.
 
-| fault | when | outcome | test |
-|---|---|---|---|
+| fault | when | outcome | last run | test |
+|---|---|---|---|---|
 """
 
 
@@ -59,13 +60,13 @@ class Table:
             outcome = row["outcome"] if report.passed else f"**{report.outcome}**"
             what = row["what"] + (" (real)" if real else "")
             name = f"`{item.path.stem}::{item.name}`"
-            self.rows[name] = f"| {what} | {row['when']} | {outcome} | {name} |\n"
+            day = datetime.now(UTC).date()
+            self.rows[name] = f"| {what} | {row['when']} | {outcome} | {day} | {name} |\n"
         return report  # type: ignore[return-value]
 
     def pytest_sessionfinish(self) -> None:
-        head = HEAD.format(day=datetime.now(UTC).date())
         rows = read(self.page) | self.rows
-        text = head + "".join(rows[name] for name in sorted(rows))
+        text = HEAD + "".join(rows[name] for name in sorted(rows))
         self.page.write_text(text, encoding="utf-8")
 
 

@@ -3,12 +3,15 @@ with nothing but a configuration that names what an installed package offers."""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 from deployment import FakePost, connect_by, deployed, make_sites
 from federation import Interrupted, StopAfter, World
+from forefed import cli
 from forefed.run import run
 from forefed.run.rebuild import replay_log
 from forefed.use.predict import predict
@@ -31,8 +34,17 @@ def main(world: World, out: Path) -> dict[str, object]:
         "resumed": resumed.summary["digest"],
         "replayed": replay_log(whole.folder).digest,
         "predicted": str(next(iter(predict(whole.folder, ["w5 w6"])))),
+        "listed": listed(),
         "heard": [json.loads(x)["replies"] for x in open(between.folder / "rounds.jsonl")],
     }
+
+
+def listed() -> str:
+    """`forefed list optimizers`, through the program's own entry point."""
+    sys.argv = ["forefed", "list", "optimizers"]
+    with redirect_stdout(io.StringIO()) as said, suppress(SystemExit):
+        cli.main()
+    return said.getvalue()
 
 
 if __name__ == "__main__":

@@ -165,7 +165,8 @@ def test_every_entry_runs_and_repeats(entry: str, world: World, tmp_path: Path) 
     clients = ["partition.clients=6"] if entry.startswith("partition=") else []
     needs = [text.format(world=world) for text in NEEDS.get(entry, clients)]
     source = [] if entry == "data.source=pydocs" else [f"data.source.path='{world.texts}'"]
-    run_twice(world, tmp_path, ["data.source=files", *source, entry, *needs])
+    sets = ["data.source=files", *source, entry, *needs]
+    run_twice(world, tmp_path, sets, export=entry.startswith(EXPORTED))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,10 @@ def test_every_strategy_with_every_codec(
 ) -> None:
     fewer = EIGHT if codec in SLOPES else []
     needs = NEEDS.get(f"strategy={method}", [])
-    result = run_twice(world, tmp_path, [f"strategy={method}", f"codec={codec}", *fewer, *needs])
+    sets = [f"strategy={method}", f"codec={codec}", *fewer, *needs]
+    # with the other codecs it repeats what was recorded; each codec repeats itself as an entry
+    first = codec == codecs_of(STRATEGIES[method])[0]
+    result = run_twice(world, tmp_path, sets, again=first, export=first)
     check_digest(f"{method}/{codec}", result)
 
 
@@ -217,8 +221,12 @@ def test_published_spry(world: World, tmp_path: Path) -> None:
     run_twice(world, tmp_path, [*published, "assign.rotate=false", "server=yogi", "server.lr=0.01"])
 
 
-CHECKED: dict[str, Result] = {}
+EXPORTED = ("adapter", "aggregator", "data.task", "engine", "guard", "sharing", "start", "topology")
+"""Slots whose entries decide what the end of a run is made of; of the others' the numbers only."""
+RUN: dict[str, Result] = {}
 """Results by configuration: many entries are the defaults of a slot and mean the same run."""
+DONE: set[tuple[str, str]] = set()
+"""By configuration, what has been looked at beside its record: "again", "export"."""
 
 
 def few(world: World, out: Path, sets: list[str]) -> list[str]:
@@ -228,22 +236,31 @@ def few(world: World, out: Path, sets: list[str]) -> list[str]:
     return [*sets, "adapter.u=6"] if config["adapter"].get("u") == own else sets
 
 
-def run_twice(world: World, out: Path, sets: list[str]) -> Result:
-    """Two runs of these settings, with everything checked that holds for every run."""
+def run_twice(
+    world: World, out: Path, sets: list[str], again: bool = True, export: bool = True
+) -> Result:
+    """Two runs of these settings, with everything checked that holds for every run. Without
+    ``again`` there is one, without ``export`` nothing outside is made of its adapter."""
     sets = few(world, out, sets)
     digest = config_digest(world.config(out, *sets))
-    if digest in CHECKED:
-        return CHECKED[digest]
-    first, second = (world.run(out, *sets, f"name={name}") for name in ("first", "second"))
-    check_record(first)
-    check_adapter(world, first)
+    if digest not in RUN:
+        RUN[digest] = world.run(out, *sets, "name=first")
+        check_record(RUN[digest])
+    if export and (digest, "export") not in DONE:
+        check_adapter(world, RUN[digest])
+        DONE.add((digest, "export"))
+    if again and (digest, "again") not in DONE:
+        check_same(RUN[digest], world.run(out, *sets, "name=second"))
+        DONE.add((digest, "again"))
+    return RUN[digest]
+
+
+def check_same(first: Result, second: Result) -> None:
     assert first.summary["digest"] == second.summary["digest"]
     rounds = [without_clock(lines(r.folder, "rounds.jsonl")) for r in (first, second)]
     assert rounds[0] == rounds[1]
     evaluations = [(r.folder / "evaluations.jsonl").read_bytes() for r in (first, second)]
     assert evaluations[0] == evaluations[1]
-    CHECKED[digest] = first
-    return first
 
 
 def task_has_details(config: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from forefed.run import Config, configure
 from forefed.run.demo import DEMO
 from forefed.strategies import STRATEGIES
 
-SMALL = ("data.limit=200", "rounds=2", "cohort=2", "client.max_steps=1")
+SMALL = ("data.limit=200", "data.max_length=16", "rounds=2", "cohort=2", "client.max_steps=1")
 
 
 def test_the_preset_is_a_configuration() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
+import runpy
 import sys
 import tomllib
 from collections import defaultdict
@@ -14,6 +14,7 @@ import pytest
 import typer
 
 import forefed.run
+from copies import in_a_copy
 from documents import LANGUAGES, ROOT, Block, blocks, commands, pages
 from federation import World
 from forefed import cli
@@ -132,15 +133,13 @@ def test_examples_are_read(file: Path) -> None:
         configure(file)
 
 
-def test_the_python_example_runs(world: World, tmp_path: Path) -> None:
-    sets = world.sets(tmp_path)
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "from_python.py", *sets, "data.limit=40"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"accuracy [01]\.\d{3}; adapter in", done.stdout)
+def test_the_python_example_runs(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = str(ROOT / "examples" / "from_python.py")
+    monkeypatch.setattr(sys, "argv", [program, *world.sets(tmp_path), "data.limit=40"])
+    said = in_a_copy(lambda: runpy.run_path(program, run_name="__main__"))
+    assert re.search(r"accuracy [01]\.\d{3}; adapter in", said)
     assert (tmp_path / "from-python" / "adapter").is_dir()
 
 
@@ -173,12 +172,15 @@ def test_every_public_name_is_itself_whatever_was_imported() -> None:
 
     for name in forefed.__all__:
         assert callable(getattr(forefed, name)), name
-    code = "from forefed import {}\nassert all(map(callable, [{}]))"
-    both = ", ".join(forefed.__all__), ", ".join(reversed(forefed.__all__))
-    for first in both:
-        lines = code.format(first, first)
-        done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+
+    def anew(names: list[str]) -> None:
+        for module in [m for m in sys.modules if m.partition(".")[0] == "forefed"]:
+            del sys.modules[module]
+        listed = ", ".join(names)
+        exec(f"from forefed import {listed}\nassert all(map(callable, [{listed}]))", {})
+
+    for names in (list(forefed.__all__), list(reversed(forefed.__all__))):
+        in_a_copy(lambda names=names: anew(names))
 
 
 def test_a_package_is_called_as_its_function(world: World, tmp_path: Path) -> None:

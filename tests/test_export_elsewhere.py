@@ -47,8 +47,22 @@ CASES += [("bert", "bitfit", "model"), ("writer", "tinylora", "lora"), ("writer"
 ELSEWHERE = """
 import contextlib, io, json, re, sys, warnings
 warnings.simplefilter("ignore")
-found = {}
-for case in json.load(sys.stdin):
+asked, found = json.load(sys.stdin), {"refused": []}
+from peft import AutoPeftModelForSequenceClassification as Auto, PeftModel
+from transformers import AutoModelForSequenceClassification as Plain
+for folder, base in asked["refused"]:
+    for load in (
+        lambda: PeftModel.from_pretrained(Plain.from_pretrained(base, num_labels=3), folder),
+        lambda: Plain.from_pretrained(base, num_labels=3).load_adapter(folder),
+        lambda: Auto.from_pretrained(folder),
+    ):
+        try:
+            load()
+            found["refused"].append("loaded")
+        except Exception as error:
+            found["refused"].append(str(error))
+assert "forefed" not in sys.modules
+for case in asked["cases"]:
     code = open(case["folder"] + "/README.md").read().split("```python\\n")[1].split("```")[0]
     code = re.sub(r"(?m)^folder = .*$", "folder = " + repr(case["folder"]), code)
     code = re.sub(r"(?m)^base = .*$", "base = " + repr(case["base"]), code)
@@ -150,30 +164,45 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
 
 
 @pytest.fixture(scope="module")
-def exports(runs: dict[tuple[str, str], Path], world: World) -> dict[tuple[str, str, str], Export]:
-    """All exports, used by one process; it imports Forefed after all those that do without."""
+def answers(runs: dict[tuple[str, str], Path]) -> dict[str, Any]:
+    """What one process makes of all exports; it imports Forefed after all those that do without.
+    First, under "refused", what plain PEFT says of heads on another pooling."""
     asked = []
     for family, adapter, form in CASES:
         run = runs[family, adapter]
-        folder = run.parent / f"export-{family}-{adapter}-{form}"
+        folder = exported(runs, (family, adapter, form))
         export_adapter(run, folder, form)
         base = json.loads((run / "config.json").read_text())["model"]["name"]
         name = f"{family} {adapter} {form}"
         case = {"name": name, "folder": str(folder), "base": base, "texts": texts_of(family)}
         asked.append({**case, "loader": family == "pooled"})
+    refused = [exported(runs, ("pooled", "lora", "peft")), runs["pooled", "head"] / "adapter"]
+    refused.append(exported(runs, ("pooled", "tinylora", "lora")))
+    base = json.loads((runs["pooled", "lora"] / "config.json").read_text())["model"]["name"]
+    cases = sorted(asked, key=lambda case: bool(case["loader"]))
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE],
-        input=json.dumps(sorted(asked, key=lambda case: bool(case["loader"]))),
+        input=json.dumps({"cases": cases, "refused": [(str(f), base) for f in refused]}),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout.splitlines()[-1])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def exported(runs: dict[tuple[str, str], Path], case: tuple[str, str, str]) -> Path:
+    return runs[case[:2]].parent / f"export-{'-'.join(case)}"
+
+
+@pytest.fixture(scope="module")
+def exports(
+    runs: dict[tuple[str, str], Path], answers: dict[str, Any]
+) -> dict[tuple[str, str, str], Export]:
     predicted = {key: list(predict(folder, flat(texts_of(key[0])))) for key, folder in runs.items()}
     return {
         case: Export(
-            runs[case[:2]].parent / f"export-{'-'.join(case)}",
+            exported(runs, case),
             predicted[case[:2]],
             answers[" ".join(case)],
         )
@@ -249,44 +278,16 @@ def test_what_plain_peft_cannot_load_says_so(
     assert not other.err and "Mind" not in card and "library_name: peft" in card
 
 
-PLAIN = """
-import json, sys
-from peft import AutoPeftModelForSequenceClassification as Auto, PeftModel
-from transformers import AutoModelForSequenceClassification as Plain
-said = []
-for folder, base in json.load(sys.stdin):
-    for load in (
-        lambda: PeftModel.from_pretrained(Plain.from_pretrained(base, num_labels=3), folder),
-        lambda: Plain.from_pretrained(base, num_labels=3).load_adapter(folder),
-        lambda: Auto.from_pretrained(folder),
-    ):
-        try:
-            load()
-            said.append("loaded")
-        except Exception as error:
-            said.append(str(error))
-print(json.dumps(said))
-"""
-
-
 def test_plain_peft_refuses_a_head_on_another_pooling(
-    exports: dict[tuple[str, str, str], Export], runs: dict[tuple[str, str], Path]
+    exports: dict[tuple[str, str, str], Export],
+    runs: dict[tuple[str, str], Path],
+    answers: dict[str, Any],
 ) -> None:
     """Also where its shape is the class's own, so that only this keeps it from being read wrongly:
     an export, another form of it, and the run's own folder. One from before is still loaded."""
     base = json.loads((runs["pooled", "lora"] / "config.json").read_text())["model"]["name"]
     tinylora = exports["pooled", "tinylora", "lora"].folder
-    folders = [exports["pooled", "lora", "peft"].folder, tinylora]
-    folders.append(runs["pooled", "head"] / "adapter")
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN],
-        input=json.dumps([(str(folder), base) for folder in folders]),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
+    said = answers["refused"]
     assert len(said) == 9 and all("to be loaded by forefed.load" in each for each in said), said
 
     config = tinylora / "adapter_config.json"

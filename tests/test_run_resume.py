@@ -6,15 +6,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load, save
 
+from copies import begun
 from federation import Interrupted, StopAfter, World, lines, snapshot, without_clock
 from forefed.core.errors import UserError
 from forefed.core.files import write_atomic
@@ -121,23 +121,19 @@ def test_killed_at_any_moment_and_resumed(world: World, tmp_path: Path) -> None:
     log = tmp_path / "log"
     for kill in range(int(os.environ.get("FOREFED_KILLS", "2"))):
         started = (config.folder / "config.json").exists()
-        command = [sys.executable, "-m", "forefed.cli", "run", *(["--resume"] if started else [])]
-        for item in world.sets(tmp_path, *sets, "name=killed"):
-            command += ["--set", item]
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file)
-            wait_for_the_moment(config.folder, kill, process)
-            process.send_signal(signal.SIGKILL)
-            code = process.wait()
+        process = psutil.Process(begun(lambda on=started: run(config, resume=on), log))
+        wait_for_the_moment(config.folder, kill, process)
+        os.kill(process.pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
         assert code in (-signal.SIGKILL, 0), log.read_text()  # 0: the run was faster
     same(whole, run(config, resume=(config.folder / "config.json").exists()))
 
 
-def wait_for_the_moment(folder: Path, kill: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_the_moment(folder: Path, kill: int, process: psutil.Process) -> None:
     name, more = MOMENTS[kill % len(MOMENTS)]
     path, before = folder / name, line_count(folder / name)
     started, end = time.time_ns(), time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
+    while process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
         written = path.exists() and path.stat().st_mtime_ns >= started
         if written and line_count(path) >= before + more:
             break
