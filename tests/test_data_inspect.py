@@ -118,3 +118,52 @@ def test_what_is_no_text_is_said(tmp_path: Path) -> None:
     make_files(tmp_path, {"rows.jsonl": {"columns": {"a": 1, "b": 2.5}}})
     with pytest.raises(UserError, match="no column of texts; columns here: a, b"):
         describe(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {"text": NOTE, "label": ["a", "b"], "fold": ["train", "Dev", "test"]},
+            "column 'fold' parts the rows",
+        ),
+        ({"text": NOTE, "fold": ["train", "test"]}, "no column looks like labels"),
+        ({"text": NOTE, "label": "L{i}"}, "has a value of its own in most rows"),
+        ({"How far is it from here?": NOTE, "b": ["a", "b"]}, "looks like a row ('b' is a label"),
+        ({"text": NOTE, "label": ["a", "b"], "ham": ["ham", "spam"]}, ""),
+        ({"text": NOTE, "ham": ["ham", "spam"]}, ""),
+    ],
+)
+def test_what_a_guess_leaves_out_is_said(
+    columns: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    make_files(tmp_path, {"rows.csv": {"columns": columns, "n": 60}})
+    found = describe(tmp_path / "rows.csv")
+    assert any(said in note for note in found.notes) if said else not found.notes
+    assert "fold" not in (found.label_column, *(o.column for o in found.owners))
+
+
+def test_columns_that_were_not_taken_are_named(tmp_path: Path) -> None:
+    columns = {"body": NOTE, "subject": "about {i}", "label": ["a", "b"], "topic": [1, 2, 3]}
+    columns |= {"site": SITES, "id": "T-{i}", "created": "2024-01-{i}", "fold": ["train", "test"]}
+    make_files(tmp_path, {"rows.csv": {"columns": columns, "n": 60}})
+    found = describe(tmp_path / "rows.csv")
+    assert (found.other_labels, found.other_texts) == (("topic",), ("subject",))
+
+
+@pytest.mark.parametrize("tags", [["a;b", "a", "b", ""], [["a", "b"], ["a"], ["b"], []]])
+def test_several_labels_are_counted_one_by_one(tags: list[Any], tmp_path: Path) -> None:
+    columns = {"text": NOTE, "tags": tags}
+    make_files(tmp_path, {"rows.jsonl": {"columns": columns, "n": 60}})
+    found = describe(tmp_path / "rows.jsonl")
+    assert found.task == "multilabel" and found.labels == {"a": 30, "b": 30}
+    assert (found.label_count, found.unlabelled) == (2, 0)
+
+
+def test_numbers_of_a_table_of_text_are_no_texts_and_what_is_inside_is_said(tmp_path: Path) -> None:
+    make_files(tmp_path, {"n.csv": {"columns": {"a": "{i}", "b": "{i}.5"}, "n": 60}})
+    with pytest.raises(UserError, match="no column of texts"):
+        describe(tmp_path / "n.csv")
+    make_files(tmp_path, {"o.jsonl": {"columns": {"id": 1, "data": {"text": "x y"}}}})
+    with pytest.raises(UserError, match="inside data is not read: make its fields columns"):
+        describe(tmp_path / "o.jsonl")

@@ -105,6 +105,7 @@ def test_init_overwrites_nothing_and_says_what_is_wrong(
     empty = tmp_path / "empty.csv"
     empty.write_text("")
     numbers = write_lines(tmp_path / "numbers.jsonl", [{"a": i} for i in range(20)])
+    two = write_lines(tmp_path / "two.jsonl", text_rows()[:2])
     before = snapshot(tmp_path)
     for arguments, words in {
         (world.texts, "-o", old): ["exists already", "--output"],
@@ -113,6 +114,7 @@ def test_init_overwrites_nothing_and_says_what_is_wrong(
         (tmp_path / "none.csv", "-o", tmp_path / "a.toml"): ["none.csv"],
         (empty, "-o", tmp_path / "a.toml"): ["empty.csv"],
         (numbers, "-o", tmp_path / "a.toml"): ["no column of texts", "a"],
+        (two, "-o", tmp_path / "a.toml"): ["2 rows, too few"],
         (world.texts, "--test", numbers / "x", "-o", tmp_path / "a.toml"): ["data.source.test"],
     }.items():
         mistake(forefed_command("init", *arguments), *words)
@@ -161,6 +163,10 @@ def test_rows_run_by_themselves(
     folder = tmp_path / "site rows"
     folder.mkdir()
     mistake(forefed_command("check", folder), "no run here")
+    for odd in ("book.xlsx", "notes.txt"):
+        (tmp_path / odd).write_bytes(b"PK\x03\xfe" if odd == "book.xlsx" else b"some words")
+        mistake(forefed_command("check", tmp_path / odd), odd, ".jsonl", "save a sheet as CSV")
+    mistake(forefed_command("check", tmp_path / "none.csv"), "there is no such file")
     write_lines(folder / "train.jsonl", text_rows())
     assert forefed_command("check", folder, *tiny).status == 0
     assert (tmp_path / "site-rows.toml").exists()

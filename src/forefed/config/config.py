@@ -369,15 +369,28 @@ def read_toml(file: Path) -> dict[str, Any]:
             raise UserError(f"{file}: more than {MOST_BYTES:,} bytes, so no configuration file")
         return tomllib.loads(data.decode("utf-8").replace("\r\n", "\n"))
     except FileNotFoundError:
-        raise UserError(f"{file}: there is no such configuration file") from None
+        what = "configuration file" if file.suffix == ".toml" else "file"
+        raise UserError(f"{file}: there is no such {what}") from None
     except IsADirectoryError:
         raise UserError(f"{file}: a folder, where a configuration file was expected") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error})") from None
+        raise UserError(f"{file}: cannot be read ({error}){_otherwise(file)}") from None
     except (tomllib.TOMLDecodeError, ValueError) as error:
-        raise UserError(f"{file}: not valid TOML: {error}") from None
+        raise UserError(f"{file}: not valid TOML: {error}{_otherwise(file)}") from None
     except RecursionError:
         raise UserError(f"{file}: its tables or lists lie too deep in one another") from None
+
+
+def _otherwise(file: Path) -> str:
+    """What to do with a file that is called like neither a configuration nor rows."""
+    from forefed.data.files import SUFFIXES
+
+    if file.suffix == ".toml":
+        return ""
+    return (
+        f". A configuration is a .toml file, and rows are read from {', '.join(SUFFIXES)}: save a "
+        "sheet as CSV, a text a row"
+    )
 
 
 def assignment(item: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from forefed.config.compat import check
 from forefed.config.config import configure, read_toml
-from forefed.core.errors import UserError
+from forefed.core.errors import UserError, several
 from forefed.core.files import write_atomic
 from forefed.core.keys import Key
 from forefed.core.sizes import format_bytes
@@ -28,6 +28,8 @@ from forefed.models.gguf import INSTALL
 ROUNDS, COHORT = 10, 10
 ROWS_OF_A_CLIENT = 50
 """Of simulated clients, where nobody is named in the data."""
+FEWEST_ROWS = 4
+"""Of two clients, with one held out."""
 ROOM = 1_500_000_000
 """Bytes of free memory from which on a backward pass through a small encoder is no question."""
 TOKENS = (32, 256)
@@ -102,6 +104,8 @@ def _write(
 ) -> tuple[Description, Path]:
     """Writes the file; what the rows seem to be, and where a run of it keeps its record."""
     seen = describe(data, test)
+    if seen.rows < FEWEST_ROWS:
+        raise UserError(f"{data}: {seen.rows} rows, too few to learn from; give more")
     name = _run_name(output)
     tried = configure(
         base=tomllib.loads("\n".join(first_lines(seen, data, test, name, machine, 1)))
@@ -183,6 +187,12 @@ def _task(seen: Description) -> Iterator[str]:
         shown = [f"{one_line(name, 30)} ({n:,})" for name, n in list(seen.labels.items())[:8]]
         more = ", ..." if seen.label_count > len(shown) else ""
         yield f"# labels and their rows: {', '.join(shown)}{more}"
+    for column in seen.other_labels[:3]:
+        yield f"# or learn this column: label = {_toml(column)}"
+    text = seen.settings.get("text")
+    if seen.other_texts and isinstance(text, str):
+        both = _toml([*seen.other_texts[:3], text])
+        yield f"# or read more texts of a row, one after the other: text = {both}"
 
 
 def _clients(seen: Description, owner: Owners | None) -> Iterator[str]:
@@ -214,7 +224,11 @@ def _seen(seen: Description) -> Iterator[str]:
     settings = ", ".join(f"{k} = {_toml(v)}" for k, v in seen.settings.items())
     yield f"task: {settings}"
     if seen.labels and seen.task != "regression":
-        yield f"labels: {seen.label_count:,} different ones"
+        left = f"; {seen.unlabelled:,} rows have none, and are left out" if seen.unlabelled else ""
+        yield f"labels: {seen.label_count:,} different ones{left}"
+    for what, others in {"be labels": seen.other_labels, "be read": seen.other_texts}.items():
+        if others:
+            yield f"could {what} as well: {several(others, 5)}"
     for owner in seen.owners[:1]:
         if owner.by_name:
             yield f"clients: {owner.owners:,}, by the column {owner.column!r}"

@@ -21,7 +21,7 @@ from forefed.data.rows import Rows, Unreadable, merged
 from forefed.data.streams import opened
 
 Format = Literal["auto", "csv", "tsv", "json", "parquet"]
-_SUFFIXES: dict[str, Format] = {
+SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".json": "json",
@@ -204,7 +204,7 @@ def joined(read: Sequence[tuple[Path, Rows]]) -> Rows:
 
 def format_of(path: Path) -> Format | None:
     suffixes = [s.lower() for s in path.suffixes if s.lower() != ".gz"]
-    return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
 def _read(path: Path, format: Format, dialect: Dialect) -> tuple[Rows, list[str], Json]:

@@ -5,6 +5,8 @@ Guesses for ``forefed init``; a run itself reads by the settings and refuses wha
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +23,7 @@ from forefed.data.label_checks import kind_of
 from forefed.data.label_column import coded, name_of, read_labels
 from forefed.data.rows import Rows, Unreadable
 from forefed.data.sources import Files
+from forefed.data.tasks.multilabel import CONVENTIONAL, lists_of, separator_of
 
 Guess = Literal["classification", "pairs", "multilabel", "regression", "causal_lm", "qa"]
 OWNERS = [
@@ -73,6 +76,12 @@ OWNERS = [
 SCORES = ("score", "rating", "similarity", "stars", "grade", "value")
 CONTINUATIONS = ("completion", "response", "output", "answer", "text")
 SHOWN_LABELS = 50
+PARTS = {
+    *("train", "training", "test", "testing", "dev", "development"),
+    *("val", "valid", "validation", "eval", "evaluation"),
+}
+"""Values of a column that parts the rows, as tables of others have it."""
+WORDS_OF_A_TEXT = 4
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,9 @@ class Description:
     unreadable. ``settings``: of ``data.task``, as guessed (``kind`` included). ``labels``: rows by
     label value, at most 50, the most frequent first; ``label_count``: how many there are.
     ``label_kind``: None where nothing is labelled. ``owners``: best guess first. ``characters``: of
-    half and of 95 % of the texts at most. ``files``: as the record states them, with the dialect
-    where it is not the usual one.
+    half and of 95 % of the texts at most. ``other_labels``: columns that could be the labels as
+    well. ``other_texts``: columns of texts that are not read. ``files``: as the record states them,
+    with the dialect where it is not the usual one.
     """
 
     rows: int
@@ -113,6 +123,8 @@ class Description:
     label_count: int
     unlabelled: int
     owners: tuple[Owners, ...]
+    other_labels: tuple[str, ...]
+    other_texts: tuple[str, ...]
     characters: tuple[int, int]
     files: list[Json]
     notes: tuple[str, ...]
@@ -141,8 +153,15 @@ def describe(path: Path, test: Path | None = None) -> Description:
     else:
         lengths = np.array([len(t) for t in texts(rows, read)]) if read else np.zeros(1)
     labels: dict[str, int] = {}
-    if label is not None and columns[label] in ("text", "number", "true or false"):
+    if label is not None and task == "multilabel":
+        lists = lists_of("training", rows, label, separator_of(rows, label))
+        labels = Counter(name for names in lists for name in {*names})
+    elif label is not None and task != "causal_lm":
         labels = read_labels("training", rows, label).occurring()
+    free = [c for c in columns if c not in used]
+    labelled = task != "causal_lm" and task != "qa"
+    other_labels = tuple(c for c in free if labelled and _could_be_labels(rows, columns, c))
+    other_texts = tuple(c for c in free if labelled and _are_texts(rows, c))
     ranked = dict(sorted(labels.items(), key=lambda item: -item[1]))
     return Description(
         rows=len(rows),
@@ -154,11 +173,13 @@ def describe(path: Path, test: Path | None = None) -> Description:
         label_kind=kind,
         labels=dict(list(ranked.items())[:SHOWN_LABELS]),
         label_count=len(labels),
-        unlabelled=len(rows) - sum(labels.values()) if labels else 0,
+        unlabelled=len(rows) - sum(labels.values()) if labels and task != "multilabel" else 0,
         owners=_owners(rows, columns, used),
         characters=(int(np.median(lengths)), int(np.quantile(lengths, 0.95))),
         files=table.provenance["files"],
-        notes=(*table.notes, *unsaid(task, settings.get("text"))),
+        other_labels=other_labels,
+        other_texts=other_texts,
+        notes=(*table.notes, *_notes(rows, columns, task, settings, label)),
     )
 
 
@@ -205,18 +226,93 @@ def _label(rows: Rows, columns: dict[str, str]) -> tuple[str | None, str | None]
             kind = kind_of(occurring)
             if column in named or kind == "scores":
                 return column, kind
-    for column, what in columns.items():  # a column of few values that come again and again
-        if what in ("text", "true or false") and column != FILE and not _is_owner(column):
-            occurring = read_labels("training", rows, column).occurring()
-            if 2 <= len(occurring) <= max(2, min(50, len(rows) // 5)):
-                return column, kind_of(occurring)
+    for (name,) in CONVENTIONAL:
+        if found := first_named([c for c, what in columns.items() if what == "list"], [(name,)]):
+            return found[0], "several"
+    for column in columns:  # of few values that come again and again
+        if columns[column] != "number" and _could_be_labels(rows, columns, column):
+            return column, kind_of(read_labels("training", rows, column).occurring())
     return None, None
+
+
+def _could_be_labels(rows: Rows, columns: dict[str, str], column: str) -> bool:
+    """Few values that come again and again, or called like labels; neither owners nor parts."""
+    what = columns[column]
+    named = bool(first_named([column], LABELS))
+    if what not in ("text", "true or false") and not (what == "number" and named):
+        return False
+    if column == FILE or _is_owner(column) or _parts(rows, columns, column):
+        return False
+    occurring = read_labels("training", rows, column).occurring()
+    few = 2 <= len(occurring) <= max(2, min(50, len(rows) // 5))
+    return few and (not named or kind_of(occurring) == "classes")
+
+
+def _parts(rows: Rows, columns: dict[str, str], column: str) -> list[str]:
+    """The parts that a column gives its rows to, as "train" and "test"; none: it does not."""
+    if columns[column] != "text":
+        return []
+    values = [name for name in map(name_of, coded(rows, column, column)[1]) if name]
+    known = len(values) > 1 and all(name.casefold() in PARTS for name in values)
+    return values if known else []
+
+
+def _are_texts(rows: Rows, column: str) -> bool:
+    """Different in most rows, and of several words."""
+    import pyarrow.compute as pc
+
+    if not rows.is_text(column) or _is_owner(column):
+        return False
+    unique = pc.unique(rows.array(column))
+    words = pc.sum(pc.match_substring_regex(unique, r"\S\s+\S")).as_py() or 0
+    return 2 * len(unique) > len(rows) and 2 * words > len(unique)
+
+
+def _notes(
+    rows: Rows,
+    columns: dict[str, str],
+    task: Guess,
+    settings: dict[str, Any],
+    label: str | None,
+) -> Iterator[str]:
+    """What a guess leaves out, or what may be meant otherwise."""
+    for column in columns:
+        if parts := _parts(rows, columns, column):
+            yield (
+                f"column '{column}' parts the rows ({several(parts)}), and is not read: all rows "
+                "are drawn on. To keep the parts, write each to a file of its own in one folder "
+                "(train.csv, test.csv), and give the folder"
+            )
+    text = settings.get("text")
+    prompts = list(unsaid(task, text))
+    yield from prompts
+    if task == "causal_lm" and not prompts and not {"prompt", "messages"} & settings.keys():
+        why = "no column looks like labels"
+        if label is not None:
+            why = f"column '{label}' has a value of its own in most rows, as ids do"
+        yield (
+            f"{why}: a language model learns to write texts like those in column '{text}'. If a "
+            'column holds labels, set in [data.task] kind = "classification" and label = its name'
+        )
+    if label is None or not isinstance(text, str) or len(text.split()) < WORDS_OF_A_TEXT:
+        return
+    if columns[label] == "text" and label in read_labels("training", rows, label).occurring():
+        yield (
+            "the first line is taken for the names of the columns, and looks like a row "
+            f"('{label}' is a label of others): if it is one, put a line of names above it"
+        )
 
 
 NO_TEXTS = (
     "no column of texts; columns here: {}. Give one of texts, of messages (each a list of "
     '{{"role": ..., "content": ...}}), or of prompts and completions'
 )
+
+
+def _no_texts(columns: dict[str, str]) -> UserError:
+    nested = [c for c, what in columns.items() if what == "object"]
+    inside = f" (what is inside {several(nested)} is not read: make its fields columns)"
+    return UserError(NO_TEXTS.format(several(columns)) + (inside if nested else ""))
 
 
 def _task(
@@ -235,10 +331,10 @@ def _task(
         if prompt and after and prompt != after:
             return "causal_lm", {"kind": "causal_lm", "text": after[0], "prompt": prompt[0]}
         if not one:
-            raise UserError(NO_TEXTS.format(several(columns)))
+            raise _no_texts(columns)
         return "causal_lm", {"kind": "causal_lm", "text": one[0]}
     if not one:
-        raise UserError(NO_TEXTS.format(several(columns)))
+        raise _no_texts(columns)
     tasks: dict[str, Guess] = {"scores": "regression", "several": "multilabel"}
     task = tasks.get(kind or "", "pairs" if pair else "classification")
     if pair and task in ("pairs", "regression"):
@@ -249,11 +345,15 @@ def _task(
 def _longest(rows: Rows, columns: list[str]) -> list[str]:
     """The column of texts with the most characters, each text counted once.
 
-    (Long names that come again and again, as of owners, are no texts.)
+    (Long names that come again and again, as of owners, are no texts, nor is what has no letter.)
     """
     import pyarrow.compute as pc
 
-    sizes = {c: pc.sum(pc.utf8_length(pc.unique(rows.array(c)))).as_py() or 0 for c in columns}
+    unique = {c: pc.unique(rows.array(c)) for c in columns}
+    written = {
+        c: x for c, x in unique.items() if pc.any(pc.match_substring_regex(x, r"\pL")).as_py()
+    }
+    sizes = {c: pc.sum(pc.utf8_length(x)).as_py() or 0 for c, x in written.items()}
     return [max(sizes, key=lambda c: sizes[c])] if sizes else []
 
 
@@ -261,7 +361,7 @@ def _owners(rows: Rows, columns: dict[str, str], used: list[str]) -> tuple[Owner
     """Columns that could name the clients: known names first, then the fewest owners."""
     found = []
     for column, what in columns.items():
-        if column in used or what not in ("text", "number"):
+        if column in used or what not in ("text", "number") or _parts(rows, columns, column):
             continue
         codes, values = coded(rows, column, "partition.column")
         names = [name_of(value) for value in values]

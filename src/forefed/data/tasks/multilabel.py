@@ -53,7 +53,7 @@ class MultiLabel(TextTask):
     ) -> tuple[tuple[str, ...], list[Texts]]:
         column = columns["label"][0]
         mark = separator_of(tables[0][1], column) if self.separator == AUTO else self.separator
-        held = [(place, self._labels_of(place, rows, column, mark)) for place, rows in tables]
+        held = [(place, lists_of(place, rows, column, mark)) for place, rows in tables]
         known = self.labels or sorted({x for _, lists in held for one in lists for x in one})
         if not any(labels for labels in held[0][1]):
             raise UserError(
@@ -79,18 +79,24 @@ class MultiLabel(TextTask):
         first: Indices = np.where(labels.any(1), labels.argmax(1), labels.shape[1])
         return first
 
-    def _labels_of(self, place: str, rows: Rows, column: str, separator: str) -> list[list[str]]:
-        found = []
-        for i, value in enumerate(rows.values(column)):
-            parts = value.split(separator) if isinstance(value, str) else value or []
-            if not isinstance(parts, list) or any(isinstance(x, dict | list) for x in parts):
-                raise UserError(
-                    f"data.task.label: row {rows.number(i)} of the {place} rows has no list of "
-                    f"labels in column '{column}' ({value!r}); give a list, or texts with "
-                    f"'{separator}' between labels"
-                )
-            found.append([name for x in parts if (name := name_of(x)) is not None])
-        return found
+
+def lists_of(place: str, rows: Rows, column: str, separator: str) -> list[list[str]]:
+    """The labels of each row.
+
+    Raises:
+        UserError: a value that is neither a list nor a text.
+    """
+    found = []
+    for i, value in enumerate(rows.values(column)):
+        parts = value.split(separator) if isinstance(value, str) else value or []
+        if not isinstance(parts, list) or any(isinstance(x, dict | list) for x in parts):
+            raise UserError(
+                f"data.task.label: row {rows.number(i)} of the {place} rows has no list of "
+                f"labels in column '{column}' ({value!r}); give a list, or texts with "
+                f"'{separator}' between labels"
+            )
+        found.append([name for x in parts if (name := name_of(x)) is not None])
+    return found
 
 
 def separator_of(rows: Rows, column: str) -> str:
