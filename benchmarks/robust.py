@@ -58,6 +58,7 @@ RULES: dict[str, dict[str, Any]] = {
     "Bulyan": {"aggregator": {"kind": "bulyan", "f": F}},
     "DnC": {"aggregator": {"kind": "dnc", "f": F}},
     "DnC, cut": {"aggregator": {"kind": "dnc", "f": F, "cut": 1.0}},
+    "DnC, cut, past": {"aggregator": {"kind": "dnc", "f": F, "cut": 1.0, "past": True}},
     "spectral": {"aggregator": {"kind": "spectral", "f": F}},
     "nearest neighbours": {"aggregator": {"kind": "nna", "f": F}},
     "nearest mixing": {"aggregator": {"kind": "nnm", "f": F}},

@@ -177,6 +177,32 @@ def test_liars_of_several_lengths_and_directions_go_one_by_one() -> None:
     assert float(combined(Spectral(f=2), x_ND).norm()) > 1  # one is left
 
 
+def test_past_updates_tell_liars_that_the_present_ones_do_not() -> None:
+    """First all liars turn round; then they say what all say, and a little more, while honest
+    clients differ among themselves: one round's vectors accuse the honest, their sums the liars."""
+    rule = DivideAndConquer(f=2, past=True, cut=1.0)
+    e = torch.eye(5)
+    sides = [1.0 if i % 2 else -1.0 for i in range(8)]
+    first = [*(e[0] + 0.1 * s * e[4] for s in sides), -e[0], -e[0]]
+    second = [*(e[1] + 0.5 * s * e[4] for s in sides), e[1] + 0.3 * e[2], e[1] + 0.3 * e[2]]
+
+    def of(xs: Sequence[Tensor]) -> list[Contribution]:
+        return [Contribution(i, 1.0, {"x": x}) for i, x in enumerate(xs)]
+
+    ctx = ServerContext(round=1, key=WIDE, units=UNITS)
+    _, state, _ = rule(of(first), {}, ctx)
+    told, after, _ = rule(of(second), state, ctx)
+    assert float(told["x"][2]) == 0 and float(told["x"][4]) == pytest.approx(0, abs=1e-6)
+    forgetful, _, _ = DivideAndConquer(f=2, cut=1.0)(of(second), {}, ctx)
+    assert float(forgetful["x"][2]) > 0.05
+    # whoever comes anew is judged by what it has said; all others' sums stay
+    _, later, _ = rule(of(second)[:5], after, ctx)
+    assert later.keys() == after.keys() and torch.equal(later["u/past/9"], after["u/past/9"])
+    # of one round it is the rule without
+    now, _, _ = rule(of(second), {}, ctx)
+    assert torch.equal(now["x"], forgetful["x"])
+
+
 @pytest.mark.parametrize(
     "rule",
     [

@@ -7,21 +7,27 @@ Algorithm 2: hostile vectors stand out along the direction in which all of them 
 Result: the mean over what *every* iteration kept. (Some public code takes what any iteration kept.)
 Departures: the coordinates are drawn from the round's key; where the iterations together have kept
 nobody, the vectors that most of them kept count.
+
+With ``past`` (ours) a client is judged by the sum of all its updates so far, each cut to the median
+length of its round, and the mean is over the present ones. Lies of a few rounds look like rare rows
+(a client whose classes the others lack differs from them as a liar does), but only liars go on
+pulling away from the model that the others agree on.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from forefed.aggregate.aggregator import Tolerant
+from forefed.aggregate.aggregator import Metrics, Tolerant, units_of, vectors_of
 from forefed.aggregate.vectors import clipped, middle
 from forefed.core.states import State
-from forefed.core.types import ServerContext, Unit
+from forefed.core.types import Contribution, Params, ServerContext, Unit
 
 
 class DivideAndConquer(Tolerant):
@@ -38,14 +44,22 @@ class DivideAndConquer(Tolerant):
     """Vectors are first cut to so many median lengths, so that no few long ones decide what the
     direction is; None: not (published)."""
 
+    past: bool = False
+    """Judge clients by the sum of their updates so far: for clients that come again. One vector is
+    kept for each client and unit."""
+
     source: ClassVar[str] = "Shejwalkar and Houmansadr, NDSS 2021"
 
     def tolerate(
         self, x_ND: Tensor, f: int, unit: Unit, state: State, ctx: ServerContext
     ) -> tuple[Tensor, State]:
-        n, d = x_ND.shape
         if self.cut is not None:
             x_ND = clipped(x_ND, self.cut * middle(x_ND.norm(dim=1)))
+        return x_ND[self.kept(x_ND, f, unit, ctx)].mean(dim=0), state
+
+    def kept(self, x_ND: Tensor, f: int, unit: Unit, ctx: ServerContext) -> Tensor:
+        """Which of these vectors do not stand out, [N] bool."""
+        n, d = x_ND.shape
         keep = max(1, n - math.floor(self.factor * f + 1e-9))
         votes_N = torch.zeros(n, dtype=torch.int64)
         for i in range(self.iterations):
@@ -58,4 +72,46 @@ class DivideAndConquer(Tolerant):
             # the vectors have along the right one
             along_N = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1].square()
             votes_N[along_N.argsort(stable=True)[:keep]] += 1
-        return x_ND[votes_N == votes_N.max()].mean(dim=0), state
+        return votes_N == votes_N.max()
+
+    def __call__(
+        self, cs: Sequence[Contribution], state: State, ctx: ServerContext
+    ) -> tuple[Params, State, Metrics]:
+        if not self.past:
+            return super().__call__(cs, state, ctx)
+        by_sums: State = {}
+        for unit in units_of(cs, ctx.units):
+            held, x_ND = vectors_of(cs, unit)
+            if held:
+                cut_ND = clipped(x_ND, (self.cut or 1.0) * middle(x_ND.norm(dim=1)))
+                for c, x_D in zip(held, cut_ND, strict=True):
+                    place = f"{unit.name}/past/{c.client}"
+                    by_sums[place] = x_D.float() + state.get(place, torch.zeros(()))
+        # handed on beside the vectors, which are those of the same clients in the same order
+        total, _, metrics = super().__call__(cs, by_sums, ctx)
+        return total, {**state, **by_sums}, metrics
+
+    def attempt(
+        self,
+        x_ND: Tensor,
+        w_N: Tensor,
+        dropped: int,
+        unit: Unit,
+        state: State,
+        ctx: ServerContext,
+    ) -> tuple[Tensor, State] | None:
+        f = max(0, self.hostile(len(x_ND) + dropped) - dropped)
+        if not self.past or len(x_ND) < self.per_hostile * f + self.beside:
+            return super().attempt(x_ND, w_N, dropped, unit, state, ctx)
+        sums_ND = torch.stack([*state.values()]).double()
+        sums_ND = clipped(sums_ND, middle(sums_ND.norm(dim=1)))
+        cut_ND = clipped(x_ND, (self.cut or 1.0) * middle(x_ND.norm(dim=1)))
+        return cut_ND[self.kept(sums_ND, f, unit, ctx)].mean(dim=0), {}
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if self.past and config.codec.sends_slopes and config.directions.shared:
+            yield (
+                "aggregator.past adds up a client's updates over rounds, and slopes are along "
+                "other directions in each; use codec.kind = 'dense', or leave it out"
+            )
