@@ -191,7 +191,8 @@ def test_what_a_sum_cannot_do_is_refused_with_the_remedy(
     ],
 )
 def test_a_run_with_its_start_and_its_guard(world: World, tmp_path: Path, sets: list[str]) -> None:
-    more = ["cohort=6", "data.client_test_fraction=0.3", "channel=partial_sums", *sets]
+    more = ["cohort=6", "rounds=1", "data.client_test_fraction=0.3", *sets]
+    more.append("channel=partial_sums")
     flat = world.run(tmp_path, *more, "name=flat")
     deep = world.run(tmp_path, *more, "channel.aggregators=2", "name=deep")
     assert deep.summary["digest"] == flat.summary["digest"]
