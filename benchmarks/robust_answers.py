@@ -2,7 +2,8 @@
 
 Heads and words: TREC, 1,000 training rows, 50 clients (Dirichlet 1.0) of whom 24 % lie in what they
 say of the candidate heads on their held-out rows, and in words' sums; features and sums of features
-are honest. The head alone, from all rows, as a default run ends without adapters.
+are honest. With f > 0 answers are checked and rows capped, and none trimmed (docs/LOG.md). The head
+alone, from all rows, as a default run ends without adapters.
 
 Guard: the head trained from zero as in ``benchmarks.robust`` (mean of honest updates, eight
 rounds), each round's step judged by 20 clients' held-out rows, of whom 24 % of all lie.
