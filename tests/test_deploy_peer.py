@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 
 from documents import ROOT, blocks
+from faults import fault
 from federation import World
 from forefed.core.errors import ProtocolError, UserError
 from forefed.deploy.peer import Peer, listening, verifier
@@ -89,6 +90,11 @@ def clean(folders: list[Path]) -> Iterator[None]:
         PeerFolder(folder).log.unlink(missing_ok=True)
 
 
+@fault(
+    "peer: killed, its log torn in the middle of a record",
+    "between two meetings",
+    "it starts from the whole records, and hears the rest from others; same log",
+)
 def test_two_peers_talk_until_both_have_the_same(folders: list[Path]) -> None:
     ana, ben = peer(folders[0]), peer(folders[1])
     says(ana, 1), says(ana, 2), says(ben, 1)
@@ -110,6 +116,11 @@ def test_two_peers_talk_until_both_have_the_same(folders: list[Path]) -> None:
     assert torn.shared.have() == again.shared.have()
 
 
+@fault(
+    "peer: a stranger of its name, another key at its address, plain text, another run, rubbish",
+    "when it calls",
+    "the connection ends; nothing is taken; the next talk goes well",
+)
 def test_only_known_keys_are_talked_to(folders: list[Path], tmp_path: Path) -> None:
     """A stranger with a certificate of the same name; a peer of another run; one at another's
     address; messages that are too long or none."""
@@ -143,6 +154,9 @@ def test_only_known_keys_are_talked_to(folders: list[Path], tmp_path: Path) -> N
     assert ben.shared.chain(0).rounds == (1,) and LARGEST < 1 << 28
 
 
+@fault(
+    "peer: its log on the disk was changed", "when it starts", "one sentence, and it does not start"
+)
 def test_a_forged_log_on_the_disk_is_refused(folders: list[Path]) -> None:
     ana = peer(folders[0])
     says(ana, 1)
@@ -168,6 +182,11 @@ def test_settings_that_need_a_server_are_refused(folders: list[Path], tmp_path: 
         init_peers([folders[0]], rows, folders[0] / "run.toml", "127.0.0.1:7101")
 
 
+@fault(
+    "one of five peers killed for good, a sixth added",
+    "mid-run",
+    "all that are there end with the same digest, the sixth too",
+)
 @pytest.mark.deploy
 def test_readme_five_peers_one_killed_one_added_all_end_with_equal_digests(
     world: World, tmp_path: Path

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from faults import fault
 from forefed.config.config import configure
 from forefed.core import trees
 from forefed.core.errors import ProtocolError
@@ -100,6 +101,11 @@ def test_joining_is_the_same_in_any_order_and_twice() -> None:
     assert results[0] == results[1] == results[2]
 
 
+@fault(
+    "peer: a chain that its author did not sign, or with rounds that the run has not",
+    "any time",
+    "refused; nothing of it is kept or handed on",
+)
 def test_what_is_not_signed_by_its_author_is_refused() -> None:
     log, mine = log_of(), log_of()
     said(log, 2, 1, b"true")
@@ -121,6 +127,7 @@ def test_what_is_not_signed_by_its_author_is_refused() -> None:
     assert mine.take([part])[0] == [part] and mine.take([part]) == ([], [])  # a replay is nothing
 
 
+@fault("peer: a message of another run, or with one bit flipped", "any time", "refused")
 def test_messages_of_another_run_or_form_are_refused() -> None:
     log = log_of()
     said(log, 0, 1, b"payload" * 50)
@@ -209,6 +216,11 @@ def test_peers_that_all_hear_each_other_are_a_star() -> None:
     assert all(p.fold.steps == 4 for p in peers), "nothing was done twice"
 
 
+@fault(
+    "peers leave, the network parts in two, and a peer comes when all is done",
+    "rounds 2 to 4 of 5",
+    "all end with the same digest, the latecomer from the log alone",
+)
 @settings(max_examples=5, deadline=None)
 @given(st.data())
 def test_leaves_partitions_and_latecomers_end_with_equal_digests(data: st.DataObject) -> None:
@@ -233,6 +245,11 @@ def test_leaves_partitions_and_latecomers_end_with_equal_digests(data: st.DataOb
     assert late.fold.steps == 5
 
 
+@fault(
+    "peer: a contribution arrives late",
+    "one and 38 rounds later",
+    "the rounds from it on are done again; equal digests at both",
+)
 def test_a_late_record_does_again_what_follows_from_it() -> None:
     a, b = Peer(0), Peer(1)
     for round in range(1, 41):
@@ -248,6 +265,11 @@ def test_a_late_record_does_again_what_follows_from_it() -> None:
     assert sum(d.state is not None for d in a.fold.done) <= 16 + 40 // 16 + 1
 
 
+@fault(
+    "peer: a contribution that cannot be read, rightly signed",
+    "any round",
+    "it counts for nobody, at every peer alike; counted",
+)
 def test_a_garbled_contribution_counts_for_nobody() -> None:
     a, b = Peer(0), Peer(1)
     a.train(1)
@@ -259,6 +281,11 @@ def test_a_garbled_contribution_counts_for_nobody() -> None:
     assert a.fold.done[0].heard == (0,)
 
 
+@fault(
+    "peer: it joins late",
+    "after 200 rounds of five",
+    "less than 100 kB bring it up to date, and no model",
+)
 def test_a_latecomer_needs_kilobytes() -> None:
     """Two hundred rounds of five peers, one byte a slope: what it is given, and not the model."""
     peers = [Peer(c, log_of(200)) for c in range(N)]

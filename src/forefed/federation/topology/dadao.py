@@ -294,7 +294,7 @@ def _params(x_D: Tensor, like: Params) -> Params:
 def _together(updates: list[Update]) -> Update:
     """The last of a node's answers in a round, with the work of all."""
     last = updates[-1]
-    work = {
+    work: dict[str, float] = {
         n: math.fsum(u.metrics.get(n, 0.0) for u in updates)
         for n in ("steps", "skipped", "forwards")
         if n in last.metrics
