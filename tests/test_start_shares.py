@@ -116,6 +116,8 @@ ALONE = ["adapter=head", "rounds=0", "cohort=6"]
         ([PRIVATE + "}", SUM], ""),
         ([PRIVATE + ", colluding=0}", SUM], ""),
         ([PRIVATE + "}"], "too little for its sums alone"),
+        # whoever adds up parts of a sum sees single contributions, with a share of noise
+        ([PRIVATE + ", colluding=0}", "channel=partial_sums"], "too little for its sums"),
         ([PRIVATE + ", colluding=4}", SUM], "nobody whose noise counts"),
         ([PRIVATE + ", colluding=3}", SUM], "more than channel.kind = 'secure_sum' bears"),
         (

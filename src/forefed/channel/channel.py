@@ -185,8 +185,9 @@ class Channel(Choice):
         return 1
 
     def bears(self, colluding: int) -> bool:
-        """Does a single contribution stay hidden where so many clients tell the server all?"""
-        return self.sums and not colluding
+        """Does a single contribution stay hidden, from whoever adds up as well, where so many
+        clients tell the server all?"""
+        return False
 
     def session(self, work: Work[T]) -> Session[T]:
         """The server's half of an exchange that begins."""
