@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deployment import NAMES, FakePost, deployed, make_sites, rehearsal
+from deployment import FEW, NAMES, FakePost, deployed, make_sites, rehearsal
 from federation import World
 from forefed.core.errors import UserError
 from forefed.core.files import SECRET, kept_secret
@@ -56,7 +56,7 @@ def test_the_server_of_a_deployment_predicts_nothing_that_a_site_draws_in_secret
 
     monkeypatch.setattr(Dense, "encode", spied)
     post = FakePost(make_sites(world, tmp_path))
-    config = deployed(world, tmp_path, "codec=dense", "rounds=2", "seed=11")
+    config = deployed(world, tmp_path, "codec=dense", "rounds=2", "seed=11", FEW)
     result = run(config, connect=connect_by(post))
     assert len(seen) == 6
     run_id = post.asked[-1][1].run
