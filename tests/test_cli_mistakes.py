@@ -338,6 +338,51 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "modifiers: 'logit_adjustment' has a say": [*BROUGHT, 'modifiers=["logit_adjustment"]'],
     "sharing.kind = 'local_labels' reads": [*BROUGHT, "sharing=local_labels"],
     "start.kind = 'closed_form' asks": [*BROUGHT, "start=closed_form"],
+    "aggregator.past adds": [
+        "strategy=decomfl",
+        'aggregator={kind="dnc", past=true}',
+    ],
+    "channel.neighbours = 4 and": [
+        "strategy=fedavg",
+        'channel={kind="secure_sum", neighbours=4, min_group=6}',
+        "cohort=12",
+    ],
+    "topology.kind = 'dadao' is": ["strategy=dadao", "client.batch_size=8"],
+    "topology.ridge: a loss": ["strategy=dadao", "topology.ridge=0", "topology.convexity=0"],
+    "engine.kind = 'block_local': numbers": [
+        "strategy=fedavg",
+        "engine=block_local",
+        "adapter=tinylora",
+    ],
+    "engine.kind = 'block_local' sees": [
+        "strategy=fedavg",
+        "engine=block_local",
+        "client.sampler=poisson",
+        "client.max_steps=4",
+        'modifiers=[{kind="dp_example", noise_multiplier=1}]',
+    ],
+    "engine.kind = 'surrogate' goes through losses of earlier": [
+        "strategy=fzoos",
+        "client.batch_size=8",
+    ],
+    "engine.kind = 'surrogate' keeps": [
+        "strategy=fedavg",
+        "engine=surrogate",
+        "client.batch_size='all'",
+        "sharing=personal_head",
+    ],
+    "engine.kind = 'surrogate' goes through losses of one": [
+        "strategy=fzoos",
+        "adapter={kind='lora', dropout=0.1}",
+    ],
+    "guard.f: who lies": [
+        "strategy=fedavg",
+        "channel=secure_sum",
+        'guard={kind="held_out", f=1}',
+    ],
+    "modifiers: 'fzoos' corrects": ["strategy=fedavg", 'modifiers=["fzoos"]'],
+    "modifiers: what 'fzoos' sends": ["strategy=fzoos", "attack=sign_flip"],
+    "modifiers: 'fzoos' wants": ["strategy=fzoos", "topology=buffered"],
     "model.pooling: a script's": [
         *BROUGHT,
         'partition={kind="sites", names=["a"]}',

@@ -88,7 +88,6 @@ class SecureSum(Summing):
         return few and (self.neighbours != "auto" or colluding <= self.colluding * large)
 
     def conflicts(self, config: Any) -> Iterator[str]:
-        here = "channel.kind = 'secure_sum'"
         if config.cohort < self.min_group:
             yield (
                 f"cohort = {config.cohort} is below channel.min_group = {self.min_group}, so every "
@@ -102,5 +101,9 @@ class SecureSum(Summing):
                 "neighbours, or set channel.neighbours = 'auto'"
             )
         yield from super().conflicts(config)
+        yield from self._of_this_machine()
+
+    def _of_this_machine(self) -> Iterator[str]:
         if find_spec("cryptography") is None:
+            here = "channel.kind = 'secure_sum'"
             yield f"{here} needs the library 'cryptography': pip install 'forefed[secure]'"

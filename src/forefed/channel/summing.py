@@ -87,14 +87,17 @@ class Summing(Channel):
                 "memory: groups with engines of unequal noise are weighed one by one, which "
                 f"{here} {self.takes}; give one budget"
             )
-        # of modifiers none of ours is individual
+        yield from self._single(config, here)
+        yield from self._too_coarse(config)
+
+    def _single(self, config: Any, here: str) -> Iterator[str]:
+        """Of modifiers of others: none of ours is individual."""
         for modifier in config.modifiers:
             if modifier.individual:
                 yield (
                     f"modifiers: '{modifier.kind}' reads single contributions at the server, which "
                     f"{here} {self.takes}; leave it out, or set channel.kind = 'plain'"
                 )
-        yield from self._too_coarse(config)
 
     def _too_coarse(self, config: Any) -> Iterator[str]:
         point = self.point(config.codec.payload, config.cohort)

@@ -80,8 +80,6 @@ class Surrogate(GradientEngine):
                 "engine.kind = 'surrogate' keeps points of all parameters together; set "
                 "assign.kind = 'everything' and sharing.kind = 'everything'"
             )
-        if any(m.per_example for m in config.modifiers):
-            yield "engine.kind = 'surrogate' asks for losses of whole batches; drop 'dp_example'"
         if getattr(config.adapter, "dropout", 0.0) > 0:
             yield "engine.kind = 'surrogate' goes through losses of one function; set dropout = 0"
 
