@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from federation import World
-from forefed.config.compat import conflicts
+from forefed.config.compat import check, conflicts
 from forefed.config.config import configure
-from forefed.core.errors import ProtocolError
+from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Secret
 from forefed.core.types import Params
 from forefed.deploy.privacy_budget import of_order, of_question, spend
@@ -180,3 +180,9 @@ def test_a_site_may_believe_its_own_noise_alone(tmp_path: Path) -> None:
     assert len(of_order(rounds)) == 1 and not of_order(rounds, own_noise=True)
     with pytest.raises(ValueError, match="set max_epsilon"):
         Policy(own_noise=True)
+
+
+def test_shares_of_no_noise_are_refused() -> None:
+    sets = ["strategy=fedavg", "start={kind='closed_form', noise_by='clients'}"]
+    with pytest.raises(UserError, match="start.noise_by = 'clients': there is no noise"):
+        check(configure(sets=sets))

@@ -258,6 +258,11 @@ def _unfit(start: ClosedForm, config: Any) -> Iterator[str]:
             "start.f: who lies is found by looking at single sums, and channel.kind = "
             f"'{config.channel.kind}' shows none; leave it out, and bound them by start.max_rows"
         )
+    if start.noise_by == "clients" and not start.private:
+        yield (
+            "start.noise_by = 'clients': there is no noise; set start.target_epsilon, or leave "
+            "noise_by out"
+        )
     if start.prior == "uniform" and not targets.named:
         yield (
             f"start.prior = 'uniform' is for classes and labels; data.task.kind = '{kind}' has "
