@@ -184,5 +184,5 @@ def test_a_site_may_believe_its_own_noise_alone(tmp_path: Path) -> None:
 
 def test_shares_of_no_noise_are_refused() -> None:
     sets = ["strategy=fedavg", "start={kind='closed_form', noise_by='clients'}"]
-    with pytest.raises(UserError, match="start.noise_by = 'clients': there is no noise"):
+    with pytest.raises(UserError, match="noise_by = 'clients': there is no noise"):
         check(configure(sets=sets))
