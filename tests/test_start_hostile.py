@@ -196,4 +196,4 @@ def test_who_lies_is_assumed_as_for_the_rounds_and_only_where_sums_are_seen() ->
         sets=["strategy=fedavg", "channel=secure_sum", "start={kind='closed_form', f=1}"]
     )
     (said,) = [c for c in conflicts(hidden) if "start.f" in c]
-    assert "hides them" in said
+    assert "shows none" in said

@@ -39,6 +39,8 @@ NEEDS = {
     "fedkseed": ["directions.size=64"],
     "fwdllm": ["trigger.at_most=2", "directions.k=2"],
     "baffle": ["directions.k=2"],
+    "dadao": ["client.batch_size=all"],
+    "fzoos": ["client.batch_size=all"],
 }
 
 

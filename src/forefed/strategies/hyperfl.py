@@ -1,5 +1,5 @@
-"""HyperFL: Guo et al., AAAI 2025: a common network makes each client's adapter from an embedding of
-its own (``local/hyperfl.py``, ``sharing/hyperfl.py``).
+"""HyperFL: Guo et al., AAAI 2025 (arXiv 2412.07187): a common network makes each client's adapter
+from an embedding of its own (``local/hyperfl.py``, ``sharing/hyperfl.py``).
 
 Departures: beside those of ``local/hyperfl.py``, r = 2, as the network has 128 numbers for every
 one that it makes.
@@ -11,7 +11,7 @@ from forefed.strategies.strategy import Strategy
 HYPERFL = Strategy(
     name="hyperfl",
     summary="A common network makes each client's adapter from an embedding of its own.",
-    source="Guo et al., AAAI 2025",
+    source="arXiv 2412.07187",
     sections={
         **FEDAVG.sections,
         "adapter": {"kind": "lora_hyper", "r": 2, "alpha": 4.0},
