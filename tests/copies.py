@@ -11,6 +11,8 @@ import tempfile
 import traceback
 from collections.abc import Callable
 
+import torch
+
 
 def begun(work: Callable[[], object], log: str | os.PathLike[str]) -> int:
     """Start the work in a copy of this process, whose words go to the file; its number. It ends
@@ -20,6 +22,7 @@ def begun(work: Callable[[], object], log: str | os.PathLike[str]) -> int:
         return child
     status = 1
     try:
+        torch.set_num_threads(1)  # a copy has no threads of this one's, and would wait for them
         sys.stdout = sys.stderr = open(log, "w", encoding="utf-8")  # noqa: SIM115 (the last one)
         work()
         status = 0
