@@ -5,6 +5,9 @@ import os
 import shutil
 import sys
 import sysconfig
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests fork, and threads do not: before torch
+
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
