@@ -53,9 +53,14 @@ class DivideAndConquer(Tolerant):
     def tolerate(
         self, x_ND: Tensor, f: int, unit: Unit, state: State, ctx: ServerContext
     ) -> tuple[Tensor, State]:
-        if self.cut is not None:
-            x_ND = clipped(x_ND, self.cut * middle(x_ND.norm(dim=1)))
-        return x_ND[self.kept(x_ND, f, unit, ctx)].mean(dim=0), state
+        cut = self.cut or (1.0 if self.past else None)
+        if cut is not None:
+            x_ND = clipped(x_ND, cut * middle(x_ND.norm(dim=1)))
+        judged_ND = x_ND
+        if self.past:
+            sums_ND = torch.stack([*state.values()]).double()
+            judged_ND, state = clipped(sums_ND, middle(sums_ND.norm(dim=1))), {}
+        return x_ND[self.kept(judged_ND, f, unit, ctx)].mean(dim=0), state
 
     def kept(self, x_ND: Tensor, f: int, unit: Unit, ctx: ServerContext) -> Tensor:
         """Which of these vectors do not stand out, [N] bool."""
@@ -90,23 +95,6 @@ class DivideAndConquer(Tolerant):
         # handed on beside the vectors, which are those of the same clients in the same order
         total, _, metrics = super().__call__(cs, by_sums, ctx)
         return total, {**state, **by_sums}, metrics
-
-    def attempt(
-        self,
-        x_ND: Tensor,
-        w_N: Tensor,
-        dropped: int,
-        unit: Unit,
-        state: State,
-        ctx: ServerContext,
-    ) -> tuple[Tensor, State] | None:
-        f = max(0, self.hostile(len(x_ND) + dropped) - dropped)
-        if not self.past or len(x_ND) < self.per_hostile * f + self.beside:
-            return super().attempt(x_ND, w_N, dropped, unit, state, ctx)
-        sums_ND = torch.stack([*state.values()]).double()
-        sums_ND = clipped(sums_ND, middle(sums_ND.norm(dim=1)))
-        cut_ND = clipped(x_ND, (self.cut or 1.0) * middle(x_ND.norm(dim=1)))
-        return cut_ND[self.kept(sums_ND, f, unit, ctx)].mean(dim=0), {}
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
