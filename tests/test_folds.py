@@ -126,6 +126,14 @@ def test_any_number_of_workers_and_any_stop_give_the_same_bits(
         assert saved is not None and Folds.kept(saved.state.of(FOLDS)) is not None
 
 
+def test_a_run_that_is_over_keeps_no_groups(world: World, tmp_path: Path) -> None:
+    config = world.config(tmp_path, *RUN, "rounds=1", "guard=held_out")
+    result = run(config)
+    assert json.loads((result.folder / "start.json").read_text())["all_rows"]
+    saved = load_checkpoint(config.folder, config, torch.device("cpu"))
+    assert saved is not None and saved.state.of(WORDS) and not saved.state.of(FOLDS)
+
+
 def test_rates_are_larger_in_groups_unless_a_rate_is_given(world: World, tmp_path: Path) -> None:
     def settings(*more: str) -> tuple[object, object]:
         start = world.config(tmp_path, *more).start

@@ -1,8 +1,9 @@
 """Answers of which some may be lies: sums over held-out rows by a trimmed mean.
 
 An answer to a question about held-out rows is a sum over a client's rows, and whoever lies can say
-any number: one loss of a billion decides for all. Where clients may lie (``guard.f``, ``start.f``)
-and single answers are seen, the total is made of what they say of a row:
+any number: one loss of a billion decides for all. Where clients may lie (``guard.f``) and single
+answers are seen, the total is made of what they say of a row. (With ``start.f`` answers about the
+start's heads are checked and capped alike, and ``trim`` is 0: trimmed ones chose worse heads.)
 
     x_c / n_c            of each client c, element by element; of losses and of rows that are right
                          the first element, and the others' differences from that (they are about

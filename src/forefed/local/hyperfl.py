@@ -36,7 +36,7 @@ class HyperFl(LocalTraining):
     epochs: Annotated[int, Field(ge=1)] = 5
     head_epochs: Annotated[int, Field(ge=1)] = 1
     """Of the head, before the others."""
-    source: ClassVar[str] = "HyperFL, AAAI 2025"
+    source: ClassVar[str] = "HyperFL, arXiv 2412.07187"
 
     def walk(
         self, trainer: Trainer, order: Order, data: ClientData, states: States, ctx: ClientContext

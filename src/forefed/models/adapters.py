@@ -145,7 +145,7 @@ class LoraHyper(Lora):
     """Features that the network makes of it, for every one of which each element of B has a
     weight."""
 
-    source: ClassVar[str] = "HyperFL, AAAI 2025"
+    source: ClassVar[str] = "HyperFL, arXiv 2412.07187"
     only: ClassVar[str] = "hyperfl"
 
 

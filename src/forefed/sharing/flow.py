@@ -1,4 +1,5 @@
 """Flow: what of a model with two paths travels (Panchal et al., NeurIPS 2023, arXiv 2211.15281).
+
 The common B, the gates and the head are averaged; a client's own B stays with it, A rests, as both
 paths share it (published code: the own path was sent and averaged, too).
 """

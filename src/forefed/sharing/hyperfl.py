@@ -16,7 +16,7 @@ class HyperFl(Sharing):
     """A network makes every client's B from an embedding of its own; the network is common."""
 
     kind: Literal["hyperfl"] = "hyperfl"
-    source: ClassVar[str] = "HyperFL, AAAI 2025"
+    source: ClassVar[str] = "HyperFL, arXiv 2412.07187"
     whole_products: ClassVar[bool] = False
 
     @property

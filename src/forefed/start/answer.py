@@ -102,7 +102,7 @@ class Answers:
 
     def whole(self, question: bytes, data: ClientData, secret: Secret) -> Numbers:
         """The same as whole numbers that can be summed, in the order of the tensors' names: sums in
-        their own units, losses in units of ``channel.sums.UNIT``.
+        their own units, losses in units of ``channel.summands.UNIT``.
 
         Args:
             secret: of this exchange, from which a share of noise is drawn.

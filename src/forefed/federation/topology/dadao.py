@@ -249,8 +249,7 @@ class Dadao(Topology):
         mean_D = torch.stack([x[X] for x in six]).mean(0)
         apart = max(float((x[X] - mean_D).norm()) for x in six)
         states = {**state.states, OWNER: {str(c): x for c, x in enumerate(six)}}
-        params = {n: x for n, x in _params(mean_D, like).items()}
-        after = RunState(number, trees.pick(params, state.params), states)
+        after = RunState(number, trees.pick(_params(mean_D, like), state.params), states)
         updates = tuple(_together(some) for _, some in sorted(asked.items()))
         if on_outcome:
             for update in updates:
