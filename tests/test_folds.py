@@ -126,10 +126,12 @@ def test_any_number_of_workers_and_any_stop_give_the_same_bits(
         assert saved is not None and Folds.kept(saved.state.of(FOLDS)) is not None
 
 
-def test_a_run_that_is_over_keeps_no_groups(world: World, tmp_path: Path) -> None:
-    config = world.config(tmp_path, *RUN, "rounds=1", "guard=held_out")
-    result = run(config)
-    assert json.loads((result.folder / "start.json").read_text())["all_rows"]
+@pytest.mark.parametrize("again", ["true", "false"])
+def test_a_run_that_is_over_keeps_no_groups(again: str, world: World, tmp_path: Path) -> None:
+    steps = ("rounds=2", "guard={kind='held_out', worth=0}", "client.optimiser.lr=0.02")
+    config = world.config(tmp_path, *RUN, *steps, f"start.again={again}")
+    line = json.loads((run(config).folder / "start.json").read_text())
+    assert line["all_rows"] if again == "true" else not line["steps"]["kept"]
     saved = load_checkpoint(config.folder, config, torch.device("cpu"))
     assert saved is not None and saved.state.of(WORDS) and not saved.state.of(FOLDS)
 
