@@ -19,15 +19,14 @@ from forefed.attacks.attack import likeness
 from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key
 from forefed.core.types import ClientContext, Lost, Order, Params, Reply, Unit, Update
-from forefed.federation.inprocess import SURPLUS, Carrier, ClientStore
-from forefed.federation.replica import Replica
+from forefed.federation.inprocess import SURPLUS, Around, Carrier
 from forefed.wire import Codec
 from forefed.wire.message import kind_of, unpack, unpack_tensors
 from forefed.wire.questions import encode_answer
 
 
 @dataclass
-class Adversary:
+class Adversary(Around):
     """A ``Transport`` in which the clients ``who`` send what the attack makes of their answers.
 
     ``first``: the global parameters of round 1, which every client was sent. ``likeness``: in the
@@ -43,17 +42,6 @@ class Adversary:
     first: Params
     seed: int
     likeness: float | None = None
-
-    @property
-    def store(self) -> ClientStore:
-        return self.inner.store
-
-    @property
-    def replica(self) -> Replica | None:
-        return self.inner.replica
-
-    def members(self) -> Sequence[int]:
-        return self.inner.members()
 
     def tell(
         self, messages: Mapping[int, bytes], round: int, deadline_s: float | None

@@ -13,28 +13,16 @@ from dataclasses import dataclass, replace
 from forefed.channel.partial_sums import Adding
 from forefed.core.errors import ProtocolError
 from forefed.core.types import Lost, Order, Reply
-from forefed.federation.inprocess import ClientStore, InProcess
-from forefed.federation.replica import Replica
+from forefed.federation.inprocess import Around, InProcess
 from forefed.wire.orders import encode_broadcast
 
 
 @dataclass(frozen=True)
-class Aggregators:
+class Aggregators(Around):
     """A ``Transport`` whose clients are divided between ``count`` aggregators."""
 
     inner: InProcess
     count: int
-
-    @property
-    def store(self) -> ClientStore:
-        return self.inner.store
-
-    @property
-    def replica(self) -> Replica | None:
-        return self.inner.replica
-
-    def members(self) -> Sequence[int]:
-        return self.inner.members()
 
     def of(self, client: int) -> int:
         """The number of a client's aggregator."""

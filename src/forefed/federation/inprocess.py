@@ -80,6 +80,23 @@ class Carrier(Transport, Protocol):
     def replica(self) -> Replica | None: ...
 
 
+class Around:
+    """Base of a carrier around another one's: the same clients, and what is kept of them."""
+
+    inner: Carrier
+
+    @property
+    def store(self) -> ClientStore:
+        return self.inner.store
+
+    @property
+    def replica(self) -> Replica | None:
+        return self.inner.replica
+
+    def members(self) -> Sequence[int]:
+        return self.inner.members()
+
+
 Held = tuple[Params, Params]
 """Parameters and broadcast, as a client has them."""
 
