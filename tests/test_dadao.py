@@ -14,7 +14,7 @@ from forefed.core import trees
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
 from forefed.core.types import Params
-from forefed.federation.topology.dadao import X_, Y_, Constants, Dadao, X, Z, resistance
+from forefed.federation.topology.dadao import X_, Y_, Z_, Constants, Dadao, X, Y, Z, resistance
 from forefed.federation.topology.graphs import Full, Ring
 
 D, RIDGE = 3, 0.5
@@ -64,6 +64,11 @@ def test_the_flow_between_events_by_hand() -> None:
         atol=1e-5,
         rtol=0,
     )
+    pulls = {Y: (Y_, 1 / 8), Z: (Z_, 1 / 8), Z_: (Z, 1 / 16)}  # alpha, alpha, zeta
+    for row, (towards, rate) in pulls.items():
+        wanted = torch.zeros(6, dtype=torch.float64)
+        wanted[row], wanted[towards] = -rate, rate
+        torch.testing.assert_close(slow[row] / 1e-6, wanted, atol=1e-5, rtol=0)
 
 
 def test_events_by_hand() -> None:

@@ -12,7 +12,10 @@ import forefed
 from forefed.core.keys import Key
 from forefed.core.routes import ALONE, COMMON, GATE_IN, GATE_OUT, HARD, OWN, ROUTE, SOFT, beside
 from forefed.core.types import Params
+from forefed.local import flow
 from forefed.local.flow import pulled
+from forefed.local.phases import Phase, in_phases
+from forefed.local.training import Walked
 from forefed.run.simulate import Rows, Simulation
 
 D = 10
@@ -128,6 +131,22 @@ def test_a_round_moves_each_part_in_its_own_phase_and_sends_no_own_path() -> Non
     own = found.own(1)
     assert own[f"m.{ROUTE}"].tolist() == list(HARD)
     assert not torch.equal(own[f"m.{GATE_OUT}"], found.params[f"m.{GATE_OUT}"])
+
+
+def test_the_gates_are_trained_on_rows_that_the_own_path_has_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[Phase, ...]] = []
+
+    def watched(*given: Any) -> Walked:
+        seen.append(given[-1])
+        return in_phases(*given)
+
+    monkeypatch.setattr(flow, "in_phases", watched)
+    run(clients=1)
+    (parts,) = seen
+    own, gate, common = ({*part.rows.tolist()} for part in parts)
+    assert not own & gate and gate == common and own | gate == {*range(60)}
 
 
 def test_clients_are_stateless_and_a_run_goes_on_bit_for_bit() -> None:

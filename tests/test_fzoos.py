@@ -46,6 +46,18 @@ def test_two_points_by_hand() -> None:
     )
 
 
+def test_the_most_doubtful_of_the_drawn_points_are_asked() -> None:
+    known, at, key = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), Key(4), Key(5)
+    start = at.normal((3,))
+    some, every = (
+        Surrogate(drawn=20, queries=n, radius=2.0).recalling({}, key)._around(start, known)
+        for n in (4, 20)
+    )
+    doubt = matern.doubt(every, torch.cat([known, start[None]]), 1.0, RIDGE)
+    assert torch.equal(some, every[:4]) and float(doubt[:4].min()) >= float(doubt[4:].max())
+    assert float(doubt.max() - doubt.min()) > 1e-3 and (every - start).abs().max() <= 2.0
+
+
 def cloud(seed: int, count: int, size: int, radius: float) -> Tensor:
     """Points, uniform in a ball."""
     key = Key(seed)

@@ -83,6 +83,11 @@ def test_more_clients_add_more_noise_and_the_server_reckons_with_all_of_it() -> 
     assert release.adversary.startswith("the server together with any other client, and everyone")
     other = shares(2, radius=2.0).opened(few, 2, classes, SECRET)[1]
     assert other.tag != release.tag
+    # what the noise may have made negative is lifted by the deviation of all who added some
+    nothing = {n: torch.zeros_like(x) for n, x in few.items()}
+    lifted = [shares(2, radius=2.0).opened(nothing, n, classes, SECRET)[0] for n in (2, 32)]
+    at = [float(x.xx.double().max()) for x in lifted]
+    assert at[1] / at[0] == pytest.approx(4.0, rel=1e-3)
 
 
 def test_with_hardly_any_noise_the_sums_are_those_of_the_rows() -> None:
