@@ -49,6 +49,8 @@ RULES: dict[str, dict[str, Any]] = {
     "FedEx": {"strategy": "fedex"},
     "FLoRA": {"strategy": "flora"},
     "FlexLoRA, one rank": {"strategy": "flexlora", "sharing": "everything"},
+    "FedKRSO": {"strategy": "fedkrso"},
+    "Fed-SB, r = 16": {"strategy": "fedsb"},
 }
 RANKS: dict[str, dict[str, Any]] = {
     "FedIT, 16": {},
@@ -63,7 +65,18 @@ DRIFT: dict[str, dict[str, Any]] = {
     "FedDyn, 0.1": {"strategy": "feddyn", "modifiers": [{"kind": "feddyn", "alpha": 0.1}]},
     "FedDyn, 0.01": {"strategy": "feddyn", "modifiers": [{"kind": "feddyn", "alpha": 0.01}]},
     "FedSpeed, 0.01": {"strategy": "fedspeed", "modifiers": [{"kind": "feddyn", "alpha": 0.01}]},
+    "SCAFFOLD": {"modifiers": ["scaffold"]},
+    "diffGrad at the clients": {"optimiser": "diffgrad"},
+    "diffGrad at the server": {"server": {"kind": "diffgrad", "lr": RATE}},
 }
+ORDER: dict[str, dict[str, Any]] = {
+    "as they come": {},
+    **{
+        f"curriculum, {order} first": {"sampler": {"kind": "curriculum", "order": order}}
+        for order in ("easy", "hard", "random")
+    },
+}
+"""Of examples, within a client's round of five local epochs."""
 SYNCHRONOUS, IN_TIME = "synchronous", 0.6
 WAITING: dict[str, dict[str, Any]] = {
     SYNCHRONOUS if k == 10 else f"FedBuff, K = {k}, server's rate {rate}": {
@@ -79,8 +92,8 @@ here, or fewer."""
 
 
 @cache
-def rows(part: str) -> dict[str, Tensor]:
-    """Features "x" [N, 384] and classes "y" [N], standardised by the training rows."""
+def raw(part: str) -> dict[str, Tensor]:
+    """Features "x" [N, 384] and classes "y" [N]."""
     file = cells.KEPT / f"family_{part}.safetensors"
     if not file.exists():
         cells.KEPT.mkdir(exist_ok=True)
@@ -88,10 +101,14 @@ def rows(part: str) -> dict[str, Tensor]:
         some = np.random.default_rng(0).permutation(len(whole["y"]))
         chosen = torch.from_numpy(some[:TRAIN])
         save_file({n: x[chosen].contiguous() for n, x in whole.items()}, file)
-    found = load_file(file)
-    if part == "train":
-        return {**found, "x": (found["x"] - found["x"].mean(0)) / found["x"].std(0)}
-    base = load_file(cells.KEPT / "family_train.safetensors")["x"]
+    return load_file(file)
+
+
+@cache
+def rows(part: str) -> dict[str, Tensor]:
+    """The same, standardised by the training rows."""
+    found = raw(part)
+    base = raw("train")["x"]
     return {**found, "x": (found["x"] - base.mean(0)) / base.std(0)}
 
 
@@ -101,7 +118,24 @@ def fixed(seed: int) -> Tensor:
     return Key(seed).fold("fixed").normal((WIDTH, 384)) / 384**0.5
 
 
-def first(seed: int, rank: int, dense: bool) -> Params:
+CORE = "m.core"
+"""R [16, 16] of Fed-SB, between the first singular vectors of W."""
+
+
+@cache
+def singular(seed: int) -> tuple[Tensor, Tensor]:
+    """B [128, 16] and A [16, 384] of Fed-SB."""
+    u, _, vt = torch.linalg.svd(fixed(seed), full_matrices=False)
+    return u[:, :16], vt[:16]
+
+
+def first(seed: int, rank: int, dense: bool, core: bool = False) -> Params:
+    if core:
+        return {
+            CORE: torch.zeros(16, 16),
+            HEAD[0]: torch.zeros(WIDTH, 6),
+            HEAD[1]: torch.zeros(6),
+        }
     start: Params = {
         BODY[0]: (2 * Key(seed).fold("A").uniform((rank, 384)) - 1) / 384**0.5,
         BODY[1]: torch.zeros(WIDTH, rank),
@@ -111,7 +145,11 @@ def first(seed: int, rank: int, dense: bool) -> Params:
     return {**start, f"m.{FOLDED}": torch.zeros(WIDTH, 384)} if dense else start
 
 
-def logits(params: Params, x: Tensor, base: Tensor) -> Tensor:
+def logits(params: Params, x: Tensor, base: Tensor, seed: int = 0) -> Tensor:
+    if CORE in params:
+        b, a = singular(seed)
+        z = x @ base.T + x @ a.T @ params[CORE].T @ b.T
+        return torch.tanh(z) @ params[HEAD[0]] + params[HEAD[1]]
     z = x @ base.T + 2 * (x @ params[BODY[0]].T) @ params[BODY[1]].T
     if f"m.{FOLDED}" in params:
         z = z + 2 * x @ params[f"m.{FOLDED}"].T
@@ -119,7 +157,7 @@ def logits(params: Params, x: Tensor, base: Tensor) -> Tensor:
 
 
 def accuracy(params: Params, part: Rows, seed: int) -> float:
-    said = logits(params, part["x"], fixed(seed)).argmax(1)
+    said = logits(params, part["x"], fixed(seed), seed).argmax(1)
     return float((said == part["y"]).double().mean())
 
 
@@ -143,27 +181,31 @@ def run(
     rate: float = RATE,
     on_round: Any = None,
     strategy: str = "fedavg",
+    optimiser: str = "adamw",
+    sampler: Any = "shuffled",
     **settings: Any,
 ) -> Simulation:
     base = fixed(seed)
 
     def loss(params: Params, batch: Rows) -> Tensor:
-        return torch.nn.functional.cross_entropy(logits(params, batch["x"], base), batch["y"])
+        said = logits(params, batch["x"], base, seed)
+        return torch.nn.functional.cross_entropy(said, batch["y"])
 
-    dense = strategy in ("fedex", "flora")
+    dense, core = strategy in ("fedex", "flora", "fedkrso"), strategy == "fedsb"
     return forefed.simulate(
         loss,
-        first(seed, rank, dense),
+        first(seed, rank, dense, core),
         clients,
         strategy=strategy,
-        units=[BODY, HEAD],
+        units=[(CORE,) if core else BODY, HEAD],
         head=HEAD,
         rounds=rounds,
         seed=seed,
         client={
             "batch_size": 32,
             "epochs": epochs,
-            "optimiser": {"kind": "adamw", "lr": rate, "head_lr": rate},
+            "sampler": sampler,
+            "optimiser": {"kind": optimiser, "lr": rate, "head_lr": rate},
         },
         on_round=on_round,
         **settings,
@@ -206,13 +248,13 @@ def lora(seed: int, rank: int, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def drift(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """10 clients, Dirichlet 0.1, five local epochs of plain gradient steps."""
+    """10 clients, Dirichlet 0.1, six rounds of five local epochs."""
     curve: list[float] = []
 
     def after(state: Any, report: Any) -> None:
         curve.append(accuracy(state.params, rows("test"), seed))
 
-    run(seed, shares(seed, 10, 0.1, False), 12, 8, epochs=5, on_round=after, **settings)
+    run(seed, shares(seed, 10, 0.1, False), 6, 8, epochs=5, on_round=after, **settings)
     return {"curve": curve}
 
 
@@ -237,6 +279,7 @@ def kept(study: str, name: str, seed: int) -> dict[str, Any]:
         "rules": lambda: lora(seed, 8, RULES[name]),
         "ranks": lambda: lora(seed, 16, RANKS[name]),
         "drift": lambda: drift(seed, DRIFT[name]),
+        "order": lambda: drift(seed, ORDER[name]),
         "waiting": lambda: waiting(seed, WAITING[name]),
     }[study]
     return cells.kept("family", [study, name, seed], run)
@@ -249,6 +292,7 @@ STUDIES = {
     "natural": PERSONAL,
     "rules": RULES,
     "drift": DRIFT,
+    "order": ORDER,
 }
 
 
@@ -256,14 +300,21 @@ def mean(study: str, name: str, what: str) -> float:
     return float(np.mean([kept(study, name, s)[what] for s in range(SEEDS)]))
 
 
-def in_time(name: str, seed: int) -> dict[str, float]:
+Curve = list[tuple[float, float]]
+"""Time and accuracy after every move."""
+
+
+def in_time(name: str, curve: Curve, goal: Curve) -> dict[str, float]:
     """Quality (mean of the last tests that are within 0.6 of the synchronous rounds' time, as many
     as three synchronous rounds have answers), answers until then, and the first time at which a
-    mean of so many tests was the synchronous quality (infinite: never)."""
-    goal = kept("waiting", SYNCHRONOUS, seed)["curve"]
+    mean of so many tests was the synchronous quality (infinite: never).
+
+    Args:
+        goal: that of the synchronous rounds.
+    """
     last = IN_TIME * goal[-1][0] if name != SYNCHRONOUS else goal[-1][0]
     k = WAITING[name]["topology"]["buffer"]
-    curve = [(t, q) for t, q in kept("waiting", name, seed)["curve"] if t <= last]
+    curve = [(t, q) for t, q in curve if t <= last]
     several = 30 // k
     wanted = float(np.mean([q for _, q in goal[-3:]]))
     means = [
@@ -281,6 +332,23 @@ def in_time(name: str, seed: int) -> dict[str, float]:
         "clock": curve[-1][0],
         "reached": there[0] if there else float("inf"),
     }
+
+
+def reached(curves: dict[str, list[Curve]]) -> str:
+    """The table of rounds that wait for nobody, from every row's curves by seed."""
+    body = []
+    for n, mine in curves.items():
+        found = [in_time(n, c, g) for c, g in zip(mine, curves[SYNCHRONOUS], strict=True)]
+        by_seed = ", ".join(f"{f['quality']:.3f}"[1:] for f in found)
+        quality, answers, clock = (
+            np.mean([f[x] for f in found]) for x in ("quality", "answers", "clock")
+        )
+        there = ", ".join(
+            "never" if f["reached"] == float("inf") else f"{f['reached']:.0f}" for f in found
+        )
+        body.append([n, f"{answers:.0f}", f"{clock:.0f}", f"{quality:.3f}"[1:], by_seed, there])
+    heads = ["rounds", "answers", "clock", "accuracy", "by seed", "synchronous quality reached at"]
+    return markdown(heads, body)
 
 
 def tables() -> Iterator[tuple[str, str]]:
@@ -314,25 +382,16 @@ def tables() -> Iterator[tuple[str, str]]:
         ]
         heads = ["rule", "accuracy", "error of the aggregate", "kB up", "kB down"]
         yield f"{what}, {SEEDS} seeds", markdown(heads, body)
-    body = []
-    for n in DRIFT:
-        curves = np.mean([kept("drift", n, s)["curve"] for s in range(SEEDS)], 0)
-        body.append([n, *(f"{curves[r - 1]:.3f}"[1:] for r in (3, 6, 12))])
-    heads = ["method", "3 rounds", "6", "12"]
-    yield f"Drift (Dirichlet 0.1, five local epochs), {SEEDS} seeds", markdown(heads, body)
-    body = []
-    for n in WAITING:
-        found = [in_time(n, s) for s in range(SEEDS)]
-        by_seed = ", ".join(f"{f['quality']:.3f}"[1:] for f in found)
-        quality, answers, clock = (
-            np.mean([f[x] for f in found]) for x in ("quality", "answers", "clock")
-        )
-        reached = ", ".join(
-            "never" if f["reached"] == float("inf") else f"{f['reached']:.0f}" for f in found
-        )
-        body.append([n, f"{answers:.0f}", f"{clock:.0f}", f"{quality:.3f}"[1:], by_seed, reached])
-    heads = ["rounds", "answers", "clock", "accuracy", "by seed", "synchronous quality reached at"]
-    yield f"Three in ten clients ten times as slow, {SEEDS} seeds", markdown(heads, body)
+    for study, methods, what in (("drift", DRIFT, "Drift"), ("order", ORDER, "Order")):
+        body = []
+        for n in methods:
+            curves = np.array([kept(study, n, s)["curve"] for s in range(SEEDS)])
+            by_seed = ", ".join(f"{c[-1]:.3f}"[1:] for c in curves)
+            body.append([n, *(f"{curves.mean(0)[r - 1]:.3f}"[1:] for r in (1, 3, 6)), by_seed])
+        heads = ["method", "1 round", "3", "6", "by seed"]
+        yield f"{what} (Dirichlet 0.1, five local epochs), {SEEDS} seeds", markdown(heads, body)
+    curves = {n: [kept("waiting", n, s)["curve"] for s in range(SEEDS)] for n in WAITING}
+    yield f"Three in ten clients ten times as slow, {SEEDS} seeds", reached(curves)
 
 
 if __name__ == "__main__":
@@ -341,6 +400,5 @@ if __name__ == "__main__":
     assert os.environ.get("FOREFED_DATA"), "FOREFED_DATA: name the folder with the data sets"
     for seed in range(SEEDS):
         for study, methods in STUDIES.items():
-            if len(sys.argv) < 2 or study in sys.argv[1:]:
-                for name in methods:
-                    print(study, name, seed, kept(study, name, seed), flush=True)
+            for name in methods if len(sys.argv) < 2 or study in sys.argv[1:] else ():
+                print(study, name, seed, str(kept(study, name, seed))[:200], flush=True)

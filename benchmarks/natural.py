@@ -8,6 +8,10 @@ random layer with a LoRA of r = 8 beside it, tanh, and a head, trained with Adam
 not tuned. Flow trains a second B beside the first. Every client is tested on a third of its own
 rows, another one for each seed, and all clients train in each of 12 rounds.
 
+`python -m benchmarks.natural waiting`: on the rows of both sets together, dealt out to 20 clients
+(Dirichlet 1.0), by how much a move of FedBuff should count: judged by a third of the rows, which
+nobody trains on. Clocks and time as in `family`.
+
 Cells are kept in compare/natural.jsonl; what is there is not run again.
 """
 
@@ -26,13 +30,16 @@ from torch import Tensor
 
 import forefed
 from benchmarks import cells
-from benchmarks.family import BODY, HEAD, PERSONAL, RATE, SEEDS, WIDTH, fixed
+from benchmarks.family import BODY, HEAD, PERSONAL, RATE, SEEDS, WAITING, WIDTH, fixed, reached
 from benchmarks.first_model import read
 from benchmarks.table import markdown
+from forefed.core.hyper import BIAS, EMBEDDING, INSIDE, OUTSIDE, SHIFT, generated
+from forefed.core.hyper import features as made_of
 from forefed.core.keys import Key
 from forefed.core.routes import GATE_IN, GATE_OUT, OWN, ROUTE, beside
 from forefed.core.types import Params
 from forefed.data.encoding import encode_texts
+from forefed.data.partition import Dirichlet
 from forefed.models.adapters import HeadOnly
 from forefed.models.load import load_task
 from forefed.models.settings import ModelSettings
@@ -41,7 +48,15 @@ from forefed.start.features import features
 
 RANK, ROUNDS, TOKENS, GATE = 8, 12, 32, 8
 PARTS = tuple(f"m.{part}" for part in (OWN, GATE_IN, GATE_OUT, ROUTE))
-METHODS: dict[str, dict[str, Any]] = {**PERSONAL, "Flow": {"strategy": "flow"}}
+HYPER = tuple(f"m.{part}" for part in (EMBEDDING, INSIDE, SHIFT, OUTSIDE, BIAS))
+LENGTH, FEATURES = 64, 128
+"""Of HyperFL's embedding and of what its network makes of it, as in the product."""
+METHODS: dict[str, dict[str, Any]] = {
+    **PERSONAL,
+    "Flow": {"strategy": "flow"},
+    "HyperFL, r = 2": {"strategy": "hyperfl", "rank": 2},
+    "HyperFL, r = 8": {"strategy": "hyperfl"},
+}
 SETS = {"20 Newsgroups, 40 authors": "newsgroups", "MedQuAD, 9 sources": "medquad"}
 
 
@@ -94,21 +109,34 @@ def clients(name: str, seed: int) -> list[tuple[Rows, Rows]]:
     return [(train, test) for train, test in split]
 
 
-def first(seed: int, classes: int, paths: bool) -> Params:
-    start: Params = {
-        BODY[0]: (2 * Key(seed).fold("A").uniform((RANK, 384)) - 1) / 384**0.5,
-        BODY[1]: torch.zeros(WIDTH, RANK),
-        HEAD[0]: torch.zeros(WIDTH, classes),
-        HEAD[1]: torch.zeros(classes),
-    }
-    if not paths:
+@cache
+def drawn(seed: int, rank: int) -> Tensor:
+    """A [r, 384]."""
+    return (2 * Key(seed).fold("A").uniform((rank, 384)) - 1) / 384**0.5
+
+
+def first(seed: int, classes: int, strategy: str, rank: int) -> Params:
+    head = {HEAD[0]: torch.zeros(WIDTH, classes), HEAD[1]: torch.zeros(classes)}
+    if strategy == "hyperfl":
+        inside = Key(seed).fold("inside").normal((FEATURES, LENGTH)) / LENGTH**0.5
+        made = torch.zeros(WIDTH * rank, FEATURES), torch.zeros(WIDTH * rank)
+        parts = (torch.zeros(LENGTH), inside, torch.zeros(FEATURES), *made)
+        return {**dict(zip(HYPER, parts, strict=True)), **head}
+    start: Params = {BODY[0]: drawn(seed, rank), BODY[1]: torch.zeros(WIDTH, rank), **head}
+    if strategy != "flow":
         return start
     gate = Key(seed).fold("gate").normal((GATE, 384)) / 384**0.5
-    more = (torch.zeros(WIDTH, RANK), gate, torch.zeros(GATE + 1), torch.zeros(3))
+    more = (torch.zeros(WIDTH, rank), gate, torch.zeros(GATE + 1), torch.zeros(3))
     return {**start, **dict(zip(PARTS, more, strict=True))}
 
 
-def logits(params: Params, x: Tensor, base: Tensor) -> Tensor:
+def logits(params: Params, x: Tensor, base: Tensor, seed: int) -> Tensor:
+    if HYPER[0] in params:
+        rank = len(params[HYPER[-1]]) // WIDTH
+        f_w = made_of(*(params[n] for n in HYPER[:3]))
+        b = generated(f_w, params[HYPER[3]], params[HYPER[4]], rank)
+        z = x @ base.T + 2 * (x @ drawn(seed, rank).T) @ b.T
+        return torch.tanh(z) @ params[HEAD[0]] + params[HEAD[1]]
     low = x @ params[BODY[0]].T
     z = x @ base.T + 2 * low @ params[BODY[1]].T
     if PARTS[0] in params:
@@ -118,34 +146,55 @@ def logits(params: Params, x: Tensor, base: Tensor) -> Tensor:
     return torch.tanh(z) @ params[HEAD[0]] + params[HEAD[1]]
 
 
-def run(name: str, method: str, seed: int) -> dict[str, Any]:
-    settings = dict(METHODS[method])
-    strategy = settings.pop("strategy", "fedavg")
-    base, paths, own = fixed(seed), strategy == "flow", clients(name, seed)
+def simulated(
+    seed: int,
+    name: str,
+    shares: list[Rows],
+    strategy: str = "fedavg",
+    rank: int = RANK,
+    rounds: int = ROUNDS,
+    client: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Simulation:
+    base = fixed(seed)
 
     def loss(params: Params, batch: Rows) -> Tensor:
-        return torch.nn.functional.cross_entropy(logits(params, batch["x"], base), batch["y"])
+        said = logits(params, batch["x"], base, seed)
+        return torch.nn.functional.cross_entropy(said, batch["y"])
 
-    found: Simulation = forefed.simulate(
+    start = first(seed, int(rows(name)["y"].max()) + 1, strategy, rank)
+    step = {"kind": "adamw", "lr": RATE, "head_lr": RATE}
+    return forefed.simulate(
         loss,
-        first(seed, int(rows(name)["y"].max()) + 1, paths),
-        [train for train, _ in own],
+        start,
+        shares,
         strategy=strategy,
-        units=[(*BODY, *(PARTS if paths else ())), HEAD],
+        units=[tuple(n for n in start if n not in HEAD), HEAD],
         head=HEAD,
-        rounds=ROUNDS,
+        rounds=rounds,
         seed=seed,
-        client={"batch_size": 16, "optimiser": {"kind": "adamw", "lr": RATE, "head_lr": RATE}},
+        client={"batch_size": 16, "optimiser": step, **(client or {})},
         **settings,
     )
 
-    def right(params: Params, test: Rows) -> float:
-        return float((logits(params, test["x"], base).argmax(1) == test["y"]).double().mean())
+
+def run(name: str, method: str, seed: int) -> dict[str, Any]:
+    own = clients(name, seed)
+    found = simulated(seed, name, [train for train, _ in own], **METHODS[method])
+    base = fixed(seed)
+
+    def right(params: Params, test: Rows, among: Tensor | None = None) -> float:
+        said = logits(params, test["x"], base, seed)
+        if among is not None:  # as `sharing = "local_labels"` answers
+            said = said.index_fill(1, torch.unique(among), 1e4) - 1e4 + said
+        return float((said.argmax(1) == test["y"]).double().mean())
 
     n = [len(test["y"]) for _, test in own]
     mine = [right(found.own(i), test) for i, (_, test) in enumerate(own)]
     common = [right(found.params, test) for _, test in own]
+    local = [right(found.params, test, train["y"]) for train, test in own]
     return {
+        "local": float(np.average(local, weights=n)),
         "own": float(np.average(mine, weights=n)),
         "common": float(np.average(common, weights=n)),
         "worst": min(mine),
@@ -156,7 +205,31 @@ def run(name: str, method: str, seed: int) -> dict[str, Any]:
 
 def kept(name: str, method: str, seed: int) -> dict[str, Any]:
     """The cell, from compare/natural.jsonl or run now."""
-    return cells.kept("natural", [name, method, seed], lambda: run(name, method, seed))
+    made = waiting if method in WAITING else run
+    return cells.kept("natural", [name, method, seed], lambda: made(name, method, seed))
+
+
+def waiting(name: str, method: str, seed: int) -> dict[str, Any]:
+    """20 clients, 10 at work, 30 % of them ten times as slow; accuracy on held-out rows by time."""
+    whole = rows(name)
+    order = torch.from_numpy(Key(seed).fold("held out").permutation(len(whole["y"])))
+    held, left = order[: len(order) // 3], order[len(order) // 3 :]
+    train = {n: whole[n][left] for n in "xy"}
+    split = Dirichlet(clients=20, alpha=1.0, min_size=8).split(
+        train["y"].numpy(), None, Key(seed).fold("clients")
+    )
+    mine = [torch.from_numpy(np.asarray(split.rows(i))) for i in range(20)]
+    curve: list[tuple[float, float]] = []
+
+    def after(state: Any, report: Any) -> None:
+        said = logits(state.params, whole["x"][held], fixed(seed), seed).argmax(1)
+        right = float((said == whole["y"][held]).double().mean())
+        curve.append((report.metrics["clock"], right))
+
+    shares: list[Rows] = [{n: x[some] for n, x in train.items()} for some in mine]
+    settings = {**WAITING[method], "cohort": 10, "on_round": after}
+    simulated(seed, name, shares, **settings)
+    return {"curve": curve}
 
 
 def tables() -> Iterator[tuple[str, str]]:
@@ -164,19 +237,31 @@ def tables() -> Iterator[tuple[str, str]]:
         body = []
         for method in METHODS:
             found = [kept(name, method, s) for s in range(SEEDS)]
-            mean = {x: np.mean([f[x] for f in found]) for x in ("own", "common", "worst", "up")}
+            mean = {
+                x: np.mean([f[x] for f in found]) for x in ("own", "common", "worst", "up", "local")
+            }
             by_seed = ", ".join(f"{f['own']:.3f}"[1:] for f in found)
-            shown = [f"{mean[x]:.3f}"[1:] for x in ("own", "common", "worst")]
+            shown = [f"{mean[x]:.3f}"[1:] for x in ("own", "common", "local", "worst")]
             body.append([method, shown[0], by_seed, *shown[1:], f"{mean['up'] / 1e3:.1f}"])
-        heads = ["method", "own model", "by seed", "common model", "worst client", "kB up"]
+        heads = ["method", "own model", "by seed", "common", "own classes only", "worst", "kB up"]
         yield f"{title}, {SEEDS} seeds", markdown(heads, body)
 
 
+def waiting_tables() -> Iterator[tuple[str, str]]:
+    for title, name in SETS.items():
+        curves = {n: [kept(name, n, s)["curve"] for s in range(SEEDS)] for n in WAITING}
+        yield f"{title}: who waits for slow clients", reached(curves)
+
+
 if __name__ == "__main__":
+    import sys
+
     assert os.environ.get("FOREFED_DATA"), "FOREFED_DATA: name the folder with the data sets"
+    named = WAITING if sys.argv[1:] == ["waiting"] else METHODS
+    only = sys.argv[1:] if named is METHODS and len(sys.argv) > 1 else named
     for seed in range(SEEDS):
         for name in SETS.values():
-            for method in METHODS:
-                print(name, method, seed, kept(name, method, seed), flush=True)
-    for title, table in tables():
+            for method in only:
+                print(name, method, seed, str(kept(name, method, seed))[:200], flush=True)
+    for title, table in (waiting_tables if named is WAITING else tables)():
         print(f"\n{title}\n\n{table}")

@@ -37,6 +37,7 @@ def connect_by(post: Post, say: Callable[[str], None] = lambda _: None) -> Conne
             config.cohort_min,
             config.partition.join_s,
             say,
+            sharing=config.sharing,
         )
 
     return connect

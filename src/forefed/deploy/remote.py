@@ -32,6 +32,7 @@ from forefed.deploy.parcels import (
 )
 from forefed.federation.inprocess import ClientStore
 from forefed.federation.replica import Replica
+from forefed.sharing import Everything, Sharing
 from forefed.wire.orders import encode_broadcast, encode_order
 
 OTHER = {"weights": "other weights", "tokenizer": "another tokeniser"}
@@ -61,6 +62,10 @@ class RemoteClients:
     join_s: float = 120.0
     say: Callable[[str], None] = lambda _: None
     poll_s: float = 0.2
+    sharing: Sharing = field(default_factory=Everything)
+    """Which sites are given what, where that goes by their memory."""
+    memory: dict[int, int] = field(default_factory=dict)
+    """Client -> bytes, of the sites that have said it."""
     store: ClientStore = field(default_factory=ClientStore)  # stays empty: sites keep their own
     replica: Replica | None = None
     homes: dict[int, int] = field(default_factory=dict)
@@ -179,6 +184,9 @@ class RemoteClients:
         if about.get("dtype") != self.weights["dtype"]:
             form = one_line(str(about.get("dtype")), LONGEST_REASON)
             self.once(f"{name} computes in {form}")
+        if self.sharing.by_memory:
+            self.once(f"{name}: {self.sharing.granted(memory_said(name, about))}")
+            self.memory[client] = memory_said(name, about)
         self.homes[client] = node
         self.tell_again(f"{name} takes part", f"{name} is gone")
 
@@ -251,3 +259,17 @@ class RemoteClients:
             one = Envelope("train", self.run, *place, self.settings, blobs)
             largest = 4 * sum(x.nbytes for x in order.params.values()) + ROOM
             yield Letter(one, self.names[order.client], largest)
+
+
+def memory_said(name: str, about: Json) -> int:
+    """What a site's machine has, in bytes.
+
+    Raises:
+        ProtocolError: it says nothing of it, or nonsense.
+    """
+    said = about.get("memory")
+    if not isinstance(said, int) or isinstance(said, bool) or not 0 < said < 2**63:
+        raise ProtocolError(
+            f"'{name}' names no memory (memory, in its site.toml), by which ranks go"
+        )
+    return said

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from forefed.channel import CHANNELS
 from forefed.config.config import Config, configure
 from forefed.core.errors import UserError
 from forefed.core.settings import Settings, Slot, parse, travelling
+from forefed.core.sizes import parse_bytes
 from forefed.core.types import Json
 from forefed.data.sources import SOURCES, Files, Source
 from forefed.deploy.places import SITE, NodeSettings, read_toml
@@ -127,6 +128,12 @@ class SiteSettings(NodeSettings):
     models: Mapping[str, str] = Field(default_factory=lambda: {"minilm": "minilm"})
     """Models that may be trained: the name in the server's configuration, and what is loaded for
     it here (the same, or a folder)."""
+    memory: (
+        Annotated[int, BeforeValidator(lambda x: parse_bytes(x, "memory")), Field(ge=1)] | None
+    ) = None
+    """What weights and a training step may take here together ("4GB"). Told to the server of a run
+    that asks for it, which gives this site an adapter of a rank that fits (``sharing.ranks =
+    "auto"``), and to no other."""
     device: str = "cpu"
     """Where to compute: auto, cpu, cuda or mps."""
     policy: Policy = Policy()

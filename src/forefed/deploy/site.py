@@ -26,7 +26,7 @@ from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.files import kept_secret
 from forefed.core.keys import Key, Secret
-from forefed.core.types import ClientContext, Order, Params
+from forefed.core.types import ClientContext, Json, Order, Params
 from forefed.data.examples import ClientData
 from forefed.data.population import Population
 from forefed.data.prepare import load_table
@@ -89,17 +89,18 @@ class Ready(ABC):
     def data(self, client: int) -> ClientData:
         """All rows of this site, as those of this client."""
 
-    def sent(self, round: int, client: int) -> Params:
+    def sent(self, round: int, form: int) -> Params:
         """The parameters that come with an order: all but those that clients keep to themselves, in
-        this client's form."""
+        this form."""
         sharing = self.trainer.sharing
         private = () if sharing.from_common else self.trainer.private(round)
         here = {n: x for n, x in self.params.items() if n not in private}
-        return sharing.sent(here, sharing.form(client))
+        return sharing.sent(here, form)
 
     def check_sent(self, params: Params, round: int, client: int) -> None:
         """Raises ProtocolError: an order's parameters are not those of the model that is here."""
-        check_shapes(params, self.sent(round, client), "the order's parameters")
+        form = self.trainer.sharing.form_of(client, params)
+        check_shapes(params, self.sent(round, form), "the order's parameters")
 
 
 @dataclass(frozen=True)
@@ -227,11 +228,16 @@ class Site:
         return self.warm[1]
 
     def introduction(self, prepared: Ready) -> str:
-        """Who this is, and on which weights it computes."""
+        """Who this is, on which weights it computes, and in which memory where the run asks."""
         least = self.settings.policy.min_examples
         if prepared.count < least:
             raise Refusal(f"fewer than {least} examples")
-        return json.dumps({"site": self.settings.name, **prepared.weights})
+        about: Json = {"site": self.settings.name, **prepared.weights}
+        if prepared.trainer.sharing.by_memory:
+            if self.settings.memory is None:
+                raise Refusal("no memory is named here (memory, in site.toml), by which ranks go")
+            about["memory"] = self.settings.memory
+        return json.dumps(about)
 
     def answer(self, prepared: Ready, asked: Envelope) -> bytes:
         """Sums over this site's rows; the same bytes when they are asked for again."""

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from forefed.deploy.settings import SiteSettings
 
 TEMPLATE = """\
-# What this site decides by itself. The server learns none of it.
+# What this site decides by itself. The server learns none of it, but memory where a run asks.
 name = {name}
 server = {server}
 port = {port}          # of the node's own interface, on loopback
 device = "cpu"
+# memory = "4GB"       # what weights and a step may take here: for runs that give ranks by it
 
 {rows}
 [models]               # what may be trained; to the right what is loaded for it here

@@ -79,6 +79,10 @@ class Carrier(Transport, Protocol):
     @property
     def replica(self) -> Replica | None: ...
 
+    @property
+    def memory(self) -> Mapping[int, int]:
+        """What clients' machines have, in bytes, as far as they have said it."""
+
 
 class Around:
     """Base of a carrier around another one's: the same clients, and what is kept of them."""
@@ -92,6 +96,10 @@ class Around:
     @property
     def replica(self) -> Replica | None:
         return self.inner.replica
+
+    @property
+    def memory(self) -> Mapping[int, int]:
+        return self.inner.memory
 
     def members(self) -> Sequence[int]:
         return self.inner.members()
@@ -155,6 +163,8 @@ class InProcess:
     measuring: Measuring | None = None
     workers: int = 1
     """Processes that do the clients' work (1: this one does)."""
+    memory: Mapping[int, int] = field(default_factory=dict)
+    """Stays empty: in a rehearsal the configuration says what clients have."""
 
     def members(self) -> Sequence[int]:
         return range(self.population_size)

@@ -54,7 +54,7 @@ class Scripted(Ready):
 
     def check_sent(self, params: Params, round: int, client: int) -> None:
         """Raises Refusal: names of parameters are no data, and the server's operator needs them."""
-        here = self.sent(round, client)
+        here = self.sent(round, self.trainer.sharing.form_of(client, params))
         kept = {n: x for n, x in self.first.items() if n not in here}  # which stay at this site
         if unlike := self.own.differs({**kept, **params}):
             raise Refusal(

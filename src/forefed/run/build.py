@@ -118,9 +118,11 @@ def build(
     check_length(task.model.config, longest, "data.max_length")
     engines = resolve(config, task.units, data, planner, say)
     config = config.model_copy(update={"sharing": engines.sharing(config.sharing)})
+    transport = connect(config, task) if connect is not None else None
+    if transport is not None:
+        config = config.model_copy(update={"sharing": config.sharing.hearing(transport.memory)})
     trainer = make_trainer(config, task_view(config, task, engines.spare), engines.of(0))
     trainer_of = trainers(trainer, engines)
-    transport = connect(config, task) if connect is not None else None
     secret = Secret.rehearsed(config.seed) if connect is None else kept_secret(config.folder)
     prefix = _prefix(config, task, None)
     answering = answers(config, task, prefix)

@@ -24,7 +24,9 @@ from forefed.data.prepare import Prepared
 from forefed.directions import DIRECTIONS, Directions, Fresh, taking
 from forefed.gradients import ENGINES
 from forefed.gradients.auto import Auto
+from forefed.models.inspect import longest_text
 from forefed.models.objectives import objective_of
+from forefed.models.shell import load_config
 from forefed.plan import Plan, Scene, Way, plan
 from forefed.plan.plan import choose, own_precision
 from forefed.run.record import read_json
@@ -50,13 +52,20 @@ class Engines:
     """Bytes that the tightest budget leaves beside weights and step (None: there is no budget)."""
     ranks: tuple[int, ...] = ()
     """Of the groups' adapters, where those are planned (``sharing.ranks = "auto"``)."""
+    costs: tuple[tuple[int, int], ...] = ()
+    """Instead, where sites say their memory themselves: ranks from the largest down, and the bytes
+    of a step in each."""
 
     def of(self, client: int) -> Way:
         return self.groups[self.group(client)][1]
 
     def sharing(self, configured: Sharing) -> Sharing:
         """What is shared, with the ranks that were planned."""
-        if not self.ranks or not isinstance(configured, Ranks):
+        if not isinstance(configured, Ranks):
+            return configured
+        if self.costs:
+            return configured.costing(self.costs)
+        if not self.ranks:
             return configured
         return configured.planned(lambda client: self.ranks[self.group(client)])
 
@@ -84,6 +93,8 @@ def resolve(
     Raises:
         UserError: a budget in which nothing works.
     """
+    if by_sites(config):
+        return _at_sites(config, units, data, planner, say)
     if not isinstance(config.engine, Auto):
         return kept_engines(config)
     scene = scene_of(config, units, data)
@@ -127,12 +138,64 @@ def kept_engines(config: Config) -> Engines:
     if not isinstance(config.engine, Auto):
         simulated = config.partition.kind != "sites"
         engine = config.engine.among(simulated, config.directions)
-        return Engines(key, ((1.0, Way(engine=engine, directions=config.directions)),))
+        costs = read_json(config.folder / PLAN)["costs"] if by_sites(config) else []
+        whole = ((1.0, Way(engine=engine, directions=config.directions)),)
+        return Engines(key, whole, costs=tuple((int(rank), int(cost)) for rank, cost in costs))
     groups = read_json(config.folder / PLAN)["groups"]
     spare = [g["spare"] for g in groups if g["spare"] is not None]
     ways = tuple((g["share"], kept_way(g, config.directions)) for g in groups)
     ranks = tuple(int(g["rank"]) for g in groups if "rank" in g)
     return Engines(key, ways, min(spare, default=None), ranks)
+
+
+def by_sites(config: Config) -> bool:
+    """Do ranks go by what sites say of their memory?"""
+    return config.partition.kind == "sites" and config.sharing.by_memory
+
+
+def _at_sites(
+    config: Config,
+    units: tuple[Unit, ...],
+    data: Prepared,
+    planner: Planner,
+    say: Callable[[str], None],
+) -> Engines:
+    """The engines of a run between machines, with what its engine's step takes at every rank; of
+    texts as long as the sites may have, at the micro-batch that takes most.
+
+    Raises:
+        UserError: an engine that the planner does not measure.
+    """
+    scene = scene_of(config, units, data)
+    asked = {"scene": scene.model_dump(mode="json"), "engine": config.engine.kind, "ranks": "sites"}
+    path = config.folder / PLAN
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("asked") != asked:
+        say("planning: measuring what a step takes at every rank (plan.json keeps the result)")
+        costs = []
+        for rank in ladder(scene):
+            rows = planner(at_rank(scene, rank)).rows
+            totals = [row.total for row in rows if row.engine.kind == config.engine.kind]
+            if not totals:
+                raise UserError(
+                    f"sharing.ranks = 'auto': what engine.kind = '{config.engine.kind}' takes is "
+                    "not measured; name the ranks (sharing.ranks = [4, 8]), or another engine"
+                )
+            costs.append((rank, max(totals)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"asked": asked, "costs": costs})
+    return kept_engines(config)
+
+
+def ladder(scene: Scene) -> list[int]:
+    """The adapter's rank, its half and so on, down to 1."""
+    most = int(scene.adapter.r)  # type: ignore[attr-defined]  # sharing wants LoRA
+    return [most >> halved for halved in range(most.bit_length())]
+
+
+def at_rank(scene: Scene, rank: int) -> Scene:
+    adapter = scene.adapter.model_copy(update={"r": rank})
+    return scene.model_copy(update={"adapter": adapter})
 
 
 def kept_way(group: dict[str, Any], directions: Directions) -> Way:
@@ -169,22 +232,20 @@ def _by_rank(
 
     def plan_of(rank: int) -> Plan:
         if rank not in plans:
-            adapter = scene.adapter.model_copy(update={"r": rank})
-            plans[rank] = planner(scene.model_copy(update={"adapter": adapter}))
+            plans[rank] = planner(at_rank(scene, rank))
         return plans[rank]
 
-    most = int(scene.adapter.r)  # type: ignore[attr-defined]  # sharing wants LoRA
-    ladder = [most >> halved for halved in range(most.bit_length())]
+    ranks = ladder(scene)
     groups = []
     for budget in memory:
         fitting = (
             rank
-            for rank in ladder
+            for rank in ranks
             if any(not r.noise and r.total <= budget.budget for r in plan_of(rank).rows)
         )
-        rank = next(fitting, ladder[-1])
+        rank = next(fitting, ranks[-1])
         groups.append({"rank": rank, **_group(plan_of(rank), budget)})
-    return groups, plan_of(most)
+    return groups, plan_of(ranks[0])
 
 
 def _group(found: Plan, budget: Budget | None) -> dict[str, Any]:
@@ -207,6 +268,11 @@ def scene_of(config: Config, units: tuple[Unit, ...], data: Prepared) -> Scene:
     train = data.population.examples
     size = config.client.batch_size
     shown = range(min(data.population.size, 1000))
+    longest = int(train.lengths().max())
+    if config.partition.kind == "sites":  # whose texts nobody else knows
+        outputs = objective_of(data.label_names, config.data.task.head).outputs
+        limit = longest_text(load_config(config.model, outputs))
+        longest = min(config.data.max_length, limit or config.data.max_length)
     return Scene(
         model=config.model,
         adapter=config.adapter,
@@ -214,6 +280,6 @@ def scene_of(config: Config, units: tuple[Unit, ...], data: Prepared) -> Scene:
         if config.data.task.head == "spans"
         else objective_of(data.label_names, config.data.task.head).outputs,
         batch=max(len(data.population.client(i).train) for i in shown) if size == "all" else size,
-        seq=int(train.lengths().max()),
+        seq=longest,
         units=most or None,
     )

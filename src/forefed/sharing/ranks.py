@@ -11,13 +11,14 @@ ranks, that of the run's adapter, so that a client's first columns mean the same
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
-from forefed.core.errors import UserError
+from forefed.core.errors import ProtocolError, UserError
 from forefed.core.lora import is_a, is_b
+from forefed.core.sizes import format_bytes
 from forefed.core.types import Params, Unit
 from forefed.sharing.factors import OfFactors
 from forefed.sharing.sharing import Split, names_of
@@ -34,18 +35,51 @@ class Ranks(OfFactors):
         Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] | Literal["auto"]
     ) = (2, 4, 8)
     """By client number, over and over; none above ``adapter.r``. "auto": by its memory, the largest
-    of ``adapter.r``, its half and so on with which an exact gradient fits, as the planner measures
-    it (published: by "system capabilities", not said how)."""
+    of ``adapter.r``, its half and so on with which a step fits, as the planner measures it; in a
+    rehearsal ``memory`` says what clients have, and the step is any with an exact gradient, between
+    machines every site says it in its site.toml, and the step is the configured engine's
+    (published: by "system capabilities", not said how)."""
 
     source: ClassVar[str] = "HetLoRA, arXiv 2401.06432"
 
     _rank_of: Callable[[int], int] | None = PrivateAttr(default=None)
+    _costs: tuple[tuple[int, int], ...] = PrivateAttr(default=())
+    """Ranks from the largest down, with the bytes of a step in each; where sites say theirs."""
+
+    @property
+    def by_memory(self) -> bool:
+        return self.ranks == "auto"
 
     def planned(self, rank_of: Callable[[int], int]) -> Ranks:
         """The same, with the ranks that were planned for every client."""
         knowing = self.model_copy()
         knowing._rank_of = rank_of
         return knowing
+
+    def costing(self, costs: Sequence[tuple[int, int]]) -> Ranks:
+        """The same, with what a step takes: ranks from the largest down, and bytes."""
+        knowing = self.model_copy()
+        knowing._costs = tuple(costs)
+        return knowing
+
+    def hearing(self, memory: Mapping[int, int]) -> Ranks:
+        if not self._costs:
+            return self
+        return self.planned(lambda client: self.fitting(memory[client]))
+
+    def fitting(self, memory: int) -> int:
+        """The largest rank whose step fits; 0: none does."""
+        return next((rank for rank, cost in self._costs if cost <= memory), 0)
+
+    def granted(self, memory: int) -> str:
+        rank = self.fitting(memory)
+        if not rank:
+            least = min(cost for _, cost in self._costs)
+            raise ProtocolError(
+                f"its memory = {format_bytes(memory)} is less than the {format_bytes(least)} that "
+                "a step takes at the smallest rank"
+            )
+        return f"rank {rank} in {format_bytes(memory)}"
 
     def split(self, units: Sequence[Unit], round: int) -> Split:
         return Split(names_of(units))
@@ -69,6 +103,11 @@ class Ranks(OfFactors):
             return self.ranks[client % len(self.ranks)]
         return WHOLE if self._rank_of is None else self._rank_of(client)
 
+    def form_of(self, client: int, params: Params) -> int:
+        if self.ranks != "auto":
+            return self.form(client)
+        return max((len(x) for n, x in params.items() if is_a(n)), default=WHOLE)
+
     def sent(self, params: Params, form: int) -> Params:
         return {
             n: x[:form].contiguous() if is_a(n) else x[:, :form].contiguous() if is_b(n) else x
@@ -77,7 +116,13 @@ class Ranks(OfFactors):
 
     def conflicts(self, config: Any) -> Iterator[str]:
         yield from super().conflicts(config)
-        if self.ranks == "auto" and not config.memory:
+        sites = config.partition.kind == "sites"
+        if self.ranks == "auto" and sites and config.client.batch_size == "all":
+            yield (
+                "sharing.ranks = 'auto': what a step takes depends on its rows, and of how many "
+                "rows client.batch_size = 'all' is at a site nobody else knows; give a number"
+            )
+        if self.ranks == "auto" and not config.memory and not sites:
             yield (
                 "sharing.ranks = 'auto' goes by the clients' memory; name it (memory = [{budget = "
                 "'1GB', share = 0.5}, ...]), or give the ranks"

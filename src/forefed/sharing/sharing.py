@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,6 +65,28 @@ class Sharing(Choice):
     def form(self, client: int) -> int:
         """Which form of the parameters this client works with (``sent``); 0 where all have one."""
         return 0
+
+    @property
+    def by_memory(self) -> bool:
+        """Does a client's form follow from what memory it has?"""
+        return False
+
+    def granted(self, memory: int) -> str:
+        """What a machine of so many bytes is given, where forms go by memory.
+
+        Raises:
+            ProtocolError: it is too small for any.
+        """
+        return ""
+
+    def hearing(self, memory: Mapping[int, int]) -> Sharing:
+        """The same, with what clients' machines have; more of them may come to know later."""
+        return self
+
+    def form_of(self, client: int, params: Params) -> int:
+        """The form that an order has for this client; for whoever follows it, and does not know
+        what the server has chosen by."""
+        return self.form(client)
 
     def sent(self, params: Params, form: int) -> Params:
         """The parameters in this form: what such a client receives, trains and sends a change
