@@ -34,6 +34,15 @@ SETTINGS: dict[str, tuple[list[str], list[str]]] = {
         ["partition=natural", "partition.column=site", "cohort=8"],
         ["cohort = 8", "larger than the population"],
     ),
+    "more liars than clients": (["start={kind='closed_form', f=7}"], ["start.f = 7", "6"]),
+    "half of the owners may lie": (
+        ["partition=natural", "partition.column=site", "guard={kind='held_out', f=3}"],
+        ["guard.f = 3", "below"],
+    ),
+    "more aggregators than clients": (
+        ["strategy=fedavg", "channel={kind='partial_sums', aggregators=7}"],
+        ["channel.aggregators = 7", "6"],
+    ),
     "more clients than texts": (["partition.clients=500"], ["partition.clients = 500"]),
     "too few texts": (["data.limit=2"], ["partition.clients"]),
     "targets match nothing": (

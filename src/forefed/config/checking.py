@@ -16,6 +16,7 @@ from rich.table import Table
 from forefed.aggregate.aggregator import PerUnit
 from forefed.config.advice import taken
 from forefed.config.compat import check as refuse
+from forefed.config.compat import check_population
 from forefed.config.config import Config
 from forefed.config.privacy import check_units
 from forefed.config.privacy import notes as privacy_notes
@@ -63,11 +64,7 @@ def check_run(config: Config) -> Checked:
         there = cache if cache.is_dir() else None
         data = preview(config.data, config.partition, key, there)
         notes += data.notes
-        if config.cohort > data.clients:
-            raise UserError(
-                f"cohort = {config.cohort} is larger than the population ({data.clients} clients); "
-                "lower the cohort, or change the partition"
-            )
+        check_population(config, data.clients)
         check_units(config, data.clients)
         notes += privacy_notes(config, data.clients, config.partition.kind != "sites")
         model = outline(config.model, data.label_names or None, config.data.task.head)

@@ -140,12 +140,47 @@ def check(config: Config, deployed: bool | None = None, brought: bool = False) -
             "'sites'"
         )
     clients = getattr(config.partition, "clients", None)
-    if clients is not None and config.cohort > clients:
-        reasons.append(
-            f"cohort = {config.cohort} is larger than the population "
-            f"(partition.clients = {clients}); lower the cohort or declare more clients"
-        )
+    if clients is not None:
+        reasons += beyond(config, clients, f"partition.clients = {clients}")
     if config.model.adapter is not None and not reasons:
         check_adapter(config.model.adapter, config.adapter, portable_name(config.model))
     if reasons:
         raise UserError("\n".join(reasons))
+
+
+def beyond(config: Config, clients: int, who: str = "") -> list[str]:
+    """Settings that count more clients than there are.
+
+    Args:
+        who: names the setting that says how many there are.
+    """
+    found, there = [], who or f"{clients} clients"
+    if config.cohort > clients:
+        found.append(
+            f"cohort = {config.cohort} is larger than the population ({there}); lower the cohort, "
+            "or change the partition"
+        )
+    for place, choice in (("start", config.start), ("guard", config.guard)):
+        liars = getattr(choice, "f", 0)
+        if isinstance(liars, int) and liars and 2 * liars >= clients:
+            found.append(
+                f"{place}.f = {liars}: nobody can tell who lies where half of the population "
+                f"({there}) may; set it below {clients / 2:g}, or to a share such as 0.25"
+            )
+    between = getattr(config.channel, "aggregators", 0)
+    if between > clients:
+        found.append(
+            f"channel.aggregators = {between} is larger than the population ({there}), so some "
+            "would have no clients; lower it"
+        )
+    return found
+
+
+def check_population(config: Config, clients: int) -> None:
+    """Once it is known how many clients there are.
+
+    Raises:
+        UserError: settings that count more of them.
+    """
+    if found := beyond(config, clients):
+        raise UserError("\n".join(found))

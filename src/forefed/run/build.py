@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from forefed.config.compat import check
+from forefed.config.compat import check, check_population
 from forefed.config.config import Config
 from forefed.core.errors import UserError
 from forefed.core.files import kept_secret
@@ -107,11 +107,7 @@ def build(
         whole_length(config, tokenizer),
     )
     population = data.population
-    if config.cohort > population.size:
-        raise UserError(
-            f"cohort = {config.cohort} is larger than the population ({population.size} clients); "
-            "lower the cohort, or change the partition"
-        )
+    check_population(config, population.size)
     say("loading the model")
     task = load_model(config, data.label_names)
     longest = int(data.population.examples.lengths().max())
