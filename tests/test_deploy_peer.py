@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -167,6 +168,59 @@ def test_a_forged_log_on_the_disk_is_refused(folders: list[Path]) -> None:
         peer(folders[0]).load()
 
 
+def test_who_is_done_stays_for_who_is_not(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``linger_s`` after the last word of anybody who is not done; ``absent_s`` for who never
+    came, which somebody whose words are in the log has."""
+    clock = [100.0]
+    monkeypatch.setattr("forefed.deploy.peer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    ana, heard = peer(folders[0]), list[str]()
+    ana.say, ana.moved = heard.append, clock[0]
+    linger, absent = ana.settings.linger_s, ana.settings.absent_s
+    assert (linger, absent) == (30, 300), "as the template and docs/peers.md say"
+    ana.heard(1, True, True)
+    clock[0] += 40
+    assert not ana.leaves() and not ana.leaves(), "cleo never came"
+    assert [x for x in heard if "cleo" in x] == [heard[-1]] and "ben," not in heard[-1]
+    clock[0] += 261
+    assert ana.leaves()
+    ana.heard(2, False, False)  # a latecomer, at last
+    assert not ana.leaves()
+    clock[0] += 29
+    ana.heard(2, False, True)  # it works through the rounds
+    clock[0] += 29
+    assert not ana.leaves(), "29 s after its last word"
+    ana.heard(2, True, True)
+    clock[0] += 2
+    assert ana.leaves(), "done, and equal: nothing begins anew"
+    ben = peer(folders[1])  # started again; what ana and cleo said is in its log
+    for author, root in ((0, folders[0]), (2, folders[2])):
+        part = ben.shared.append(author, 1, b"slopes", read_key(PeerFolder(root).key).sign)
+        ben.keep([part])
+    ben.moved = clock[0]
+    clock[0] += 31
+    assert ben.leaves()
+
+
+def test_nobody_trains_alone_from_the_first_round_on(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("forefed.deploy.peer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    ana, said = peer(folders[0]), list[str]()
+    ana.say, ana.began = said.append, clock[0]
+    clock[0] += 1000
+    assert not ana.gathered(ana.view()) and not ana.gathered(ana.view())
+    assert len(said) == 1 and "nobody else" in said[0]
+    ana.heard(1, False, True)
+    assert ana.gathered(ana.view()), "one is there, and join_s is over"
+    clock[0] += 1000
+    assert not ana.present() and not ana.gathered(ana.view())
+    says(ana, 1)
+    assert ana.gathered(ana.view()), "the run has begun: a kill of all others does not end it"
+
+
 def test_settings_that_need_a_server_are_refused(folders: list[Path], tmp_path: Path) -> None:
     rows = str(folders[0].parent / "rows.csv")
     for line, about in (
@@ -214,10 +268,6 @@ def test_readme_five_peers_one_killed_one_added_all_end_with_equal_digests(
             script.append(f"until [ {size} -gt 1500 ]; do sleep 0.2; done")
         if "peer init" in line:
             line += f" --address 127.0.0.1:{free_ports(6)}"
-            stay = (
-                "s/^# linger_s = 30.0 .*/linger_s = 60/"  # a machine that is busy starts fay late
-            )
-            line += f"; sed -i '{stay}' peers/*/peer.toml"
             line += "; for p in peers/*; do cat models >> $p/peer.toml; done"
         script.append(line)
     path = f"{programs}:{os.environ['PATH']}"

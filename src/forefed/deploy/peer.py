@@ -158,6 +158,13 @@ class Peer:
     next: int = 0
     """The round that it contributes to next (0: not decided yet)."""
     moved: float = field(default_factory=time.monotonic)
+    """When the log grew last."""
+    open: float = float("-inf")
+    """When somebody was heard last who was not done, or had another log."""
+    alone: bool = False
+    """Has it said that it waits for the first of the others?"""
+    stays: bool = False
+    """Has it said for whom it stays when all is done?"""
     written: str = ""
 
     @property
@@ -249,6 +256,8 @@ class Peer:
         if seen.at == float("-inf"):
             self.say(f"{self.peers[author].name} is there")
         seen.at, seen.done, seen.equal, seen.failures = time.monotonic(), done, equal, 0
+        if not (done and equal):
+            self.open = seen.at
 
     def talk(self, pool: ThreadPoolExecutor) -> None:
         """A talk with everybody whose turn it is."""
@@ -288,7 +297,7 @@ class Peer:
                     continue
                 if self.finished and self.quiet():
                     self.write()
-                    if time.monotonic() - self.moved > self.settings.linger_s:
+                    if self.leaves():
                         return
                 stop.wait(self.settings.every_s)
 
@@ -327,7 +336,17 @@ class Peer:
         there = self.present()
         running = view.newest > 0 and there
         whole = len(there) == len(self.peers) - 1
-        return bool(running) or whole or time.monotonic() - self.began > self.settings.join_s
+        if running or whole:
+            return True
+        if time.monotonic() - self.began <= self.settings.join_s:
+            return False
+        # alone from the first round on it would make a model of its own rows, and call it the run's
+        if not there and not view.newest:
+            if not self.alone:
+                self.say("nobody else is there yet; it waits for the first of them")
+            self.alone = True
+            return False
+        return True
 
     def ready(self, view: SharedLog) -> bool:
         """Has everybody who is there said what it has to say of the round before?"""
@@ -344,6 +363,29 @@ class Peer:
         there = [self.seen[a] for a in self.present()]
         still = time.monotonic() - self.moved > QUIET_S
         return still and all(seen.done and seen.equal for seen in there)
+
+    def leaves(self) -> bool:
+        """Is it time to go, where all who are there are done? Not before somebody who is listed and
+        never came has had ``absent_s`` to come, nor before anybody had ``linger_s`` since
+        the last who was not done was heard."""
+        view, still = self.view(), time.monotonic() - max(self.moved, self.open)
+        never = [
+            peer.name
+            for author, peer in enumerate(self.peers)
+            if author != self.me
+            and self.seen.get(author, Seen()).at == float("-inf")
+            and not view.chain(author).rounds
+        ]
+        settings = self.settings
+        if not never or settings.absent_s <= settings.linger_s:
+            return still > settings.linger_s
+        if not self.stays:
+            self.say(
+                f"stays for {', '.join(never)}, who never came: at most {settings.absent_s:g} s "
+                "(absent_s in peer.toml); the record is written, and Ctrl-C ends it"
+            )
+        self.stays = True
+        return still > settings.absent_s
 
     # -------------------------------------------------------------- the record
 

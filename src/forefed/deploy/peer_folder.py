@@ -45,7 +45,8 @@ name = {name}
 address = {address}          # where others reach it; it listens on this port
 # listen = "0.0.0.0"         # another interface to listen on (default: the address's own)
 # join_s = 15.0              # how long it waits for others before its first round
-# linger_s = 30.0            # how long it stays for latecomers when all is done and quiet
+# linger_s = 30.0            # how long it stays when all is done and quiet; inf: until it is ended
+# absent_s = 300.0           # the same, while somebody who is listed has never come
 
 [data.source]
 kind = "files"
@@ -69,7 +70,10 @@ class PeerSettings(Settings):
     join_s: Annotated[float, Field(ge=0)] = 15.0
     """How long its first round waits for peers that are not there yet."""
     linger_s: Annotated[float, Field(ge=0)] = 30.0
-    """How long it stays when all is done and nobody has said anything new."""
+    """How long it stays when all is done: since anybody said anything new, or was heard who was not
+    done. inf: until it is ended, as a holder of the log."""
+    absent_s: Annotated[float, Field(ge=0)] = 300.0
+    """How long it stays then for who is listed and never came (``linger_s`` where that is more)."""
 
 
 class Known(Settings):
