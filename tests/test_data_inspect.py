@@ -160,6 +160,25 @@ def test_several_labels_are_counted_one_by_one(tags: list[Any], tmp_path: Path) 
     assert (found.label_count, found.unlabelled) == (2, 0)
 
 
+def test_labels_in_a_column_of_any_name(tmp_path: Path) -> None:
+    """A rare label in a row of two makes no ids of them, 60 labels of twenty rows each no texts;
+    prose with semicolons is no list."""
+    uses = [f"use {k % 7}; kind {k % 11}" if k % 3 else f"use {k % 7}" for k in range(300)]
+    uses[5] = "use 1; of its own"
+    faults = [f"fault {k % 60}" for k in range(1200)]
+    prose = [f"well, {k}; no, {k + 1}" for k in range(300)]
+    guessed = []
+    for values in (uses, faults, prose):
+        table = {"columns": {"about": NOTE, "any": values}, "n": len(values)}
+        make_files(tmp_path, {"rows.jsonl": table})
+        found = describe(tmp_path / "rows.jsonl")
+        guessed.append((found.task, found.label_column, found.label_count))
+    joined, many, neither = guessed
+    assert joined == ("multilabel", "any", 7 + 11 + 1)
+    assert many == ("classification", "any", 60)
+    assert neither == ("causal_lm", None, 0)
+
+
 def test_numbers_of_a_table_of_text_are_no_texts_and_what_is_inside_is_said(tmp_path: Path) -> None:
     make_files(tmp_path, {"n.csv": {"columns": {"a": "{i}", "b": "{i}.5"}, "n": 60}})
     with pytest.raises(UserError, match="no column of texts"):

@@ -82,6 +82,8 @@ PARTS = {
 }
 """Values of a column that parts the rows, as tables of others have it."""
 WORDS_OF_A_TEXT = 4
+FEW, MANY = (50, 5), (500, 20)
+"""Most values of a column that could be labels, and how many rows each has on the mean at least."""
 
 
 @dataclass(frozen=True)
@@ -229,13 +231,20 @@ def _label(rows: Rows, columns: dict[str, str]) -> tuple[str | None, str | None]
     for (name,) in CONVENTIONAL:
         if found := first_named([c for c, what in columns.items() if what == "list"], [(name,)]):
             return found[0], "several"
-    for column in columns:  # of few values that come again and again
-        if columns[column] != "number" and _could_be_labels(rows, columns, column):
-            return column, kind_of(read_labels("training", rows, column).occurring())
+    free = [c for c, what in columns.items() if what != "number"]
+    for most in (FEW, MANY):  # of few values that come again and again
+        for column in free:
+            if _could_be_labels(rows, columns, column, most):
+                return column, kind_of(read_labels("training", rows, column).occurring())
+    for column in free:
+        if _joined(rows, columns, column):
+            return column, "several"
     return None, None
 
 
-def _could_be_labels(rows: Rows, columns: dict[str, str], column: str) -> bool:
+def _could_be_labels(
+    rows: Rows, columns: dict[str, str], column: str, most: tuple[int, int] = FEW
+) -> bool:
     """Few values that come again and again, or called like labels; neither owners nor parts."""
     what = columns[column]
     named = bool(first_named([column], LABELS))
@@ -244,8 +253,21 @@ def _could_be_labels(rows: Rows, columns: dict[str, str], column: str) -> bool:
     if column == FILE or _is_owner(column) or _parts(rows, columns, column):
         return False
     occurring = read_labels("training", rows, column).occurring()
-    few = 2 <= len(occurring) <= max(2, min(50, len(rows) // 5))
+    few = 2 <= len(occurring) <= max(2, min(most[0], len(rows) // most[1]))
     return few and (not named or kind_of(occurring) == "classes")
+
+
+def _joined(rows: Rows, columns: dict[str, str], column: str) -> bool:
+    """Texts of several labels, as "red; round": their parts are few, short, and come again."""
+    if columns[column] != "text" or column == FILE or _is_owner(column):
+        return False
+    mark = separator_of(rows, column)
+    lists = lists_of("training", rows, column, mark)
+    if 10 * sum(len(names) > 1 for names in lists) < len(lists):
+        return False
+    parts = Counter(name for names in lists for name in {*names})
+    few = 2 <= len(parts) <= max(2, min(FEW[0], len(rows) // FEW[1]))
+    return few and max(len(name.split()) for name in parts) <= WORDS_OF_A_TEXT
 
 
 def _parts(rows: Rows, columns: dict[str, str], column: str) -> list[str]:

@@ -18,6 +18,9 @@ _SEPARATORS = (",", ";", "|")
 FEWEST_IDS = 5
 """Rows from which on "as many classes as rows" tells ids."""
 
+KNOWN_PARTS = 0.9
+"""Share of the parts of joined names that come again: of many labels one is always rare."""
+
 LabelKind = Literal["classes", "scores", "several", "ids"]
 
 
@@ -111,12 +114,13 @@ def _broken_numbers(names: Iterable[str]) -> list[str]:
 
 
 def _joined_names(occurring: Iterable[str]) -> list[str]:
-    """The names that are made of others: every part stands alone or in two of them."""
+    """The names that are made of others: their parts, but for a rare one, stand alone or in two."""
     names = set(occurring)
     for separator in _SEPARATORS:
         joined = {n: {p.strip() for p in n.split(separator)} for n in names if separator in n}
         parts = Counter(p for each in joined.values() for p in each if p)
-        if joined and all(p in names or n > 1 for p, n in parts.items()):
+        again = sum(p in names or n > 1 for p, n in parts.items())
+        if joined and again >= KNOWN_PARTS * len(parts):
             return sorted(joined)
     return []
 
