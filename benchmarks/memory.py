@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from forefed.models.adapters import Lora
 from forefed.models.load import load_task
 from forefed.models.mapped import filled, write
 from forefed.models.pages import Pages
-from forefed.models.quantised import weights_bytes
+from forefed.models.quantised import Scheme, weights_bytes
 from forefed.models.settings import ModelSettings
 from forefed.models.task import Task, task_from_model
 from forefed.plan.probe import _forget_peak_rss, _peak_rss, _release_memory
@@ -72,13 +73,13 @@ def tables() -> Iterator[tuple[str, str]]:
     yield "Memory of a step: SmolLM2-135M", markdown(HEADER, rows)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, shape in SHAPES.items():
-            place = str(Path(folder) / "map.safetensors")
-            child({"shape": shape, "place": place, "make": True})
-            engines = ["structured", "checkpointed"]
-            found = child({"shape": shape, "place": place, "tokens": 128, "engines": engines})
-            for engine in engines:
-                rows.append(line(f"{name}, int8 mapped", engine, 128, found[engine], {}))
+        place = str(Path(folder) / "map.safetensors")
+        for (name, shape), scheme in product(SHAPES.items(), ("int8", "int4")):
+            job = {"shape": shape, "place": place, "scheme": scheme}
+            child({**job, "make": True})
+            found = child({**job, "tokens": 128, "engines": [*EXACT]})
+            for engine in EXACT:
+                rows.append(line(f"{name}, {scheme} mapped", engine, 128, found[engine], {}))
     title = "Memory of a step: random weights of larger shapes, mapped"
     yield title, markdown((*HEADER[:-1], "seconds"), rows)
 
@@ -110,7 +111,7 @@ def child(job: dict[str, Any]) -> dict[str, dict[str, float]]:
 def measured(job: dict[str, Any]) -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     if job.get("make"):
-        make(job["shape"], Path(job["place"]))
+        make(job["shape"], Path(job["place"]), job["scheme"])
         return {}
     before, task = loaded(job)
     ids = 3 + torch.as_tensor(Key(1).integers(job["tokens"], 40_000))[None]
@@ -157,7 +158,7 @@ def loaded(job: dict[str, Any]) -> tuple[int, Task]:
     before, pages = resident_bytes(), Pages(Path(job["place"]))
     model = filled(shape, pages, torch.bfloat16)
     adapter = Lora(r=8, alpha=8)
-    how: dict[str, Any] = {"quantise": "int8", "pages": pages}
+    how: dict[str, Any] = {"quantise": job["scheme"], "pages": pages}
     return before, task_from_model(model, adapter, Key(0), label_names=None, base_name="x", **how)
 
 
@@ -168,7 +169,7 @@ def model_of(shape: dict[str, int]) -> Any:
     return LlamaForCausalLM(config).eval().to(torch.bfloat16)
 
 
-def make(shape: dict[str, int], place: Path) -> None:
+def make(shape: dict[str, int], place: Path, scheme: Scheme) -> None:
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("meta"):
         model = model_of(shape)
@@ -178,7 +179,7 @@ def make(shape: dict[str, int], place: Path) -> None:
     rotary = type(model.model.rotary_emb)(model.config)
     model.model.rotary_emb = rotary
     model.tie_weights()
-    write(place, model, "int8", {}, True)
+    write(place, model, scheme, {}, True)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""Graphs of trained classifiers in the hands of others: the card's own code, run by ONNX Runtime in
+"""Graphs of trained models in the hands of others: the card's own code, run by ONNX Runtime in
 a process that has neither Forefed nor torch."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from commands import Command, mistake
-from federation import World, text_rows, write_lines
+from federation import World, text_rows, tokenizer, write_lines
 from forefed.run.start_result import load_begun
 from forefed.use.export import export_adapter
 from forefed.use.predict import predict
@@ -30,7 +34,7 @@ TEXTS = [
 
 ELSEWHERE = """
 import contextlib, io, json, re, sys
-folder, texts = json.load(sys.stdin)
+folder, texts, of = json.load(sys.stdin)
 code = open(folder + "/README.md").read().split("```python\\n")[1].split("```")[0]
 code = re.sub(r"(?m)^folder = .*$", "folder = " + repr(folder), code)
 code = re.sub(r"(?m)^texts = .*$", "texts = " + repr(texts), code)
@@ -38,15 +42,18 @@ space, printed = {}, io.StringIO()
 with contextlib.redirect_stdout(printed):
     exec(code, space)
 assert not {"forefed", "torch", "transformers"} & sys.modules.keys()
-print(json.dumps([printed.getvalue().splitlines(), space["logits"].tolist()]))
+found = space[of]
+print(json.dumps([printed.getvalue().splitlines(), getattr(found, "tolist", lambda: found)()]))
 """
 
 
-def elsewhere(folder: Path) -> tuple[list[str], np.ndarray]:
-    """What the card's code prints, and the logits."""
+def elsewhere(
+    folder: Path, texts: Sequence[str] = TEXTS, of: str = "logits"
+) -> tuple[list[str], np.ndarray]:
+    """What the card's code prints, and what it calls ``of``."""
     done = subprocess.run(
         [sys.executable, "-c", ELSEWHERE],
-        input=json.dumps([str(folder), TEXTS]),
+        input=json.dumps([str(folder), [*texts], of]),
         capture_output=True,
         text=True,
         check=False,
@@ -105,12 +112,63 @@ def test_a_number_by_the_class_of_transformers(
     np.testing.assert_allclose(numbers, [float(x) for x in bare], rtol=2e-3)
 
 
+def language_run(world: World, tmp_path: Path, task: str) -> tuple[Path, list[str]]:
+    """A short run of a tiny Llama with a chat template, and texts to ask it."""
+    words = tokenizer(types=False)
+    words.chat_template = (
+        "{% for m in messages %}{{ 'w5 ' if m.role == 'assistant' else 'w4 ' }}{{ m.content }} "
+        "</s> {% endfor %}{% if add_generation_prompt %}w5 {% endif %}"
+    )
+    llama = shutil.copytree(world.llama, tmp_path / "llama")
+    words.save_pretrained(llama)
+    rows = [{"prompt": f"w{6 + i % 3} w9", "completion": f"w{20 + i % 3}"} for i in range(48)]
+    table = write_lines(tmp_path / "rows.jsonl", rows)
+    sets = [f"model.name='{llama}'", f"data.source.path='{table}'", f"data.task={task}"]
+    sets += ["strategy=fedavg", "adapter.targets=all-linear", "client.optimiser.lr=0.02"]
+    sets += ["partition.clients=2", "cohort=2", "rounds=1", "evaluate.every=9"]
+    return world.run(tmp_path, *sets).folder, ["w6 w9", "w7 w9", "w8 w9"]
+
+
+@pytest.mark.full  # torch's exporter takes five seconds
+@pytest.mark.parametrize("template", ["auto", "none"])
+def test_a_language_model_says_what_predict_says(
+    world: World, tmp_path: Path, template: str
+) -> None:
+    task = f"{{kind='causal_lm', template='{template}', prompt='prompt', text='completion'}}"
+    run, asked = language_run(world, tmp_path, task)
+    export_adapter(run, tmp_path / "graph", "onnx")
+    export_adapter(run, tmp_path / "whole", "model")
+    printed, _ = elsewhere(tmp_path / "graph", asked, of="text")
+    said = [p.predicted for p in predict(run, asked, tokens=100)]
+    assert [line.partition(" -> ")[2] for line in printed] == said
+    session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"))
+    ids = torch.arange(3, 13).view(2, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype="float32")
+    with torch.no_grad():
+        expected = whole(input_ids=ids, attention_mask=mask).logits
+    fed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    (found,) = session.run(None, fed)
+    np.testing.assert_allclose(found[mask > 0], expected[mask > 0], atol=1e-5)
+
+
+@pytest.mark.full
+def test_classes_as_words_have_predicts_chances(world: World, tmp_path: Path) -> None:
+    task = "{kind='choice', text='prompt', label='completion', prompt='{text} w3'}"
+    run, asked = language_run(world, tmp_path, task)
+    export_adapter(run, tmp_path / "graph", "onnx")
+    printed, chances = elsewhere(tmp_path / "graph", asked, of="chances")
+    predicted = list(predict(run, asked))
+    np.testing.assert_allclose(chances, predicted[-1].chances, atol=1e-5)
+    assert [line.split()[0] for line in printed] == [p.predicted for p in predicted]
+
+
 def test_what_no_graph_is_made_of(
     world: World, tmp_path: Path, forefed_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = world.run(tmp_path, *world.lm, "rounds=0").folder
+    run = world.run(tmp_path, *world.qa, "rounds=0").folder
     said = forefed_command("export", run, tmp_path / "new", "--as", "onnx")
-    mistake(said, "made of classes, labels and numbers", "data.task.kind = 'causal_lm'")
+    mistake(said, "numbers and language models", "data.task.kind = 'qa'")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said = forefed_command("export", run, tmp_path / "new", "--as", "onnx")
     mistake(said, "pip install 'forefed[onnx]'")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from forefed.core.errors import UserError
 from forefed.core.keys import Key
@@ -23,8 +24,11 @@ from forefed.models.settings import ModelSettings
 from forefed.plan import Plan, Scene, plan
 from forefed.plan.measure import measure, run_probe
 from forefed.plan.plan import choose
+from forefed.plan.probe import batch_of, build
 from forefed.plan.scene import Job, Measured, Step, Way, candidates
 from forefed.plan.show import advice, plan_page, settings_of
+from forefed.run import configure
+from forefed.run.planning import scene_of_config
 from tiny import tiny_model
 from tiny_configs import Size
 
@@ -288,6 +292,23 @@ def test_a_configuration_says_what_is_planned(
     other = plan_from_options(str(file), "cpu", ["r=1"], said, "1GB", ["float32"], say)
     assert (other.scene.seq, other.scene.units, other.scene.split) == (9, 3, None)
     assert other.scene.adapter.model_dump()["r"] == 1 and other.memory == 1000 * MB
+
+
+def test_classes_as_words_are_planned_with_the_language_models_own_head(tmp_path: Path) -> None:
+    """No head is drawn or trained; the step reads one position a text."""
+    task = {"kind": "choice", "words": {"a": "x", "b": "y"}}
+    raw = scene_of_config(configure(sets=[], base={"data": {"task": task}}))
+    assert raw["labels"] == "words"
+    tiny_model("llama", causal=True).save_pretrained(tmp_path)
+    settings = ModelSettings(name=str(tmp_path), dtype="float32")
+    scene = Scene(model=settings, adapter=Lora(r=2), batch=3, seq=12, labels="words")
+    task_ = build(scene, 2)
+    assert task_.objective.head == "choice" and not task_.head
+    batch = batch_of(scene, task_)
+    loss = task_.loss(task_.params, batch)
+    logits = task_.logits(task_.params, batch)
+    assert logits.shape == (3, 2)
+    assert float(loss) == pytest.approx(float(cross_entropy(logits, batch.labels)))
 
 
 def test_units_of_a_deep_model(tmp_path: Path) -> None:

@@ -231,6 +231,21 @@ def prompt(tokenizer: Any, messages: Sequence[Message], where: str) -> list[int]
     return plain_tokens(tokenizer, [text])[0]
 
 
+def around(tokenizer: Any) -> tuple[str, str]:
+    """What the template writes before a user's only message, and behind it up to the answer.
+
+    Raises:
+        UserError: the template leaves the message out, or writes it twice.
+    """
+    words = PROBE[1]["content"]
+    asked: list[Message] = [{"role": USER, "content": words}]
+    whole = rendered(tokenizer, asked, asks_for_answers(tokenizer), "data.task")
+    if whole.count(words) != 1:
+        raise UserError("data.task: the model's chat template does not write a message as it is")
+    before, _, after = whole.partition(words)
+    return before, after
+
+
 def plain_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Without what the tokeniser puts around a text: a template has it already."""
     if not texts:

@@ -5,8 +5,9 @@
 "lora"   the same update as a plain LoRA: LoRA's own, or TinyLoRA's with its exact rank
 "model"  the base with the update added to its weights, which needs no PEFT
 "gguf"   the same as a GGUF file, where the base came from one (``gguf_export.py``)
-"onnx"   of classes, labels and numbers: the same as an ONNX graph from tokens to logits, with the
-         head on the pooling that it stands on and what the texts' words add (``graph.py``)
+"onnx"   the same as an ONNX graph from tokens to logits: of classes, labels and numbers with the
+         head on the pooling that it stands on and what the texts' words add, of language models
+         without a memory of earlier tokens (``graph.py``)
 
 Beside them: ``README.md``, the model's ``config.json`` (the classes' names, the padding token), the
 tokeniser with the padding token that was chosen for it, and what the head stands on, where the
@@ -46,7 +47,7 @@ from forefed.models.adapters import Adapter, BitFit, Lora, TinyLora
 from forefed.models.attach import ADAPTER_NAME
 from forefed.models.bag_of_words import Words
 from forefed.models.functional import Call
-from forefed.models.graph import inputs_of, write_classifier
+from forefed.models.graph import inputs_of, write_whole
 from forefed.models.outside import HEAD, guarded, head_text, save_words
 from forefed.models.place import quiet
 from forefed.models.task import Task
@@ -96,7 +97,7 @@ def save_adapter(
         elif form == "onnx":
             names = inputs_of(task)  # merging uses the task up
             merged = _merged(task, params)
-            write_classifier(merged, names, building / GRAPH, words, reads, end)
+            write_whole(merged, names, building / GRAPH, words, reads, end)
         else:
             _FORMS[form](task, params, building)
         if form != "gguf":  # which has all of it in one file

@@ -5,9 +5,9 @@ clients that only infer (forefed.slim): an engine without autograd is asked for 
 around the parameters that the server sends. The frozen weights lie in a file beside the graph,
 which ONNX Runtime maps into memory.
 
-``write_classifier``: a trained model whole, with what a text's words add to its logits.
+``write_whole``: a trained model whole, with what a text's words add to its logits.
 
-Axes: B rows, S tokens of a row, F words that are kept, C classes.
+Axes: B rows, S tokens of a row, F words that are kept, C classes, V words of a vocabulary.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _bucket(hash: Tensor) -> Tensor:
 
 
 class _Whole(nn.Module):
-    """A classifier of transformers on texts of any length."""
+    """A model of transformers on texts of any length."""
 
     shift: Tensor | None
 
@@ -136,7 +136,7 @@ class _Whole(nn.Module):
         return self.times * logits + added.to(logits.dtype)
 
 
-def write_classifier(
+def write_whole(
     model: Any,
     names: list[str],
     path: Path,
@@ -148,7 +148,8 @@ def write_classifier(
     it where it is large).
 
     Inputs: ``names`` as int64 [B, S], right-padded, any number of rows and tokens. Output:
-    ``logits`` [B, C], as ``forefed.load`` gives them.
+    ``logits`` [B, C], as ``forefed.load`` gives them; of a language model [B, S, V], with no memory
+    of earlier tokens: every call reads its texts from the beginning.
 
     Args:
         words: what texts' words add to the logits.

@@ -29,7 +29,7 @@ from forefed.models.load import load_task
 from forefed.models.quantised import weights_bytes
 from forefed.models.shell import random_task
 from forefed.models.task import Task
-from forefed.plan.scene import Job, Measured, Scene, Step, Way, candidates, units_of
+from forefed.plan.scene import WORDS, Job, Measured, Scene, Step, Way, candidates, units_of
 
 
 def main() -> None:
@@ -109,9 +109,17 @@ def batch_of(scene: Scene, task: Task) -> Batch:
     if scene.labels == "spans":
         labels = np.zeros((n, 2), dtype=np.int64)
     elif scene.labels:
-        labels = Key(2).integers(n, scene.labels)
+        labels = Key(2).integers(n, task.n_labels)
+    choices = tuple(range(WORDS)) if scene.labels == "words" else None
     examples = Examples(
-        tokens % vocabulary, None, offsets, labels, zeros, pad_id=1, causal=task.causal
+        tokens % vocabulary,
+        None,
+        offsets,
+        labels,
+        zeros,
+        pad_id=1,
+        causal=task.causal,
+        choices=choices,
     )
     return examples.batch(range(n))
 

@@ -24,6 +24,10 @@ from forefed.models.settings import ModelSettings
 Precision = Literal["float32", "bfloat16", "float16", "float64", "int8", "int4"]
 
 
+WORDS = 2
+"""Classes of a plan for ``choice``: a language model computes the logits of all words anyway."""
+
+
 class Scene(Settings):
     """Everything that decides what a local step costs, but the engine."""
 
@@ -31,8 +35,9 @@ class Scene(Settings):
     adapter: Annotated[SerializeAsAny[Adapter], Slot(ADAPTERS, "which numbers are trained?")] = (
         TinyLora()
     )
-    labels: Annotated[int, Field(ge=0)] | Literal["spans"] = 2
-    """Classes; 0 for a language model, "spans" for answers to questions."""
+    labels: Annotated[int, Field(ge=0)] | Literal["spans", "words"] = 2
+    """Classes; 0 for a language model, "spans" for answers to questions, "words" for classes that
+    its own head scores (their number costs nothing)."""
     batch: Annotated[int, Field(ge=1)] = 8
     seq: Annotated[int, Field(ge=2)] = 128
     """Tokens per text; plan for the longest."""
@@ -48,12 +53,14 @@ class Scene(Settings):
         """Names for the classes, where there are any."""
         if self.labels == "spans" or self.labels == 0:
             return None
-        return tuple(f"class {i}" for i in range(self.labels))
+        classes = WORDS if self.labels == "words" else self.labels
+        return tuple(f"class {i}" for i in range(classes))
 
     @property
     def head(self) -> Head | None:
         """What the model ends in, where the classes do not say it."""
-        return "spans" if self.labels == "spans" else None
+        heads = {"spans": "spans", "words": "choice"}
+        return heads.get(self.labels) if isinstance(self.labels, str) else None
 
 
 class Way(Settings):

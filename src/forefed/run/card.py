@@ -155,12 +155,13 @@ def recipe(config: Config, run: Trained, tokenizer: Any, form: Form = "peft") ->
     settings = [f"longest = {max(config.data.max_length, whole or 0)}"]
     columns = run.provenance["columns"]
     if form == "onnx":
+        lines = task.numpy_recipe(tokenizer, columns, run.labels) or ""
+        lines = LOGITS_OF_TOKENS + lines if lines else LOGITS_OF_GRAPH + objective.numpy_recipe()
         return f"""{GRAPH_LOADING}
 
 texts = {texts}
 {settings[0]}
-{LOGITS_OF_GRAPH}
-{objective.numpy_recipe()}"""
+{lines}"""
     lines = task.recipe(tokenizer, columns, run.labels) or objective.recipe()
     settings += [f"ends = {ending(tokenizer)}"] if " ends" in lines else []
     if "longest_answer" in lines:
@@ -192,8 +193,18 @@ inputs = {
     "token_type_ids": [x.type_ids for x in read],
 }
 asked = [x.name for x in model.get_inputs()]
-(logits,) = model.run(None, {n: numpy.array(inputs[n], "int64") for n in asked})"""
+(logits,) = model.run(None, {n: numpy.array(inputs[n], "int64") for n in asked})
+"""
 """The lines of a recipe that read texts by an exported graph."""
+LOGITS_OF_TOKENS = """
+
+def logits_of(ids):  # of the next token, behind each of these: computed anew for every one
+    row = numpy.array([ids], "int64")
+    return model.run(None, {"input_ids": row, "attention_mask": numpy.ones_like(row)})[0][0]
+
+
+"""
+"""The same of a language model's graph."""
 
 
 def _with_llama_cpp(templated: bool) -> str:

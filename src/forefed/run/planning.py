@@ -83,7 +83,8 @@ def scene_of_config(config: Config) -> dict[str, Any]:
         "seq": config.data.max_length,
         "split": max(1, config.cohort // getattr(config.assign, "replicas", config.cohort)),
     }
-    heads: dict[str, int | str] = {"causal_lm": 0, "generate": 0, "spans": "spans", "regression": 1}
+    heads: dict[str, int | str] = {"causal_lm": 0, "generate": 0, "regression": 1}
+    heads |= {"spans": "spans", "choice": "words"}
     if config.data.task.head in heads:
         found["labels"] = heads[config.data.task.head]
     if config.client.batch_size != "all":

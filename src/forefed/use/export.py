@@ -54,16 +54,17 @@ def export_adapter(
     if chosen == "onnx":
         need_exporter()
         labels = record.label_names(run)
-        if not objective_of(labels, config.data.task.head).numpy_recipe():
-            reason = (
-                f"export: --as onnx: a graph from a text's tokens to logits is made of classes, "
-                f"labels and numbers, not of data.task.kind = '{config.data.task.kind}'; leave "
-                "--as out"
-            )
-        elif not load_tokenizer(config.model).is_fast:
+        about = objective_of(labels, config.data.task.head)
+        if not load_tokenizer(config.model).is_fast:
             reason = (
                 "export: --as onnx: this tokeniser has no tokenizer.json, by which texts are read "
                 "without transformers; leave --as out"
+            )
+        elif about.auto != "AutoModelForCausalLM" and not about.numpy_recipe():
+            reason = (
+                f"export: --as onnx: a graph from a text's tokens to logits is made of classes, "
+                f"labels, numbers and language models, not of data.task.kind = "
+                f"'{config.data.task.kind}'; leave --as out"
             )
     if reason is not None:
         raise UserError(reason)

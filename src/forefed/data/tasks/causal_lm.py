@@ -138,6 +138,25 @@ class CausalLM(TextTask):
     output = model.generate(**inputs, max_new_tokens=100, do_sample=False, eos_token_id=ends)
     print(text, "->", tokenizer.decode(output[0, n:], skip_special_tokens=True))"""
 
+    def numpy_recipe(
+        self, tokenizer: Any, columns: Mapping[str, Sequence[str]], names: Sequence[str]
+    ) -> str | None:
+        around, plain = ("", ""), prompt_tokens(tokenizer, [""])[0]
+        if self._templated(tokenizer, columns):
+            around, plain = chat.around(tokenizer), []
+        return f"""before, after = {around!r}  # what the model's template writes around a question
+begin = {plain}  # tokens before a text
+ends = {list(self.ends(tokenizer, columns))}  # tokens that end an answer
+for text in texts:
+    asked = tokenizer.encode(before + text + after, add_special_tokens=False).ids
+    ids = begin + asked
+    n = len(ids)
+    while len(ids) < min(n + 100, config.get("max_position_embeddings", n + 100)):
+        ids.append(int(logits_of(ids)[-1].argmax()))
+        if ids[-1] in ends:
+            break
+    print(text, "->", tokenizer.decode(ids[n:]))"""
+
     def _templated(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> bool:
         """Does a chat template write the prompts?"""
         asked = self.template == "auto" and columns.get("prompt") and tokenizer.chat_template

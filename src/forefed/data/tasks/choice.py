@@ -143,6 +143,21 @@ for text in texts:
     chances = logits.softmax(-1)
     print(list(choices)[int(chances.argmax())], f"{{float(chances.max()):.2f}}", text)"""
 
+    def numpy_recipe(
+        self, tokenizer: Any, columns: Mapping[str, Sequence[str]], names: Sequence[str]
+    ) -> str | None:
+        tokens = self._tokens(tokenizer, names)
+        before, after = parts(tokenizer, self.prompt, self.template == "chat")
+        return f"""before, after = {before}, {after}  # tokens around a text
+choices = {dict(zip(names, tokens, strict=True))}  # the token of every class
+for text in texts:
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    ids = [*before, *ids[: longest - len(before) - len(after)], *after]
+    scores = logits_of(ids)[-1, list(choices.values())]
+    chances = numpy.exp(scores - scores.max())
+    chances /= chances.sum()
+    print(list(choices)[int(chances.argmax())], f"{{float(chances.max()):.2f}}", text)"""
+
     def _words(self, names: Sequence[str]) -> list[str]:
         if self.words is None:
             return list(names)

@@ -138,6 +138,13 @@ class TextTask(Choice):
         """Lines of a model card in the place of the objective's (``Objective.recipe``)."""
         return None
 
+    def numpy_recipe(
+        self, tokenizer: Any, columns: Mapping[str, Sequence[str]], names: Sequence[str]
+    ) -> str | None:
+        """The same of an ONNX graph from tokens to a language model's logits, by numpy; None: what
+        ``Objective.numpy_recipe`` says."""
+        return None
+
     def ends(self, tokenizer: Any, columns: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
         """The tokens that end what a language model says."""
         return () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
