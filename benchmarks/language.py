@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ import torch
 
 from benchmarks import cells
 from benchmarks.first_model import read
-from benchmarks.table import markdown
 from forefed.core.keys import Key
 from forefed.run import configure, run
 
@@ -69,7 +67,8 @@ def choice(name: str, way: str) -> dict[str, Any]:
             some = key.fold(part).permutation(len(rows))[:most]
             texts = [(rows[i][0][0], rows[i][1].partition(":")[0]) for i in some]
             write(folder, part, [{"text": text, "label": label} for text, label in texts])
-        data = f"{{kind='files', path='{folder}/train.jsonl', test='{folder}/{about['test']}.jsonl'}}"
+        train, test = (f"{folder}/{part}.jsonl" for part in ("train", about["test"]))
+        data = f"{{kind='files', path='{train}', test='{test}'}}"
         words = ", ".join(f"{label} = '{word}'" for label, word in about["words"].items())
         task = f"{{kind='choice', prompt={json.dumps(about['prompt'])}, words={{{words}}}}}"
         sets = (f"data.source={data}", f"data.task={task}", "data.max_length=48")
@@ -106,7 +105,7 @@ def medquad(way: str) -> dict[str, Any]:
             for i in Key(0).fold(source).permutation(len(by_source[source]))[:SITE_ROWS]
         ]
         write(folder, "rows", rows)
-        write(folder, "test", rows[:: SITE_ROWS])  # of no account: sites' own rows are the test
+        write(folder, "test", rows[::SITE_ROWS])  # of no account: sites' own rows are the test
         data = f"{{kind='files', path='{folder}/rows.jsonl', test='{folder}/test.jsonl'}}"
         sets = (
             *(f"data.source={data}", "data.max_length=112"),

@@ -54,13 +54,13 @@ def export_adapter(
     if chosen == "onnx":
         need_exporter()
         labels = record.label_names(run)
-        about = objective_of(labels, config.data.task.head)
+        ends_in = objective_of(labels, config.data.task.head)
         if not load_tokenizer(config.model).is_fast:
             reason = (
                 "export: --as onnx: this tokeniser has no tokenizer.json, by which texts are read "
                 "without transformers; leave --as out"
             )
-        elif about.auto != "AutoModelForCausalLM" and not about.numpy_recipe():
+        elif ends_in.auto != "AutoModelForCausalLM" and not ends_in.numpy_recipe():
             reason = (
                 f"export: --as onnx: a graph from a text's tokens to logits is made of classes, "
                 f"labels, numbers and language models, not of data.task.kind = "
