@@ -6,9 +6,9 @@ one and two words, C = 10) and the probe (mean-pooled last layer of 64 tokens, s
 have all training rows in one place. Differences are paired by seed.
 
 A row's features do not depend on what it is computed with, so runs of the same rows share them here
-(FIRST_MODEL_SETS and FIRST_MODEL_SEEDS name fewer of both). FIRST_MODEL_POOLED=1 trains LoRA on all
-training rows in one place instead: ten passes from an untrained head, AdamW, rates that fall
-linearly, nothing held out and nothing guarded.
+(FIRST_MODEL_SETS and FIRST_MODEL_SEEDS name fewer of both, FIRST_MODEL_TRAIN fewer rows).
+FIRST_MODEL_POOLED=1 trains LoRA on all training rows in one place instead: ten passes from an
+untrained head, AdamW, rates that fall linearly, nothing held out and nothing guarded.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SETS: dict[str, tuple[str, str | None, tuple[str, ...], str]] = {
 """Training file, test file (None: other rows of the same), texts, label."""
 TRAIN, TEST = 3000, 1000
 """Rows of which a seed draws."""
-OF_TRAIN, OF_TEST = 1000, 300
+OF_TRAIN, OF_TEST = int(os.environ.get("FIRST_MODEL_TRAIN", "1000")), 300
 ALPHAS = (1.0, 0.1)
 Row = tuple[tuple[str, ...], str]
 

@@ -128,6 +128,15 @@ def test_faulty_files(what: str, forefed_command: Command, world: World, tmp_pat
 
 
 ESTIMATED = ["directions.k=4"]
+NEWTON = [
+    *(
+        "strategy=spry",
+        "codec=dense",
+        "client.max_steps=1",
+        "client.optimiser={kind='sgd', lr=1.0}",
+    ),
+    *("engine.curvature=true", 'modifiers=["gauss_newton"]'),
+]
 BROUGHT = ("strategy=fedavg", "client=trainer")
 CONTRADICTIONS: dict[str, list[str]] = {
     "client.keep_optimiser": ["codec=scalars", "client.keep_optimiser=true"],
@@ -392,6 +401,16 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "modifiers: 'fzoos' corrects": ["strategy=fedavg", 'modifiers=["fzoos"]'],
     "modifiers: what 'fzoos' sends": ["strategy=fzoos", "attack=sign_flip"],
     "modifiers: 'fzoos' wants": ["strategy=fzoos", "topology=buffered"],
+    "engine.curvature: nobody reads": ["strategy=spry", "engine.curvature=true"],
+    "engine.curvature is over unit": [*NEWTON, "directions=fresh"],
+    "engine.emulate: one backward": [*NEWTON, "engine.emulate=true"],
+    "modifiers: 'gauss_newton' sends what": [*NEWTON, "engine.curvature=false"],
+    "modifiers: 'gauss_newton' is about": [*NEWTON, "client.max_steps=2"],
+    "modifiers: 'gauss_newton' knows": [*NEWTON, "sharing=personal_head"],
+    "modifiers: 'gauss_newton' with": [
+        *NEWTON,
+        'modifiers=[{kind="gauss_newton", blocks="all"}]',
+    ],
     "model.pooling: a script's": [
         *BROUGHT,
         'partition={kind="sites", names=["a"]}',

@@ -26,6 +26,15 @@ from forefed.run.record import locked
 
 HISO = ["strategy=hiso", "directions.k=4", "directions.head_k=8"]
 FZOOS = ["strategy=fzoos", "client.batch_size=all"]
+NEWTON = [
+    *("strategy=spry", "codec=dense", "client.max_steps=1", "client.optimiser.kind=sgd"),
+    *(
+        "engine.curvature=true",
+        'modifiers=["gauss_newton"]',
+        "adapter.u=4",
+        "adapter.layers=last:1",
+    ),
+]
 STATEFUL = {
     "moments at the clients": ["strategy=fedavg", "client.keep_optimiser=true"],
     "moments at the server": ["strategy=spry", "server=yogi", "server.lr=0.01"],
@@ -35,6 +44,7 @@ STATEFUL = {
     "nodes and their momentum": ["strategy=monna", "topology.graph=ring", "adapter.r=2"],
     "points that were asked": [*FZOOS, "adapter.u=6", "client.epochs=2"],
     "clocks of nodes and edges": ["strategy=dadao", "client.batch_size=all"],
+    "curvature beside a gradient": [*NEWTON, "trigger=variance", "trigger.at_most=2"],
     "slow copies": ["strategy=fedavg", "engine=block_local", "adapter.r=2"],
     "updates that wait": ["strategy=fwdllm", "trigger.at_most=7", "directions.k=2"],
 }

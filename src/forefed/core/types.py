@@ -18,6 +18,9 @@ from forefed.core.keys import Key, Secret
 Params = dict[str, Tensor]
 """Trainable tensors by name; float32 unless said. Never mutated after construction."""
 
+RATE = "rate/times"
+"""What the server tells by which clients' learning rates are multiplied; nothing: by 1."""
+
 LossReason = Literal["error", "crash", "offline", "deadline", "transport"]
 LOSS_REASONS: tuple[LossReason, ...] = ("error", "crash", "offline", "deadline", "transport")
 
@@ -127,6 +130,23 @@ def locally_of(loss: LossFn) -> Locally | None:
     return parts
 
 
+@dataclass(frozen=True)
+class InTwo:
+    """A loss in its two halves.
+
+    ``logits``: of a batch, [B, C]; ``losses``: of every example [B] from them, convex in them.
+    """
+
+    logits: Callable[[Params, Batch], Tensor]
+    losses: Callable[[Tensor, Batch], Tensor]
+
+
+def in_two_of(loss: LossFn) -> InTwo | None:
+    """A loss's attribute ``in_two``; None: it has no logits that are few and held at once."""
+    halves: InTwo | None = getattr(loss, "in_two", None)
+    return halves
+
+
 AtPoints = Callable[[Params, Batch], Tensor]
 """The loss of a batch at P values of the parameters, stacked [P, ...] by name: [P] float64."""
 
@@ -166,7 +186,9 @@ class Estimate:
     forwards: float = 0.0
     fallbacks: dict[str, int] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
-    """What an engine that remembers has now seen of the loss (``GradientEngine.recalling``)."""
+    """What the engine has seen of the loss beside it: for what is sent after the last step
+    (``ClientContext.memory``), and where it remembers for its next one
+    (``GradientEngine.recalling``)."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +224,11 @@ class Order:
     def key(self) -> Key:
         return Key(self.run).fold("client", self.round, self.client)
 
+    @property
+    def times(self) -> float:
+        """By what the client's learning rates are multiplied."""
+        return float(self.broadcast[RATE]) if RATE in self.broadcast else 1.0
+
     def remembered(self, kind: str, names: Iterable[str]) -> Params:
         """What the modifier of this kind tells of these parameters (nothing, before it does)."""
         told = self.broadcast
@@ -227,7 +254,7 @@ class ClientContext:
     """What the server will hold of a change that is sent: less than all of it, where the codec
     rounds or leaves out (``Codec.lossy``)."""
     memory: Params = field(default_factory=dict)
-    """What the client's engine has seen of its loss, where it remembers (``on_send``)."""
+    """What the client's engine has seen of its loss (``Estimate.kept``; in ``on_send``)."""
 
     @property
     def round(self) -> int:
@@ -330,7 +357,8 @@ class ServerContext:
     ``last_gradient``: the aggregate of the clients' last gradient estimates, where a modifier reads
     it; ``divisor``: what sums are divided by, where a modifier wants a constant (None: by the sum
     of the weights); ``probability``: of a member to be drawn, where it may be claimed; ``blank``:
-    zeros in the form of an aggregate, whoever was heard, for a private modifier.
+    zeros in the form of an aggregate, whoever was heard, for a private modifier; ``times``: by what
+    clients' learning rates were multiplied (``Order.times``).
     """
 
     round: int
@@ -344,6 +372,7 @@ class ServerContext:
     divisor: float | None = None
     probability: float | None = None
     blank: Params = field(default_factory=dict)
+    times: float = 1.0
 
     @property
     def secret(self) -> Secret:

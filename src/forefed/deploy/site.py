@@ -371,7 +371,7 @@ def checked(prepared: Ready, order: Order, payload: bytes, site: SiteSettings) -
     Raises:
         ProtocolError: tensors that were not assigned, or a metric that the policy does not allow.
     """
-    beside = beside_of(prepared.config.modifiers, order.params)
+    beside = beside_of(prepared.config.modifiers, order.params, prepared.trainer.task.head)
     update = prepared.config.codec.decode(payload, replace(order, beside=beside))
     held = update.grad if update.grad is not None else update.slopes or {}
     named = set(order.assigned) if update.grad is not None else {"body", "head"}

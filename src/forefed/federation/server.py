@@ -24,6 +24,7 @@ from forefed.core.errors import ProtocolError
 from forefed.core.keys import Key, Secret
 from forefed.core.states import State, keep
 from forefed.core.types import (
+    RATE,
     Cohort,
     Contribution,
     Json,
@@ -39,7 +40,6 @@ from forefed.federation.lengths import described
 from forefed.federation.slopes import average_slopes, fitted
 from forefed.federation.state import RunState
 from forefed.local import Trainer, check_slopes, replay, variance_of
-from forefed.local.training import RATE
 from forefed.models.bag_of_words import WORDS
 from forefed.modifiers import Modifier
 from forefed.optimisers import Optimiser
@@ -256,6 +256,7 @@ class Server:
             divisor=cohort.expected if private and cohort else None,
             probability=cohort.probability if cohort else None,
             blank=self.layout(state).blank if private else {},
+            times=folds.rate if (folds := Folds.kept(state.of(FOLDS))) else 1.0,
         )
 
     def apply(

@@ -165,7 +165,7 @@ class Star:
             version = self.sharing.sent(params, form), told
             sent[form, k] = folds.given(k, *version) if folds else version
         digest = trees.digest(state.params)[:DIGITS] if self.by_records else ""
-        beside = beside_of(self.server.modifiers, state.params)
+        beside = beside_of(self.server.modifiers, state.params, self.server.head)
         return {
             client: Order(
                 self.key.value,

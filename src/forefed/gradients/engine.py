@@ -103,6 +103,8 @@ class Slopes:
     tracked: Tensor | None = None
     saved_bytes: float = 0.0
     fallbacks: Counter[str] = field(default_factory=Counter)
+    kept: Params = field(default_factory=dict)
+    """Means over the micro-batch, beside the loss (``Estimate.kept``)."""
 
 
 class SlopeEngine(GradientEngine):
@@ -167,7 +169,7 @@ class SlopeEngine(GradientEngine):
         if not body:
             return exact_head(loss, params, batch, self.micro_batch)
         assert directions is not None, "an estimating engine needs directions"
-        mean_loss, grad = 0.0, Accumulator(exact)
+        mean_loss, grad, kept = 0.0, Accumulator(exact), Accumulator()
         slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
         fallbacks: Counter[str] = Counter()
         slopes = emulated if self.emulates else self.slopes
@@ -183,10 +185,11 @@ class SlopeEngine(GradientEngine):
                 if found.tracked is not None:
                     grad.add_later(found.tracked, share, found.saved_bytes)
                 fallbacks += found.fallbacks
+                kept.add(found.kept, share)
                 del found  # a large head's gradient would stay through the next micro-batch
         passes = self.passes(len(slopes_K) // self.sub_batches, bool(exact))
-        total = grad.finish()
-        return Estimate(mean_loss, total, slopes_K, passes * batch.size, dict(fallbacks))
+        total, forwards = grad.finish(), passes * batch.size
+        return Estimate(mean_loss, total, slopes_K, forwards, dict(fallbacks), kept.finish())
 
     def sample(
         self, loss: LossFn, batch: Batch, directions: DirectionSet | None, like: Params

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,8 +24,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forefed.core.types import Batch, DirectionSet, Each, LossFn, Params
+from forefed.directions import Directions
 from forefed.gradients.dual import Dual, Pass, ReadAgain, recording
-from forefed.gradients.engine import SlopeEngine, Slopes, rows_at_once
+from forefed.gradients.engine import GradientEngine, SlopeEngine, Slopes, rows_at_once
+from forefed.gradients.gauss_newton import CURVATURE, Tangents
 
 
 class Forward(SlopeEngine):
@@ -37,13 +40,39 @@ class Forward(SlopeEngine):
     """"dual": a tensor with tangents runs the model's own code, attention in blocks; "torch":
     ``torch.func.jvp``, slower and larger, kept as the reference."""
 
+    curvature: bool = False
+    """The tangents of the logits also give the Gauss-Newton matrix of a step's batch over all
+    unit vectors, which modifier 'gauss_newton' sends."""
+
     source: ClassVar[str] = "Baydin et al., arXiv 2202.08587; SPRY, arXiv 2405.15551"
+
+    def conflicts(self, config: Any) -> Iterator[str]:
+        yield from super().conflicts(config)
+        if not self.curvature:
+            return
+        if not any(m.kind == "gauss_newton" for m in config.modifiers):
+            yield "engine.curvature: nobody reads it; set modifiers = ['gauss_newton'], or drop it"
+        if not config.directions.exact or self.head == "perturbed" or self.ad != "dual":
+            yield (
+                "engine.curvature is over unit vectors of the adapter, by dual numbers; set "
+                "directions.kind = 'basis', engine.head = 'exact' and engine.ad = 'dual'"
+            )
+        if self.emulates:
+            yield (
+                "engine.emulate: one backward pass does not have the logits' tangents of "
+                "engine.curvature; drop one"
+            )
+
+    def among(self, simulated: bool, directions: Directions) -> GradientEngine:
+        return super().among(simulated and not self.curvature, directions)
 
     def slopes(
         self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
     ) -> Slopes:
         total = directions.count(body)
         found = Slopes(0.0, torch.zeros(0, dtype=torch.float64))
+        seen = Tangents.of(loss) if self.curvature else None
+        loss = loss if seen is None else seen
         for start in range(0, total, self.tangents):
             ks = range(start, min(start + self.tangents, total))
             along = directions.tangents(body, ks)
@@ -61,7 +90,7 @@ class Forward(SlopeEngine):
                     slopes_K=torch.cat([found.slopes_K, part.slopes_K]),
                 )
             )
-        return found
+        return found if seen is None else replace(found, kept={CURVATURE: seen.matrix(batch)})
 
     @property
     def in_one_pass(self) -> bool:

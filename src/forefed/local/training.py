@@ -34,6 +34,7 @@ from forefed.core.types import (
     ClientState,
     Each,
     Estimate,
+    InTwo,
     Locally,
     LossFn,
     Order,
@@ -42,6 +43,7 @@ from forefed.core.types import (
     Update,
     at_points_of,
     each_of,
+    in_two_of,
     locally_of,
 )
 from forefed.data.examples import ClientData, Indices
@@ -59,8 +61,6 @@ from forefed.optimisers import OPTIMISERS, AdamW, Optimiser
 from forefed.sharing import Everything, Sharing
 from forefed.wire import Codec
 
-RATE = "rate/times"
-"""What the server tells by which clients' learning rates are multiplied; nothing: by 1."""
 OPTIMIZER, PRIVATE, ENGINE = "optimizer", "private", "engine"
 """Owners of a client's state: its optimiser's moments, the parameters that it keeps to itself, what
 its engine remembers."""
@@ -161,6 +161,13 @@ class AssignedLoss:
         )
 
     @property
+    def in_two(self) -> InTwo | None:
+        inner = in_two_of(self.loss)
+        if inner is None:
+            return None
+        return InTwo(lambda p, batch: inner.logits({**self.fixed, **p}, batch), inner.losses)
+
+    @property
     def at_points(self) -> AtPoints | None:
         inner = at_points_of(self.loss)
         return None if inner is None else lambda p, batch: inner(_beside(self.fixed, p), batch)
@@ -254,6 +261,8 @@ class Trainer:
             states = keep(states, PRIVATE, mine)
         if not self.settings.keep_optimiser:
             states = keep(states, OPTIMIZER, {})
+        if not self.engine.remembers:
+            states = keep(states, ENGINE, {})
         return update, flat(states)
 
     def walk(self, order: Order, data: ClientData, states: States, ctx: ClientContext) -> Walked:
@@ -286,7 +295,7 @@ class Trainer:
                     recalling = self.engine.recalling(known, order.key.fold("engine", step))
                     at = replace(self, engine=recalling)
                 estimate = clamp(at.estimate(loss, params, batch, groups, step, log))
-                if self.engine.remembers:
+                if self.engine.remembers or estimate.kept:
                     states = keep(states, ENGINE, estimate.kept)
                 slopes, exact = self.split(estimate, groups, params, step, ctx)
             grad = {**exact, **rebuild(slopes, groups, params, step)}
@@ -446,8 +455,8 @@ def advance(
     grad, new = bent(trainer.modifiers, ctx, params, states, grad, step)
     moments = new.get(OPTIMIZER, {})
     optimiser = trainer.settings.optimiser.at(ctx.round, trainer.rounds)
-    if RATE in ctx.order.broadcast:
-        optimiser = optimiser.scaled(float(ctx.order.broadcast[RATE]))
+    if ctx.order.times != 1:
+        optimiser = optimiser.scaled(ctx.order.times)
     new[OPTIMIZER], params = optimiser.step(moments, params, grad, ctx.head)
     return params, new
 

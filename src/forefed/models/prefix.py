@@ -30,11 +30,13 @@ from forefed.core.lora import factors_of
 from forefed.core.types import (
     Batch,
     Each,
+    InTwo,
     Locally,
     LossFn,
     Params,
     Unit,
     each_of,
+    in_two_of,
     locally_of,
 )
 from forefed.models.attention import attention_of
@@ -271,6 +273,18 @@ class CachedLoss:
                 return inner(params, batch)
 
         return None if inner is None else each
+
+    @property
+    def in_two(self) -> InTwo | None:
+        inner = in_two_of(self.base)
+
+        def logits(params: Params, batch: Batch) -> Tensor:
+            assert inner is not None
+            hidden_BSH = self.prefix.hidden(params, batch, self.depth)
+            with self.prefix.left_out(self.depth, hidden_BSH):
+                return inner.logits(params, batch)
+
+        return None if inner is None else InTwo(logits, inner.losses)
 
 
 class _Reached(Exception):

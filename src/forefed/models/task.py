@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from forefed.core.keys import Key
 from forefed.core.lora import is_a, is_b, is_folded
-from forefed.core.types import Batch, Each, Locally, Params, Unit
+from forefed.core.types import Batch, Each, InTwo, Locally, Params, Unit
 from forefed.data.examples import Examples, Indices
 from forefed.data.tasks import Head
 from forefed.models.adapters import Adapter, LoraHyper, LoraSb
@@ -119,6 +119,13 @@ class ModelLoss:
             return self.forward.objective.losses(self.forward.of_call(batch), batch)
 
         return self.forward.functional.run(self.forward.call_of(params, batch), losses, batch)
+
+    @property
+    def in_two(self) -> InTwo | None:
+        """Logits, and the losses from them; None where a text has more than one vector of them."""
+        objective = self.forward.objective
+        whole = objective.pooled and not self.blocks and self.tail is None
+        return InTwo(self.forward, objective.losses) if whole else None
 
     @property
     def locally(self) -> Locally | None:

@@ -9,6 +9,7 @@ from forefed.modifiers.dp_example import DpExample
 from forefed.modifiers.error_feedback import ErrorFeedback
 from forefed.modifiers.feddyn import FedDyn
 from forefed.modifiers.fzoos import Fzoos
+from forefed.modifiers.gauss_newton import GaussNewton
 from forefed.modifiers.last_update import LastUpdate
 from forefed.modifiers.logit_adjustment import LogitAdjustment
 from forefed.modifiers.modifier import Modifier
@@ -33,6 +34,7 @@ MODIFIERS: Registry[Modifier] = Registry(
         ErrorFeedback,
         Dgc,
         Fzoos,
+        GaussNewton,
     ],
 )
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "ErrorFeedback",
     "FedDyn",
     "Fzoos",
+    "GaussNewton",
     "LastUpdate",
     "LogitAdjustment",
     "Modifier",

@@ -61,7 +61,7 @@ class Fzoos(Modifier):
         if config.engine.kind != "surrogate":
             yield "modifiers: 'fzoos' corrects surrogates; set engine.kind = 'surrogate'"
 
-    def beside(self, params: Params) -> Params:
+    def beside(self, params: Params, head: frozenset[str]) -> Params:
         return {"nu": torch.zeros(self.features)}
 
     def _features(self, ctx: ClientContext, size: int) -> Features:

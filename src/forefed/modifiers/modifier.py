@@ -52,12 +52,13 @@ class Modifier(Choice):
     """Its server half works on what travels: on slopes, where those are averaged before anything
     is rebuilt. (A client that follows by records does not do it again.)"""
 
-    def beside(self, params: Params) -> Params:
+    def beside(self, params: Params, head: frozenset[str]) -> Params:
         """What its client half sends beside the change, and the server's reads
         (``Update.beside``, ``Contribution.beside``): tensors like these, float32, by its own names.
 
         Args:
             params: all parameters.
+            head: the names of the head's.
         """
         return {}
 
@@ -186,6 +187,6 @@ class Modifier(Choice):
             yield f"modifiers: '{self.kind}' wants a server; set topology.kind = 'star'"
 
 
-def beside_of(modifiers: Iterable[Modifier], params: Params) -> Params:
+def beside_of(modifiers: Iterable[Modifier], params: Params, head: frozenset[str]) -> Params:
     """The form of all that is sent beside a change, by "kind/name" (``Order.beside``)."""
-    return {f"{m.kind}/{n}": x for m in modifiers for n, x in m.beside(params).items()}
+    return {f"{m.kind}/{n}": x for m in modifiers for n, x in m.beside(params, head).items()}

@@ -91,7 +91,9 @@ class Scaffold(Modifier):
             return update, state
         common, new = ctx.order.remembered(self.kind, delta), dict(state)
         for n, moved in ctx.arriving(delta).items():
-            walked = self.known.walked(update.n_examples, ctx.round, n in ctx.head)
+            walked = ctx.order.times * self.known.walked(
+                update.n_examples, ctx.round, n in ctx.head
+            )
             if walked:
                 own = state[n] if n in state else torch.zeros_like(moved)
                 new[n] = own - common.get(n, torch.zeros_like(moved)) + moved / walked
@@ -107,7 +109,7 @@ class Scaffold(Modifier):
         head = {n for unit in ctx.units if unit.is_head for n in unit.params}
         common, sums, new = below(state, "c"), below(state, "sum"), dict(state)
         for n, moved in c.delta.items():
-            walked = self.known.walked(c.weight, ctx.round, n in head)
+            walked = ctx.times * self.known.walked(c.weight, ctx.round, n in head)
             if walked:
                 zero = torch.zeros_like(moved)
                 change = (moved / walked - common.get(n, zero)) / members
