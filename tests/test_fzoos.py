@@ -200,7 +200,7 @@ def test_what_is_not_finite_is_no_point_and_moves_nothing() -> None:
 
 def test_an_answer_without_its_surrogate_is_refused() -> None:
     params = {"w": torch.zeros(3)}
-    beside = {f"fzoos/{n}": x for n, x in Fzoos(features=4).beside(params).items()}
+    beside = {f"fzoos/{n}": x for n, x in Fzoos(features=4).beside(params, frozenset()).items()}
     order = Order(1, 1, 0, ("w",), params, beside=beside)
     whole = Update(0, 1, {"w": torch.ones(3)}, beside={"fzoos/nu": torch.ones(4)})
     codec, ctx = Dense(), ClientContext(order=order)

@@ -15,7 +15,15 @@ from federation import World
 from forefed.config.compat import check
 from forefed.config.config import configure
 from forefed.core.errors import UserError
-from forefed.core.types import Batch, ClientContext, Order
+from forefed.core.types import (
+    RATE,
+    Batch,
+    ClientContext,
+    Contribution,
+    Order,
+    ServerContext,
+    Update,
+)
 from forefed.models.objectives import OBJECTIVES
 from forefed.models.objectives.classes import Classes
 from forefed.modifiers import LogitAdjustment
@@ -83,6 +91,19 @@ def test_steps_are_counted_alike_at_the_client_and_the_server():
     kept = [store[i]["modifier.scaffold/w"] for i in range(3)]
     told = found.star.server.broadcast(found.state)["scaffold/w"]
     torch.testing.assert_close(torch.stack(kept).mean(0), told, rtol=1e-4, atol=1e-6)
+
+
+def test_a_rate_that_the_server_multiplies_is_walked_by_both():
+    """Of two steps at 3 x 0.1 along a gradient of 1: the control is that gradient, at either side."""
+    config = configure(base={"client": {**SGD, "epochs": 2}, "modifiers": ["scaffold"]})
+    scaffold = config.modifiers[0].solved(config, 1)
+    moved = {"w": torch.full((1,), 0.6)}
+    order = Order(0, 1, 0, ("w",), {"w": torch.zeros(1)}, {RATE: torch.tensor(3.0)})
+    client = ClientContext(order=order)
+    _, own = scaffold.on_send(Update(0, 4, moved), {}, client)
+    ctx = ServerContext(round=1, key=client.key, times=3.0)
+    _, sums = scaffold.on_receive(Contribution(0, 4, moved), {}, ctx)
+    assert float(own["w"]) == pytest.approx(1.0) == float(sums["sum/w"])
 
 
 def test_what_scaffold_cannot_work_with():
