@@ -94,7 +94,7 @@ def test_steps_are_counted_alike_at_the_client_and_the_server():
 
 
 def test_a_rate_that_the_server_multiplies_is_walked_by_both():
-    """Of two steps at 3 x 0.1 along a gradient of 1: the control is that gradient, at either side."""
+    """Two steps at 3 x 0.1 along a gradient of 1: the control is that gradient, at either side."""
     config = configure(base={"client": {**SGD, "epochs": 2}, "modifiers": ["scaffold"]})
     scaffold = config.modifiers[0].solved(config, 1)
     moved = {"w": torch.full((1,), 0.6)}
