@@ -127,9 +127,9 @@ class Scene:
         if os.environ.get("CROSS_ROWS", "others") == "others":
             draw = np.random.default_rng(seed)
             first = first_model.parts(name)[0]
-            known = {label for _, label in train}
+            known = {row.label for row in train}
             order = draw.permutation(len(first))[first_model.OF_TRAIN :][: first_model.OF_TRAIN]
-            test = [first[i] for i in order if first[i][1] in known]
+            test = [first[i] for i in order if first[i].label in known]
         sets = (
             *first_model.sets_of(folder, name, train, test, alpha, seed),
             "strategy=fedavg",

@@ -5,10 +5,14 @@ clients, Dirichlet 1.0 and 0.1; of what decides quality nothing else is set. TF-
 one and two words, C = 10) and the probe (mean-pooled last layer of 64 tokens, standardised, C = 1)
 have all training rows in one place. Differences are paired by seed.
 
+FIRST_MODEL_SETS names other sets: fewer of the nine, or those of NATURAL, whose clients are the
+authors, sources or speakers themselves (the 50 with the most rows; test rows are others of theirs).
+FIRST_MODEL_NAME=smollm2 takes a decoder in the place of MiniLM, with 32 tokens a row.
+
 A row's features do not depend on what it is computed with, so runs of the same rows share them here
-(FIRST_MODEL_SETS and FIRST_MODEL_SEEDS name fewer of both, FIRST_MODEL_TRAIN fewer rows).
-FIRST_MODEL_POOLED=1 trains LoRA on all training rows in one place instead: ten passes from an
-untrained head, AdamW, rates that fall linearly, nothing held out and nothing guarded.
+(FIRST_MODEL_SEEDS names fewer seeds, FIRST_MODEL_TRAIN fewer rows). FIRST_MODEL_POOLED=1 trains LoRA
+on all training rows in one place instead: ten passes from an untrained head, AdamW, rates that fall
+linearly, nothing held out and nothing guarded.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import json
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,11 +51,26 @@ SETS: dict[str, tuple[str, str | None, tuple[str, ...], str]] = {
     "shakespeare, play": ("shakespeare/speeches", None, ("text",), "play"),
 }
 """Training file, test file (None: other rows of the same), texts, label."""
+NATURAL: dict[str, tuple[str, tuple[str, ...], str, str]] = {
+    "newsgroups20, by author": ("newsgroups20/train", ("subject", "text"), "label", "author"),
+    "medquad, type, by source": ("medquad/qa", ("text",), "type", "source"),
+    "shakespeare, play, by speaker": ("shakespeare/speeches", ("text",), "play", "character"),
+}
+"""File, texts, label, owner."""
+OWNERS = 50
 TRAIN, TEST = 3000, 1000
 """Rows of which a seed draws."""
 OF_TRAIN, OF_TEST = int(os.environ.get("FIRST_MODEL_TRAIN", "1000")), 300
 ALPHAS = (1.0, 0.1)
-Row = tuple[tuple[str, ...], str]
+NAME = os.environ.get("FIRST_MODEL_NAME", "minilm")
+DECODER = (f"model.name={NAME}", "model.dtype=bfloat16", "data.max_length=32")
+MODEL = ("model.dtype=float32",) if NAME == "minilm" else DECODER
+
+
+class Row(NamedTuple):
+    texts: tuple[str, ...]
+    label: str
+    owner: str = ""
 
 
 def tables() -> Iterator[tuple[str, str]]:
@@ -97,21 +117,25 @@ def pooled_page(found: dict[str, list[dict[str, float]]]) -> str:
 
 def page(found: dict[str, list[dict[str, float]]]) -> str:
     """The table of what was measured, by set and seed."""
-    columns = ["majority", "TF-IDF", "probe", "head alone", "default", "default 0.1"]
+    columns = ["majority", "TF-IDF", "probe", "head alone", "default"]
+    skewed = all("default 0.1" in line for lines in found.values() for line in lines)
+    columns += ["default 0.1"] if skewed else []
     rows = []
     for name, lines in found.items():
         means = [float(np.mean([line[c] for line in lines])) for c in columns]
         better = [max(line["TF-IDF"], line["probe"]) for line in lines]
         ahead = [100 * (line["default"] - b) for line, b in zip(lines, better, strict=True)]
-        skew = [100 * (line["default 0.1"] - line["default"]) for line in lines]
-        rows.append([name, *(f"{m:.3f}" for m in means), paired(ahead), paired(skew)])
+        rows.append([name, *(f"{m:.3f}" for m in means), paired(ahead)])
+        if skewed:
+            skew = [100 * (line["default 0.1"] - line["default"]) for line in lines]
+            rows[-1].append(paired(skew))
     means = [
         float(np.mean([np.mean([line[c] for line in lines]) for lines in found.values()]))
         for c in columns
     ]
-    rows.append(["mean", *(f"{m:.3f}" for m in means), "", ""])
-    head = ["set", *columns, "default less the better of TF-IDF and probe", "0.1 less 1.0"]
-    return markdown(head, rows)
+    rows.append(["mean", *(f"{m:.3f}" for m in means), *([""] * (1 + skewed))])
+    head = ["set", *columns, "default less the better of TF-IDF and probe"]
+    return markdown([*head, *(["0.1 less 1.0"] if skewed else [])], rows)
 
 
 def paired(differences: Sequence[float]) -> str:
@@ -125,7 +149,7 @@ def measured(name: str, seed: int) -> dict[str, float]:
     """Test accuracies of the baselines, and of default runs and their heads."""
     train, test = drawn(name, seed)
     found = baselines(name, train, test)
-    for alpha in ALPHAS:
+    for alpha in (1.0,) if name in NATURAL else ALPHAS:
         with tempfile.TemporaryDirectory() as folder:
             line = default_run(Path(folder), name, train, test, alpha, seed)
         ending = "" if alpha == 1 else f" {alpha:g}"
@@ -139,8 +163,8 @@ def baselines(name: str, train: list[Row], test: list[Row]) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegression
 
     warnings.simplefilter("ignore")
-    first, second = (["\n".join(t) for t, _ in p] for p in (train, test))
-    y, truth = ([label for _, label in p] for p in (train, test))
+    first, second = (["\n".join(row.texts) for row in p] for p in (train, test))
+    y, truth = ([row.label for row in p] for p in (train, test))
     counts = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     bag = LogisticRegression(C=10, max_iter=300).fit(counts.fit_transform(first), y)
     x, z = (pooled(p, name == "sick") for p in (train, test))
@@ -189,20 +213,23 @@ def sets_of(
         )
         sets.append(f"data.source.{part}='{path}'")
     sets += ["data.task.kind=pairs"] if name == "sick" else []
-    known = {label for _, label in train}
-    if not {label for _, label in test} <= known:  # a class of test rows that no training row has
-        sets.append(f"data.task.labels={json.dumps(sorted(known | {x for _, x in test}))}")
-    sets += ["model.dtype=float32", "partition.clients=50", f"partition.alpha={alpha}"]
-    return sets
+    known, asked = ({row.label for row in rows} for rows in (train, test))
+    if not asked <= known:  # a class of test rows that no training row has
+        sets.append(f"data.task.labels={json.dumps(sorted(known | asked))}")
+    if name in NATURAL:
+        return [*sets, *MODEL, "partition.kind=natural", "partition.column=owner"]
+    return [*sets, *MODEL, "partition.clients=50", f"partition.alpha={alpha}"]
 
 
 def as_row(row: Row, name: str) -> dict[str, str]:
-    texts, label = row
     if name == "sick":
-        return {"text1": texts[0], "text2": texts[1], "label": label}
-    return {"text": "\n".join(texts), "label": label}
+        return {"text1": row.texts[0], "text2": row.texts[1], "label": row.label}
+    found = {"text": "\n".join(row.texts), "label": row.label}
+    return {**found, "owner": row.owner} if name in NATURAL else found
 
 
+LAYERS = 3
+"""That ``model.layers`` pools by default, one after the other, the last one last."""
 MEMORY: dict[bytes, torch.Tensor] = {}
 """By a row's tokens: its features at the first parameters."""
 
@@ -229,21 +256,23 @@ def remembered(
 
 
 def pooled(rows: list[Row], pairs: bool) -> Any:
-    """The last layer of 64 tokens, mean-pooled, [N, D]."""
+    """The last layer of 64 tokens (decoder: 32), mean-pooled (its last token), [N, D]."""
     from forefed.core.keys import Key
     from forefed.data.encoding import encode_texts
     from forefed.models.adapters import HeadOnly
     from forefed.models.load import load_task
     from forefed.models.settings import ModelSettings
 
-    task, words = load_task(ModelSettings(dtype="float32"), HeadOnly(), Key(0), ("a", "b"))
+    small = NAME == "minilm"
+    settings = ModelSettings(name=NAME, dtype="float32" if small else "bfloat16")
+    task, words = load_task(settings, HeadOnly(), Key(0), ("a", "b"))
     if pairs:
-        given = [[t[0] for t, _ in rows], [t[1] for t, _ in rows]]
+        given = [[row.texts[i] for row in rows] for i in range(2)]
     else:
-        given = [["\n".join(t) for t, _ in rows]]
-    examples = encode_texts(words, given[0], 64, *given[1:])
+        given = [["\n".join(row.texts) for row in rows]]
+    examples = encode_texts(words, given[0], 64 if small else 32, *given[1:])
     every = remembered(task, task.params, examples, np.arange(len(examples)), 1)
-    return every[:, -384:].numpy()
+    return every[:, -(every.shape[1] // LAYERS) :].float().numpy()
 
 
 def drawn(name: str, seed: int) -> list[list[Row]]:
@@ -255,9 +284,13 @@ def drawn(name: str, seed: int) -> list[list[Row]]:
 
 
 def parts(name: str) -> list[list[Row]]:
-    """(texts, label) of the training and the test rows."""
+    """Training and test rows."""
+    if name in NATURAL:
+        return owned(*NATURAL[name])
     files = SETS[name]
-    first, second = (None if f is None else read(f, files[2], files[3]) for f in files[:2])
+    first, second = (
+        None if f is None else [Row(*row) for row in read(f, files[2], files[3])] for f in files[:2]
+    )
     assert first is not None
     if second is None:
         order = np.random.default_rng(1).permutation(len(first))
@@ -267,6 +300,16 @@ def parts(name: str) -> list[list[Row]]:
         [p[i] for i in draw.permutation(len(p))[:most]]
         for p, most in ((first, TRAIN), (second, TEST))
     ]
+
+
+def owned(file: str, texts: tuple[str, ...], label: str, owner: str) -> list[list[Row]]:
+    """Rows of the OWNERS with the most of them, three in four to train on."""
+    every = [Row(t[1:], y, t[0]) for t, y in read(file, (owner, *texts), label)]
+    most = {who for who, _ in Counter(row.owner for row in every).most_common(OWNERS)}
+    some = [row for row in every if row.owner in most]
+    order = np.random.default_rng(1).permutation(len(some))
+    cut = 3 * len(some) // 4
+    return [[some[i] for i in order[:cut]][:TRAIN], [some[i] for i in order[cut:]][:TEST]]
 
 
 def read(file: str, texts: Sequence[str], label: str) -> list[Row]:
