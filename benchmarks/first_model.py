@@ -217,7 +217,9 @@ def sets_of(
     if not asked <= known:  # a class of test rows that no training row has
         sets.append(f"data.task.labels={json.dumps(sorted(known | asked))}")
     if name in NATURAL:
-        return [*sets, *MODEL, "partition.kind=natural", "partition.column=owner"]
+        cohort = min(10, len({row.owner for row in train}))
+        sets += ["partition.kind=natural", "partition.column=owner", f"cohort={cohort}"]
+        return [*sets, *MODEL]
     return [*sets, *MODEL, "partition.clients=50", f"partition.alpha={alpha}"]
 
 
