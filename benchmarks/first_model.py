@@ -10,9 +10,9 @@ authors, sources or speakers themselves (the 50 with the most rows; test rows ar
 FIRST_MODEL_NAME=smollm2 takes a decoder in the place of MiniLM, with 32 tokens a row.
 
 A row's features do not depend on what it is computed with, so runs of the same rows share them here
-(FIRST_MODEL_SEEDS names fewer seeds, FIRST_MODEL_TRAIN fewer rows). FIRST_MODEL_POOLED=1 trains LoRA
-on all training rows in one place instead: ten passes from an untrained head, AdamW, rates that fall
-linearly, nothing held out and nothing guarded.
+(FIRST_MODEL_SEEDS names fewer seeds, FIRST_MODEL_TRAIN fewer rows). FIRST_MODEL_POOLED=1 trains
+LoRA on all training rows in one place instead: ten passes, an untrained head, AdamW, rates that
+fall linearly, nothing held out and nothing guarded.
 """
 
 from __future__ import annotations
