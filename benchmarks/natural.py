@@ -54,6 +54,7 @@ LENGTH, FEATURES = 64, 128
 METHODS: dict[str, dict[str, Any]] = {
     **PERSONAL,
     "Flow": {"strategy": "flow"},
+    "best of three": {"strategy": "best_of_three"},
     "HyperFL, r = 2": {"strategy": "hyperfl", "rank": 2},
     "HyperFL, r = 8": {"strategy": "hyperfl"},
 }

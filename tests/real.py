@@ -103,7 +103,8 @@ class Federation:
         settings = self.root / name / "site.toml"
         model = json.dumps(str(self.world.bert))
         text = settings.read_text().replace('minilm = "minilm"', f"{model} = {model}")
-        settings.write_text(text.replace("# min_group = 5", "min_group = 3"))
+        text = text.replace("# min_group = 5", "min_group = 3").replace("# memory", "memory")
+        settings.write_text(text)
 
     def start_site(self, name: str, environment: dict[str, str] | None = None) -> None:
         log = self.root / f"{name}.out"

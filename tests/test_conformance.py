@@ -84,6 +84,10 @@ NEEDS: dict[str, list[str]] = {
     "sharing=local_labels": ["strategy=fedavg"],
     "select=availability": ["select.part=0.9"],
     "sharing=ranks": ["strategy=flexlora"],
+    **{
+        entry: ["strategy=best_of_three"]
+        for entry in ("sharing=best_of_three", "client=best_of_three")
+    },
     **{entry: ["strategy=flow"] for entry in ("sharing=flow", "client=flow", "adapter=lora_flow")},
     **{
         entry: ["strategy=hyperfl", "adapter.width=4", "client.epochs=1"]

@@ -19,10 +19,12 @@ from forefed.core.types import ClientContext, Update
 from forefed.deploy.connect import connect_by
 from forefed.deploy.envelope import Envelope
 from forefed.deploy.journal import Journal
+from forefed.deploy.own import of_site
 from forefed.deploy.settings import METRICS, Refusal, at_site, for_sites, read_site
 from forefed.deploy.site import checked, read_order
 from forefed.run import run
 from forefed.run.build import build
+from forefed.use import predict as use
 from forefed.wire.message import pack, unpack
 from forefed.wire.orders import encode_broadcast, encode_order
 
@@ -298,3 +300,38 @@ def test_private_heads_stay_at_their_sites_and_grow_there(world, tmp_path):
     assert sent and not any(n.encode() in blob for n in first for blob in sent)
     saved = safetensors.torch.load_file(result.folder / "checkpoint.safetensors")
     assert not any("/private/" in n for n in saved)
+
+
+def test_a_site_predicts_with_what_it_keeps_to_itself(world, tmp_path, forefed_command):
+    """By hand: the run's common parameters with the head in the site's own journal."""
+    more = ["strategy=fedavg", "sharing=personal_head", "client.optimiser.lr=0.1", "rounds=2"]
+    sites = make_sites(world, tmp_path)
+    config = deployed(world, tmp_path, *more)
+    folder = run(config, connect=connect_by(FakePost(sites))).folder
+    place = sites["large"].folder
+    about = sites["large"].settings.model_dump(mode="json", exclude_none=True)
+    data, models = about["data"]["source"]["path"], about["models"]
+    (place / "site.toml").write_text(
+        f'name = "large"\nserver = "127.0.0.1:1"\n[data.source]\nkind = "files"\n'
+        f"path = {json.dumps(data)}\n[models]\n"
+        + "".join(f"{json.dumps(k)} = {json.dumps(v)}\n" for k, v in models.items())
+    )
+    (word,) = (path.name for path in (place / "done").iterdir())
+    assert word == (folder / "run-id").read_text()
+    kept = below(Journal(place / "done").state(word, 99), "private")
+    own = of_site(folder, place)
+    assert own.kept.keys() == kept.keys() and kept
+    task, state = use.trained(folder, config)
+    params = use.with_own(config, task, state.params, own.kept)
+    assert all(torch.equal(params[n], x) for n, x in kept.items())
+    assert any(not torch.equal(params[n], state.params[n]) for n in kept)
+    said = forefed_command("predict", folder, "w5 w6", "--site", place)
+    assert said.status == 0 and not said.err
+    assert said.out != forefed_command("predict", folder, "w5 w6").out
+    for wrong, words in (
+        ([folder, "w5", "--client", "0"], "--site FOLDER"),
+        ([folder, "w5", "--client", "0", "--site", place], "not as both"),
+        ([folder, "w5", "--site", tmp_path], "no site here"),
+    ):
+        refused = forefed_command("predict", *wrong)
+        assert refused.status == 2 and words in " ".join(refused.err.split())

@@ -60,6 +60,12 @@ def predict(
         int | None,
         typer.Option(help="Answer as this client (from 0), where clients keep heads of their own."),
     ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            help="Answer as the site of this folder, of a run that its server has handed over."
+        ),
+    ] = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="At most, of what a language model says (100).")
     ] = None,
@@ -76,9 +82,16 @@ def predict(
     asked = predictions.format_of(format, output)
     if file is not None and texts:
         raise UserError("predict: give texts or a file of them (--file), not both")
+    own = None
+    if site is not None:
+        from forefed.deploy.own import of_site
+
+        if client is not None:
+            raise UserError("predict: answer as a client of a rehearsal or as a site, not as both")
+        own = of_site(run, site)
     rows, wanted = use.texts_of_file(run, file) if file else (None, texts or [])
-    found = use.predict(run, wanted, client, tokens)
-    tell(use.told(run, client))
+    found = use.predict(run, wanted, client, tokens, own)
+    tell(use.told(run, common=client is None and own is None))
     if asked is None:
         width = max(20, out.width - 30) if out.is_terminal else None
         for one in found:

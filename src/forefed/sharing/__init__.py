@@ -1,6 +1,7 @@
 """Which parameters travel and which stay private: one file each, one line here."""
 
 from forefed.core.settings import Registry
+from forefed.sharing.best_of_three import BestOfThree
 from forefed.sharing.everything import Everything
 from forefed.sharing.fedsa_lora import FedSaLora
 from forefed.sharing.ffa_lora import FfaLora
@@ -28,10 +29,12 @@ SHARINGS: Registry[Sharing] = Registry(
         LocalLabels,
         Flow,
         HyperFl,
+        BestOfThree,
     ],
 )
 __all__ = [
     "SHARINGS",
+    "BestOfThree",
     "Everything",
     "FedSaLora",
     "FfaLora",

@@ -3,6 +3,7 @@
 from forefed.core.errors import UserError, nearest
 from forefed.core.plugins import Entries
 from forefed.strategies.baffle import BAFFLE
+from forefed.strategies.best_of_three import BEST_OF_THREE
 from forefed.strategies.dadao import DADAO
 from forefed.strategies.decomfl import DECOMFL
 from forefed.strategies.dfedsam import DFEDSAM
@@ -81,6 +82,7 @@ _ALL = (
     DADAO,
     FLOW,
     HYPERFL,
+    BEST_OF_THREE,
 )
 
 

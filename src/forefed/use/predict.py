@@ -56,8 +56,21 @@ class Prediction:
         return f"{self.predicted}{sure}"
 
 
+@dataclass(frozen=True)
+class Own:
+    """What a site has of a run of others: ``kept``, the parameters that it keeps to itself, and the
+    ``model`` that it has in the place of the run's."""
+
+    kept: Params
+    model: str
+
+
 def predict(
-    run: Path, texts: Sequence[str], client: int | None = None, tokens: int | None = None
+    run: Path,
+    texts: Sequence[str],
+    client: int | None = None,
+    tokens: int | None = None,
+    site: Own | None = None,
 ) -> Iterator[Prediction]:
     """A prediction for every text, with the parameters of the run's last checkpoint.
 
@@ -65,12 +78,17 @@ def predict(
         client: with what this client has trained for itself (``sharing``), by its number from 0;
             None: the model of all clients.
         tokens: at most, of what a language model says; None: what its task says, or 100.
+        site: with what a site of a run between machines keeps to itself
+            (``forefed.deploy.own.of_site``).
 
     Raises:
         UserError: no run there, nothing trained yet, texts missing where an example has two, a
             text that is none, or a client that has nothing of its own.
     """
     config = parse(Config, record.read_config(run))
+    if site is not None:
+        here = config.model.model_copy(update={"name": site.model})
+        config = config.model_copy(update={"model": here})
     columns = asked_columns(run, config)
     if not texts:
         raise UserError("predict: give texts, or a file of them (--file)")
@@ -90,7 +108,7 @@ def predict(
         )
     by_column = [list(texts[i :: len(columns)]) for i in range(len(columns))]
     task, saved = trained(run, config, client=client)
-    params = saved.params
+    params = saved.params if site is None else with_own(config, task, saved.params, site.kept)
     tokenizer = load_tokenizer(config.model)
     if task.causal:
         most = tokens or int(getattr(config.data.task, "tokens", CONTINUATION_TOKENS))
@@ -116,11 +134,11 @@ def predict(
             yield Prediction(by_column[0][i], answer, one, task.objective.of_one)
 
 
-def told(run: Path, client: int | None = None) -> str:
-    """What must be said beside this run's predictions (as ``client``, where one is given) and
+def told(run: Path, common: bool = True) -> str:
+    """What must be said beside this run's predictions (``common``: of nobody's own model) and
     exports; empty: nothing."""
     config = parse(Config, record.read_config(run))
-    shared = config.sharing.told() if client is None else ""
+    shared = config.sharing.told() if common else ""
     if shared and config.partition.kind != "sites":
         shared += " ('forefed predict --client 0' answers as client 0 would)"
     other = "" if made_with(run, config) else OTHER_SETTINGS
@@ -197,9 +215,13 @@ def trained(
     if client is None:
         return task, saved.state
     kept = _own(run, config, saved, client)
-    own = config.sharing.own(saved.state.params, kept, task.head)
-    own = {name: x.to(saved.state.params[name]) for name, x in own.items()}
-    return task, replace(saved.state, params={**saved.state.params, **own})
+    return task, replace(saved.state, params=with_own(config, task, saved.state.params, kept))
+
+
+def with_own(config: Config, task: Task, params: Params, kept: Params) -> Params:
+    """The common parameters, with those that somebody keeps to himself."""
+    own = config.sharing.own(params, kept, task.head)
+    return {**params, **{name: x.to(params[name]) for name, x in own.items()}}
 
 
 def _own(run: Path, config: Config, saved: Checkpoint, client: int) -> Params:
@@ -211,7 +233,10 @@ def _own(run: Path, config: Config, saved: Checkpoint, client: int) -> Params:
             f"'{config.sharing.kind}'), so all have the same model; leave it out"
         )
     if config.partition.kind == "sites":
-        raise UserError(f"--client: what sites of {run} keep to themselves is not here")
+        raise UserError(
+            f"--client: what sites of {run} keep to themselves is not here; at a site 'forefed "
+            "predict RUN --site FOLDER' answers with its own"
+        )
     if not 0 <= client < clients:
         raise UserError(f"--client {client}: {run} has clients 0 to {clients - 1}")
     own = saved.clients.private(client)
