@@ -224,6 +224,31 @@ def test_it_repeats_itself_in_other_rows_and_leaves_the_generators_alone(
     assert trees.digest(rest.params) == trees.digest(whole.params)
 
 
+def test_trls_trainer_takes_part(world: World, tmp_path: Path) -> None:
+    """Its own loss and collator; the same bits again, and every model ends with the result."""
+    trl = pytest.importorskip("trl", reason="needs the package trl, which nothing here depends on")
+    from datasets import Dataset as Table
+
+    def trainer(first: int) -> Any:
+        rows = Table.from_list([{"text": f"w{first + i} w9 w{20 + i}"} for i in range(4)])
+        about = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        quiet = {"report_to": [], "save_strategy": "no", "logging_strategy": "no", "use_cpu": True}
+        narrow = {"bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}
+        args = trl.SFTConfig(str(tmp_path / "trl"), max_steps=2, max_length=8, **quiet, **narrow)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return trl.SFTTrainer(str(world.llama), args, train_dataset=rows, peft_config=about)
+
+    results = []
+    for _ in range(2):
+        both = [trainer(4), trainer(10)]
+        results.append(forefed.hf.simulate(both, rounds=2))
+        for one in both:
+            assert_equal(Own(one).params, dict(results[-1].params))
+    assert_equal(*(dict(r.params) for r in results))
+    assert results[0].losses[1] < results[0].losses[0]
+
+
 def test_codecs_and_secure_sums_carry_what_a_script_trains(made: Any) -> None:
     plain = forefed.hf.simulate(made(5, 4, 3), rounds=1).params
     for more in ({"codec": "quantised"}, {"channel": {"kind": "secure_sum", "min_group": 3}}):

@@ -1,9 +1,10 @@
 """A trained model as a GGUF file, where its base came from one.
 
 Nothing is converted: the base's file is copied, its vocabulary, template and tensors as they are
-(bits included), and only the matrices that training has changed are written anew, at 16 bits. So
-whatever runs the base's file runs this one. Where a tensor of the file cannot be told in the loaded
-model (the loader of an architecture adds or turns something), nothing is written.
+(bits included), and only the matrices that training has changed are written anew, at 16 bits (at 32
+where the file has them so). So whatever runs the base's file runs this one. Where a tensor of the
+file cannot be told in the loaded model (the loader of an architecture adds or turns something),
+nothing is written.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ def save_gguf(
             )
         changed += 1
         new = np.ascontiguousarray(turn(now[ours].float().numpy()))
-        one = new.ndim == 1
-        kind = GGMLQuantizationType.F32 if one else GGMLQuantizationType.F16
+        whole = new.ndim == 1 or tensor.tensor_type == GGMLQuantizationType.F32
+        kind = GGMLQuantizationType.F32 if whole else GGMLQuantizationType.F16
         writer.add_tensor(
-            tensor.name, new.astype(np.float32 if one else np.float16), raw_dtype=kind
+            tensor.name, new.astype(np.float32 if whole else np.float16), raw_dtype=kind
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
