@@ -313,6 +313,36 @@ def test_rolora_learns_in_its_first_round_and_rests_one_factor() -> None:
     assert not torch.equal(second.params["m.lora_A.w"], first.params["m.lora_A.w"])
 
 
+@pytest.mark.parametrize("strategy", ["rolora", "fedsa_lora", "ffa_lora"])
+def test_no_client_goes_on_from_what_another_has_trained(strategy: str) -> None:
+    """In the opposite order the same bytes come from each, in round 2 (RoLoRA's A)."""
+    said = []
+    for step in (1, -1):
+        result = played(strategy, (1.0, -1.0, 1.0), 1)
+        orders = list(result.star.plan(result.state).values())[::step]
+        came = result.star.transport.exchange(orders, None)
+        said.append({reply.client: reply.payload for reply in came})
+    assert said[0] == said[1] and len(set(said[0].values())) == 3
+
+
+def test_a_b_of_a_clients_own_survives_rounds_that_it_skips() -> None:
+    """Byte for byte; and it is its own that it goes on from, not the last one's."""
+    kept, cohorts = [], []
+
+    def after_round(state: object, report: object) -> None:
+        cohorts.append(report.cohort)  # type: ignore[attr-defined]
+
+    for rounds in (3, 4, 5):
+        cohorts.clear()
+        result = played("fedsa_lora", (1.0, -1.0, 1.0), rounds, cohort=1, on_round=after_round)
+        kept.append([result.star.transport.store.private(c) for c in range(3)])
+    for i, at_work in enumerate(cohorts[3:]):
+        for c in range(3):
+            same = all(torch.equal(x, kept[i + 1][c][n]) for n, x in kept[i][c].items())
+            assert same == (c not in at_work or not kept[i][c])
+    assert sum(bool(x) for x in kept[-1]) >= 2, "several have worked by turns"
+
+
 def test_clients_of_lower_rank_send_and_receive_less() -> None:
     result = played("flexlora", (1.0, 1.0, 1.0), 30, sharing={"kind": "ranks", "ranks": [1, 2, 4]})
     orders = result.star.plan(result.state)
