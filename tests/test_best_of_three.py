@@ -14,7 +14,7 @@ from forefed.core.states import below
 from forefed.core.types import Order, Params
 from forefed.local import BestOfThree
 from forefed.run.simulate import Rows, Simulation
-from forefed.sharing.best_of_three import ALONE, CHOICE, MODELS, TUNED
+from forefed.sharing.best_of_three import ALONE, CHOICE, JUDGED, MODELS, TUNED
 
 D = 6
 STEP = {"batch_size": 4, "optimiser": {"kind": "sgd", "lr": 0.3, "head_lr": 0.3}}
@@ -65,7 +65,10 @@ def test_common_and_own_are_fedavg_and_local_training_on_the_same_rows(found: Si
     assert torch.equal(found.params["w"], fedavg.params["w"])
     alone = run(trained, strategy="fedavg", sharing="local_only")
     for c in range(4):
-        assert torch.equal(kept(found, c)[f"{ALONE}/w"], alone.own(c)["w"])
+        assert torch.equal(kept(found, c)[f"{JUDGED}/w"], alone.own(c)["w"])
+    whole = run([rows(c) for c in range(4)], strategy="fedavg", sharing="local_only")
+    for c in range(4):  # what answers has learned from all rows
+        assert torch.equal(kept(found, c)[f"{ALONE}/w"], whole.own(c)["w"])
     assert [r.bytes_up for r in found.reports] == [r.bytes_up for r in fedavg.reports]
 
 
@@ -76,11 +79,11 @@ def test_the_choice_is_that_of_the_held_out_rows(found: Simulation) -> None:
     chosen = []
     for c in range(3):
         mine, held = kept(found, c), parts(c)[0]
-        models = (two.params["w"], two.params["w"] - sent[c], mine[f"{ALONE}/w"])
+        models = (two.params["w"], two.params["w"] - sent[c], mine[f"{JUDGED}/w"])
         which = int(mine[CHOICE])
         assert which == int(np.argmin([float(loss({"w": w}, held)) for w in models]))
-        answers = (found.params["w"], models[1], models[2])[which]
-        assert torch.allclose(found.own(c)["w"], answers, rtol=0, atol=1e-12)
+        answers = (found.params["w"], mine.get(f"{TUNED}/w"), mine[f"{ALONE}/w"])[which]
+        assert answers is not None and torch.equal(found.own(c)["w"], answers)
         assert (f"{TUNED}/w" in mine) == (MODELS[which] == TUNED)
         chosen.append(MODELS[which])
     assert chosen[2] == ALONE, "who follows the opposite rule keeps to itself"

@@ -5,9 +5,12 @@ best_of_three.py``).
       others:    train the own model from where it was (first: the run's first values)
                  train the common one; send its change
       held out:  the loss of the common model as it came, as trained here, and of the own one
-      keep the number of the smallest loss, the own model, and the tuned one where it is chosen
+      keep the number of the smallest loss
+      all rows:  what answers has learned from these, too: the own model by a copy that is trained
+                 beside it, the tuned one, where it is chosen, by training the common one again
 
-Twice FedAvg's steps, and its bytes. Nobody hears what was chosen. The choice is of the last round
+Three times FedAvg's steps, four where the tuned one is chosen, and FedAvg's bytes. Without the last
+part few rows cost more than choosing gains (docs/LOG.md). Nobody hears what was chosen. The choice is of the last round
 that the client took part in; the common model of that time is chosen, the newest one answers.
 """
 
@@ -27,7 +30,7 @@ from forefed.core.types import ClientContext, LossFn, Order, Params
 from forefed.data.examples import ClientData, Indices
 from forefed.local.phases import Phase, in_phases, phase_conflicts
 from forefed.local.training import PRIVATE, SCORED, LocalTraining, Trainer, Walked
-from forefed.sharing.best_of_three import ALONE, CHOICE, MODELS, TUNED
+from forefed.sharing.best_of_three import ALONE, CHOICE, JUDGED, MODELS, TUNED
 
 
 class BestOfThree(LocalTraining):
@@ -35,27 +38,35 @@ class BestOfThree(LocalTraining):
 
     kind: Literal["best_of_three"] = "best_of_three"  # type: ignore[assignment]
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Of a client's rows, by which it chooses and on which nothing is trained; one at least, and
-    with a single row none: then the common model answers."""
+    """Of a client's rows, by which it chooses; what is sent has not learned from them. One at
+    least, and with a single row none: then the common model answers."""
     source: ClassVar[str] = "Mansour et al., arXiv 2002.10619"
 
     def walk(
         self, trainer: Trainer, order: Order, data: ClientData, states: States, ctx: ClientContext
     ) -> Walked:
         judged, rows = self.parts(order, data.train)
-        names, known = order.assigned, below(states.get(PRIVATE, {}), ALONE)
-        begun = {n: known.get(n, trainer.task.first[n]) for n in names}
-        alone = replace(order, params={**order.params, **begun})
-        own = in_phases(trainer, alone, data, states, ctx, [Phase(names, rows)])
-        walked = in_phases(trainer, order, data, own.states, ctx, [Phase(names, rows)])
+        names = order.assigned
+
+        def trained(start: Params, on: Indices, states: States) -> Walked:
+            there = replace(order, params={**order.params, **start})
+            return in_phases(trainer, there, data, states, ctx, [Phase(names, on)])
+
+        def alone(place: str, on: Indices, states: States) -> Walked:
+            known = below(states.get(PRIVATE, {}), place)
+            return trained({n: known.get(n, trainer.task.first[n]) for n in names}, on, states)
+
+        own = alone(JUDGED, rows, states)
+        whole = alone(ALONE, data.train, own.states)
+        walked = trained({}, rows, whole.states)
         found = ({n: order.params[n] for n in names}, walked.params, own.params)
         losses = [
             mean_loss(trainer.task.loss, {**order.params, **one}, data, judged) for one in found
         ]
         best = int(np.argmin(losses)) if len(judged) else 0
-        kept = {CHOICE: torch.tensor(best), **_at(ALONE, own.params)}
+        kept = {CHOICE: torch.tensor(best), **_at(JUDGED, own.params), **_at(ALONE, whole.params)}
         if MODELS[best] == TUNED:
-            kept |= _at(TUNED, walked.params)
+            kept |= _at(TUNED, trained({}, data.train, walked.states).params)
         return replace(walked, examples=len(rows), kept=kept)
 
     def parts(self, order: Order, rows: Indices) -> tuple[Indices, Indices]:

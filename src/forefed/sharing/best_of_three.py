@@ -18,6 +18,8 @@ CHOICE = "choice"
 """Which of the three below a client has chosen: its number, a tensor."""
 COMMON, TUNED, ALONE = "common", "tuned", "alone"
 MODELS = (COMMON, TUNED, ALONE)
+JUDGED = "judged"
+"""The one that is trained alone, as it is without the rows that it is judged by."""
 
 
 class BestOfThree(Sharing):
