@@ -9,10 +9,11 @@ best_of_three.py``).
       all rows:  what answers has learned from these, too: the own model by a copy that is trained
                  beside it, the tuned one, where it is chosen, by training the common one again
 
-Three times FedAvg's steps, four where the tuned one is chosen, and FedAvg's bytes. Nobody hears what
-was chosen. The choice is of the last round that the client took part in; where the common model is
-chosen, the newest one answers. It goes by the loss, in which a model that is too sure of itself is
-worse than its answers are, and a client of few rows has few to choose by (docs/RESULTS.md).
+Three times FedAvg's steps, four where the tuned one is chosen, and FedAvg's bytes. Nobody hears
+what was chosen. The choice is of the last round that the client took part in; where the common
+model is chosen, the newest one answers. It goes by the loss, in which a model that is too sure of
+itself is worse than its answers are, and a client of few rows has few to choose by
+(docs/RESULTS.md).
 """
 
 from __future__ import annotations
