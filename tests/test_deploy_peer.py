@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from documents import ROOT, blocks
 from faults import fault
 from federation import World
 from forefed.core.errors import ProtocolError, UserError
-from forefed.deploy.peer import Peer, listening, verifier
+from forefed.deploy.peer import Peer, calling, listening, verifier
 from forefed.deploy.peer_folder import (
     PeerFolder,
     init_peers,
@@ -191,8 +192,12 @@ def test_who_is_done_stays_for_who_is_not(
     ana.heard(2, False, True)  # it works through the rounds
     clock[0] += 29
     assert not ana.leaves(), "29 s after its last word"
-    ana.heard(2, True, True)
     clock[0] += 2
+    assert not ana.leaves(), "nobody says that it is gone: too busy to talk"
+    ana.seen[2].away = True
+    assert ana.leaves(), "killed"
+    ana.seen[2].away = False
+    ana.heard(2, True, True)
     assert ana.leaves(), "done, and equal: nothing begins anew"
     ben = peer(folders[1])  # started again; what ana and cleo said is in its log
     for author, root in ((0, folders[0]), (2, folders[2])):
@@ -201,6 +206,41 @@ def test_who_is_done_stays_for_who_is_not(
     ben.moved = clock[0]
     clock[0] += 31
     assert ben.leaves()
+
+
+def test_a_call_while_a_model_is_loaded_keeps_the_others(
+    folders: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("forefed.deploy.peer.CALL_S", 0.01)
+    ana, said = peer(folders[0]), queue.Queue[str]()
+    ana.say = said.put
+    with listening(ana), calling(peer(folders[1]).network):
+        assert said.get(timeout=60) == "ben is starting"
+    assert ana.open > ana.moved and not ana.seen, "no talk yet, and nobody to wait for in a round"
+    endless = folders[0] / "peer.toml"
+    text = endless.read_text()
+    endless.write_text(text.replace("# linger_s = 30.0  ", "linger_s = inf #"))
+    assert read_peer(folders[0]).linger_s == float("inf")
+    endless.write_text(text)
+
+
+def test_a_latecomer_adds_nothing_to_a_run_that_is_over(folders: list[Path]) -> None:
+    """By itself it would have another last round than those who may have left."""
+    ana, ben = peer(folders[0]), peer(folders[1])
+    for round in range(1, 10):
+        says(ana, round)
+    ben.shared.take(ana.shared.missing({}))
+    ben.heard(0, True, True)
+    assert ben.step() is False and ben.finished and not ben.shared.chain(1).rounds
+    cleo, calls = peer(folders[2]), list[int]()
+    cleo.shared.take(ana.shared.missing({}))
+    for round in range(1, 9):
+        says(cleo, round)
+    cleo.heard(0, True, False)  # ana has said its last word, and cleo has one round to go
+    cleo.fold = SimpleNamespace(asked=lambda view, round: calls.append(round) or ())
+    assert cleo.step() is True and calls == [8, 9], (
+        "whoever was there all the time does its last one"
+    )
 
 
 def test_nobody_trains_alone_from_the_first_round_on(
@@ -287,7 +327,7 @@ def test_readme_five_peers_one_killed_one_added_all_end_with_equal_digests(
             start_new_session=True,
         )
         try:
-            status = done.wait(600)
+            status = done.wait(1500)  # five starts at once on a busy machine
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(done.pid, signal.SIGKILL)
@@ -301,5 +341,6 @@ def test_readme_five_peers_one_killed_one_added_all_end_with_equal_digests(
     assert sorted(summaries) == ["ana", "ben", "dan", "eva", "fay"], told
     assert len({s["digest"] for s in summaries.values()}) == 1, told
     counts = summaries["ana"]["contributions"]
-    assert counts["ana"] == 12 and 0 < counts["cleo"] < 12 and counts["fay"] > 0, counts
+    assert counts["ana"] == 12 and 0 < counts["cleo"] < 12, counts
+    assert summaries["fay"]["contributions"] == counts, "some of its own, if it came in time"
     assert f"digest: {summaries['fay']['digest']}" in told, "replayed from its log alone"

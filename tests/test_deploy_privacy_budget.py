@@ -12,7 +12,7 @@ from deployment import FakePost, deployed, make_sites
 from faults import fault
 from federation import World
 from forefed.config.config import configure
-from forefed.core.files import SECRET
+from forefed.core.kept import SECRET
 from forefed.deploy.connect import connect_by
 from forefed.deploy.privacy_budget import of_order, of_question, spend
 from forefed.deploy.settings import Policy, Refusal

@@ -14,7 +14,7 @@ from torch import Tensor
 from deployment import FEW, NAMES, FakePost, deployed, make_sites, rehearsal
 from federation import World
 from forefed.core.errors import UserError
-from forefed.core.files import SECRET, kept_secret
+from forefed.core.kept import SECRET, kept_secret
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Order, Params, Update
 from forefed.deploy.connect import connect_by

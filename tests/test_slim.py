@@ -8,6 +8,8 @@ import math
 import shutil
 import subprocess
 import sys
+import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,18 @@ import numpy as np
 import pytest
 import torch
 
-from federation import Interrupted, StopAfter, World
+from deployment import FakePost, deployed, make_sites, write_rows
+from federation import Interrupted, StopAfter, World, lines
 from forefed.config.compat import check
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.types import ClientContext, Order, Update
+from forefed.deploy.answers import Answers
+from forefed.deploy.connect import connect_by
+from forefed.deploy.envelope import Envelope
+from forefed.deploy.slim_folder import write_site
+from forefed.deploy.slim_site import site_of
+from forefed.deploy.worker_client import ask
 from forefed.directions import Fresh
 from forefed.gradients.finite_difference import FiniteDifference
 from forefed.gradients.without_torch import why_not
@@ -303,3 +312,96 @@ def test_it_answers_on_its_streams_or_ends_with_a_sentence(
     finally:
         alone.close()
         rows.write_text(text)
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "pydantic", "transformers", "peft"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+from forefed.deploy.slim_site import main
+main()
+"""
+ALL_ROWS = "data.client_test_fraction=0"
+SITES = (*SETS, "codec=one_byte", "start=none", "guard=none", "rounds=2", ALL_ROWS)
+
+
+@pytest.fixture
+def graph_of(
+    world: World, slim: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The folder of the site "middle", written from the run's settings."""
+    written = slim.star.transport.client.folders[0]
+
+    def copied(task: object, path: Path) -> None:
+        for name in (GRAPH, GRAPH + ".data"):
+            shutil.copyfile(written / name, path.parent / name)
+
+    monkeypatch.setattr("forefed.deploy.slim_folder.write_graph", copied)
+    config = deployed(world, tmp_path, *SITES)
+    folder = tmp_path / "site" / "graph"
+    write_site(config, folder, write_rows(tmp_path / "rows")["middle"])
+    settings = ('name = "middle"', 'server = "127.0.0.1:1"', 'graph = "graph"')
+    (tmp_path / "site" / "site.toml").write_text("\n".join(settings))
+    return folder
+
+
+def test_a_site_without_torch_takes_part_beside_others(
+    world: World, graph_of: Path, tmp_path: Path
+) -> None:
+    """Its worker is a process in which torch cannot be imported; the others have torch."""
+    root, sites = graph_of.parent, make_sites(world, tmp_path)
+    expected = run(deployed(world, tmp_path / "a", *SITES), connect=connect_by(FakePost(sites)))
+    with subprocess.Popen([sys.executable, "-c", BLOCKED, str(root)]) as process:
+        try:
+            while not (root / "worker.sock").exists():
+                assert process.poll() is None, "it has ended"
+                time.sleep(0.02)
+
+            def asked(envelope: Envelope) -> Envelope:
+                return ask(root / "worker.sock", envelope)
+
+            said: list[str] = []
+            post = FakePost({**make_sites(world, tmp_path / "other"), "middle": asked})
+            found = run(
+                deployed(world, tmp_path / "b", *SITES), connect=connect_by(post, said.append)
+            )
+        finally:
+            process.terminate()
+    assert "middle takes part" in said
+    ups = [x.summary["totals"]["bytes_up"] for x in (found, expected)]
+    assert ups[0] < ups[1], "the same but for the peak of its memory, which it does not say"
+    losses = [[r["loss"] for r in lines(x.folder, "rounds.jsonl")] for x in (found, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(Answers(root / "done").rounds(next((root / "done").iterdir()).name)) == 2
+
+
+def test_a_site_without_torch_does_what_its_graph_was_written_for(
+    world: World, graph_of: Path, tmp_path: Path
+) -> None:
+    told = tomllib.loads((graph_of.parent / "site.toml").read_text())
+    site = site_of(graph_of.parent, told)
+    with pytest.raises(UserError, match="no policy but the one run"):
+        site_of(graph_of.parent, {**told, "policy": {"max_rounds": 3}})
+    post = FakePost(make_sites(world, tmp_path))
+    federation = build(deployed(world, tmp_path, *SITES), connect=connect_by(post))
+    order = federation.star.plan(federation.start())[0]
+    text = next(e for _, e in post.asked).text
+    blobs = {"state": encode_broadcast(order), "order": encode_order(order)}
+    asked = Envelope("train", "run", 1, order.client, text, blobs)
+    first = site(asked)
+    assert first.kind == "trained" and site(asked) == first
+    site.__dict__["client"] = None  # the answer is kept: nothing is computed a second time
+    assert site(asked) == first
+    other = replace(asked, text=text.replace('"epochs":1', '"epochs":2'))
+    for refused, why in ((other, "other settings"), (replace(asked, kind="ask"), "no questions")):
+        answer = site(refused)
+        assert answer.kind == "refused" and why in answer.text and not answer.blobs
+    for wrong in (replace(asked, round=2), replace(asked, run="../x"), replace(asked, blobs={})):
+        assert site(wrong).kind == "failed" and site(wrong).text.startswith("ProtocolError;")
+    with pytest.raises(UserError, match="start, guard"):
+        write_site(deployed(world, tmp_path, *SITES, "start=closed_form"), tmp_path / "none")

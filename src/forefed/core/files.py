@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from forefed.core.errors import UserError
-from forefed.core.keys import Secret
-from forefed.core.types import Json
 
-PARTIAL, SECRET = ".partial", "secret.key"
+PARTIAL = ".partial"
+Json = dict[str, Any]
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -101,25 +100,6 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def kept_secret(folder: Path) -> Secret:
-    """The secret of a party that has this folder: drawn once, and the same after every restart, so
-    that a task done again gives the same bits. Only the owner may read its file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = folder / SECRET
-    if not path.exists():
-        write_atomic(path, Secret.new().bytes, mode=0o600)
-    try:
-        return Secret.of_bytes(path.read_bytes())
-    except ValueError:
-        raise UserError(
-            f"{path}: damaged; restore it from a copy, or delete it (a run in progress then draws "
-            "other noise when it is resumed)"
-        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

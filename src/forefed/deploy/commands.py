@@ -45,12 +45,18 @@ def site_init(
         Path | None,
         typer.Option(help="In its place: a script that trains, by forefed.hf.federate(trainer)."),
     ] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(
+            help="In its place: a folder of 'forefed site graph', for a site without torch."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="Local port of this site's node.")] = 9094,
 ) -> None:
     """Make a site: its settings, its key pair, and a look at its data."""
     from forefed.deploy.site_folder import init_site
 
-    made, about = init_site(folder, name, data, server_address, ca, port, script)
+    made, about = init_site(folder, name, data, server_address, ca, port, script, graph)
     say(about)
     say(
         f"settings: {made.root / 'site.toml'}\n"
@@ -61,10 +67,33 @@ def site_init(
 @site.command("check")
 def site_check(folder: Folder) -> None:
     """Read the settings and the data, as the site will."""
+    from forefed.deploy.places import read_node
+
+    if (graph := read_node(folder).graph) is not None:
+        from forefed.deploy.slim_site import check_slim
+
+        say(check_slim(folder / graph))
+        return
     from forefed.deploy.settings import read_site
     from forefed.deploy.site_folder import describe
 
     say(describe(read_site(folder)))
+
+
+@site.command("graph")
+def site_graph(
+    config: Annotated[Path, typer.Argument(help="The run's settings, as the server has them.")],
+    folder: Annotated[Path, typer.Argument(help="Gets graph, tokeniser and settings.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The site's rows; without it the site adds rows.jsonl.")
+    ] = None,
+) -> None:
+    """Write what a site without torch trains with, for one run (extra 'onnx')."""
+    from forefed.config.config import configure
+    from forefed.deploy.slim_folder import write_site
+
+    write_site(configure(config), folder, data)
+    say(f"{folder}: send it to the site, which takes it by 'forefed site init --graph'")
 
 
 @site.command("start")

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,8 @@ from pathlib import Path
 from forefed.config.config import Config
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
-from forefed.core.files import append, kept_secret, locked
+from forefed.core.files import append, locked
+from forefed.core.kept import kept_secret
 from forefed.core.keys import Secret
 from forefed.core.settings import travelling
 from forefed.deploy.names import split_address
@@ -42,7 +43,7 @@ from forefed.deploy.peer_folder import (
     shared_config,
 )
 from forefed.deploy.peer_record import write_record
-from forefed.deploy.peer_talk import Network, receive, send
+from forefed.deploy.peer_talk import Away, Network, receive, send
 from forefed.deploy.site import Prepared, prepare
 from forefed.federation.chains import (
     Foreign,
@@ -67,6 +68,8 @@ AT_ONCE = 8
 ASK_AGAIN_S = 5.0
 """Between two attempts at a peer that does not answer, at most."""
 QUIET_S = 1.0
+CALL_S = 2.0
+"""Between two calls of a peer that is starting."""
 REVEALS = (
     "what a contribution reveals: every peer reads its slopes, which are measurements of this "
     "peer's gradient; no noise and no secure sum stand in between"
@@ -135,6 +138,8 @@ class Seen:
     asked: float = float("-inf")
     next_try: float = 0.0
     failures: int = 0
+    away: bool = False
+    """Was nobody at its address, when it was tried last?"""
     said: str = ""
     """Why it was not reached, as it was last told."""
 
@@ -160,7 +165,9 @@ class Peer:
     moved: float = field(default_factory=time.monotonic)
     """When the log grew last."""
     open: float = float("-inf")
-    """When somebody was heard last who was not done, or had another log."""
+    """When somebody was heard last who was not done, or had another log, or was starting."""
+    starting: set[int] = field(default_factory=set)
+    """Who has called before it could talk."""
     alone: bool = False
     """Has it said that it waits for the first of the others?"""
     stays: bool = False
@@ -223,7 +230,12 @@ class Peer:
             OSError, ProtocolError: it left, or says what cannot be.
         """
         run = self.shared.run
-        have, done = decode_have(receive(connection), run)
+        try:
+            first = receive(connection)
+        except (OSError, ProtocolError):
+            self.called(author)
+            raise
+        have, done = decode_have(first, run)
         with self.own:
             lacks, ours = self.shared.missing(have), self.shared.have()
         send(connection, encode_given(run, lacks))
@@ -259,6 +271,13 @@ class Peer:
         if not (done and equal):
             self.open = seen.at
 
+    def called(self, author: int) -> None:
+        """A call of a known key without a word: it is starting, or it is cut off."""
+        self.open = time.monotonic()
+        if author not in self.starting:
+            self.say(f"{self.peers[author].name} is starting")
+        self.starting.add(author)
+
     def talk(self, pool: ThreadPoolExecutor) -> None:
         """A talk with everybody whose turn it is."""
         others = [a for a in range(len(self.peers)) if a != self.me]
@@ -271,9 +290,9 @@ class Peer:
         seen.asked, seen.next_try = now, now + self.settings.every_s
         try:
             self.meet(author)
-            seen.said = ""
+            seen.said, seen.away = "", False
         except (OSError, ProtocolError) as error:
-            seen.failures += 1
+            seen.failures, seen.away = seen.failures + 1, isinstance(error, Away)
             pause = self.settings.every_s * 2 ** min(seen.failures, 10)
             seen.next_try = time.monotonic() + min(pause, ASK_AGAIN_S)
             text = f"{type(error).__name__}: {error}"
@@ -308,6 +327,9 @@ class Peer:
             return False
         last = view.chain(self.me).rounds[-1:]
         self.next = max(self.next, 1, view.newest, *(r + 1 for r in last))
+        if last != (self.next - 1,) and any(seen.done for seen in self.seen.values()):
+            # the run is over for others, who may leave: what a latecomer adds would be its alone
+            self.next = self.config.rounds + 1
         if self.finished or not self.ready(view):
             return False
         round, self.next = self.next, self.next + 1
@@ -365,24 +387,24 @@ class Peer:
         return still and all(seen.done and seen.equal for seen in there)
 
     def leaves(self) -> bool:
-        """Is it time to go, where all who are there are done? Not before somebody who is listed and
-        never came has had ``absent_s`` to come, nor before anybody had ``linger_s`` since
-        the last who was not done was heard."""
+        """Is it time to go, where all who can be heard are done? ``linger_s`` after the last word
+        of anybody who was not; ``absent_s``, where somebody who is listed never came, or who was
+        not done is still at its address, too busy to talk."""
         view, still = self.view(), time.monotonic() - max(self.moved, self.open)
-        never = [
-            peer.name
-            for author, peer in enumerate(self.peers)
-            if author != self.me
-            and self.seen.get(author, Seen()).at == float("-inf")
-            and not view.chain(author).rounds
-        ]
+        awaited = []
+        for author, peer in enumerate(self.peers):
+            seen = self.seen.get(author, Seen())
+            never = seen.at == float("-inf") and not view.chain(author).rounds
+            busy = seen.at > float("-inf") and not (seen.done and seen.equal) and not seen.away
+            if author != self.me and (never or busy):
+                awaited.append(peer.name)
         settings = self.settings
-        if not never or settings.absent_s <= settings.linger_s:
+        if not awaited or settings.absent_s <= settings.linger_s:
             return still > settings.linger_s
         if not self.stays:
             self.say(
-                f"stays for {', '.join(never)}, who never came: at most {settings.absent_s:g} s "
-                "(absent_s in peer.toml); the record is written, and Ctrl-C ends it"
+                f"stays for {', '.join(awaited)}: at most {settings.absent_s:g} s (absent_s in "
+                "peer.toml); the record is written, and Ctrl-C ends it"
             )
         self.stays = True
         return still > settings.absent_s
@@ -422,8 +444,9 @@ def start_peer(root: Path, say: Callable[[str], None]) -> None:
         tell = partial(named, say, settings.name)
         tell(f"one of {len(peers)}: {', '.join(names)}; loading {config.model.name}")
         tell(REVEALS)
-        prepared = prepare(config)
         network = Network(folder.key, peers, me)
+        with calling(network):
+            prepared = prepare(config)
         fold = Fold(star_of(config, prepared, len(peers), kept_secret(root)), first_of(prepared))
         run = run_name(shared, prepared, peers)
         log = SharedLog(run, len(peers), config.rounds, verifier(peers))
@@ -441,6 +464,27 @@ def start_peer(root: Path, say: Callable[[str], None]) -> None:
 def named(say: Callable[[str], None], name: str, text: str) -> None:
     """A line with the peer's name before it, as several may share a terminal."""
     say(f"{name}: {text}")
+
+
+@contextmanager
+def calling(network: Network) -> Iterator[None]:
+    """The others hear that this peer is starting, so that who is done stays: a model takes long to
+    load on a busy machine."""
+    others = [a for a in range(len(network.peers)) if a != network.me]
+    stop = threading.Event()
+
+    def call() -> None:
+        while not stop.wait(CALL_S):
+            for author in others:
+                with suppress(OSError), network.dial(author):
+                    pass
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()  # a call that is on its way ends by itself
 
 
 @contextmanager

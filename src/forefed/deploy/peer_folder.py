@@ -69,7 +69,7 @@ class PeerSettings(Settings):
     """Seconds between two rounds of talks."""
     join_s: Annotated[float, Field(ge=0)] = 15.0
     """How long its first round waits for peers that are not there yet."""
-    linger_s: Annotated[float, Field(ge=0)] = 30.0
+    linger_s: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 30.0
     """How long it stays when all is done: since anybody said anything new, or was heard who was not
     done. inf: until it is ended, as a holder of the log."""
     absent_s: Annotated[float, Field(ge=0)] = 300.0

@@ -35,6 +35,11 @@ AT_ONCE = 16
 LARGEST = LIMITS.meta + LIMITS.body + HEAD_BYTES
 
 
+class Away(OSError):
+    """Nobody with the peer's key is at its address: it has ended, or the network parts us. (Who is
+    there and too busy to talk raises another one.)"""
+
+
 def send(connection: socket.socket, message: bytes) -> None:
     connection.sendall(message)
 
@@ -88,10 +93,14 @@ class Network:
         """A connection to this peer and nobody else.
 
         Raises:
-            OSError: nobody answers there, or somebody without its key.
+            Away: nobody answers there, or somebody without its key.
+            OSError: somebody does, and the talk does not begin.
         """
         place = split_address(self.peers[author].address)
-        plain = socket.create_connection(place, CONNECT_S)
+        try:
+            plain = socket.create_connection(place, CONNECT_S)
+        except OSError as error:
+            raise Away(f"{type(error).__name__}: {error}") from None
         try:
             plain.settimeout(TALK_S)
             connection = self.dialling.wrap_socket(plain)
@@ -100,7 +109,7 @@ class Network:
             raise
         if self.author_of(connection) != author:
             connection.close()
-            raise OSError(f"{self.peers[author].name}: another peer's key answers at its address")
+            raise Away(f"{self.peers[author].name}: another peer's key answers at its address")
         return connection
 
     def author_of(self, connection: ssl.SSLSocket) -> int | None:

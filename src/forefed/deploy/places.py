@@ -94,14 +94,18 @@ class SiteFolder:
     def environment(self) -> dict[str, str]:
         return {**environment(self.root), SITE_FOLDER: str(self.root)}
 
-    def programs(self, server: str, port: int, script: Path | None = None) -> list[Program]:
-        """The warm worker, or a script that trains in its place; the SuperNode; and the SuperExec
-        that starts a process per message, both with short pauses (flower_site.py).
+    def programs(
+        self, server: str, port: int, script: Path | None = None, slim: bool = False
+    ) -> list[Program]:
+        """The warm worker, that of a site without torch, or a script that trains in its place; the
+        SuperNode; and the SuperExec that starts a process per message, both with short pauses
+        (flower_site.py).
 
         Process isolation here too: in the other mode Flower asks no secret of whoever fetches
         tasks from the node's port.
         """
-        module = ["-m", "forefed.deploy.start_worker", str(self.root)]
+        program = "slim_site" if slim else "start_worker"
+        module = ["-m", f"forefed.deploy.{program}", str(self.root)]
         worker = [sys.executable, *(module if script is None else [str(self.root / script)])]
         node = [
             *(sys.executable, "-m", "forefed.deploy.flower_site", "flower-supernode"),
@@ -136,6 +140,8 @@ class NodeSettings(Settings):
     script: Path | None = None
     """A Python script that trains here, by ``forefed.hf.federate(trainer)``; a relative path is
     meant from this folder. It has its own rows and model, so no ``data`` is named then."""
+    graph: Path | None = None
+    """A folder that ``forefed site graph`` has written: then no torch is needed here."""
 
 
 def read_node(root: Path) -> NodeSettings:

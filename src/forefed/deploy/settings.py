@@ -140,6 +140,8 @@ class SiteSettings(NodeSettings):
 
     @model_validator(mode="after")
     def _has_rows(self) -> Self:
+        if self.graph is not None:
+            raise ValueError("a site with a graph reads no more of site.toml than its node does")
         if (self.data is None) == (self.script is None):
             raise ValueError(
                 "a site has rows ([data.source]) or a script that has its own (script = "

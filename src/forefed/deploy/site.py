@@ -24,7 +24,7 @@ from forefed.config.config import Config
 from forefed.config.reveals import reveals
 from forefed.core import trees
 from forefed.core.errors import ProtocolError, UserError
-from forefed.core.files import kept_secret
+from forefed.core.kept import kept_secret
 from forefed.core.keys import Key, Secret
 from forefed.core.types import ClientContext, Json, Order, Params
 from forefed.data.examples import ClientData
@@ -32,8 +32,9 @@ from forefed.data.population import Population
 from forefed.data.prepare import load_table
 from forefed.data.shares import Assigned
 from forefed.data.tasks import Encoded
+from forefed.deploy.answers import task_digest
 from forefed.deploy.envelope import Envelope
-from forefed.deploy.journal import Journal, task_digest
+from forefed.deploy.journal import Journal
 from forefed.deploy.privacy_budget import of_order, of_question, spend
 from forefed.deploy.settings import Refusal, SiteSettings, at_site
 from forefed.deploy.weights import model_of

@@ -16,7 +16,7 @@ from forefed.core.settings import parse
 from forefed.deploy.certificates import end_of, read_authority, write_key_pair, write_secret
 from forefed.deploy.install import unit
 from forefed.deploy.names import split_address, usable_folder
-from forefed.deploy.places import SITE, SiteFolder, need_flower, read_node
+from forefed.deploy.places import SITE, NodeSettings, SiteFolder, need_flower, read_node
 from forefed.deploy.supervise import Stopped, supervise
 from forefed.deploy.worker import MAX_PATH
 
@@ -59,6 +59,15 @@ script = {}          # trains here: forefed.hf.federate(trainer)
 """
 
 
+GRAPH = """\
+# A site without torch. It takes part in the one run that its graph was written for.
+name = {name}
+server = {server}
+port = {port}          # of the node's own interface, on loopback
+graph = {graph}
+"""
+
+
 def init_site(
     root: Path,
     name: str,
@@ -67,16 +76,18 @@ def init_site(
     authority: Path,
     port: int,
     script: Path | None = None,
+    graph: Path | None = None,
 ) -> tuple[SiteFolder, str]:
     """A new site: settings, keys, and what its data looks like.
 
     Args:
         data: file or folder with its rows.
         script: what trains in the place of a worker, with rows of its own (``forefed.hf``).
+        graph: a folder of ``forefed site graph``: a site without torch, which has its rows there.
 
     Raises:
-        UserError: there is one already, not one of rows and script, the data cannot be read, the
-            certificate is none, or the path cannot be used.
+        UserError: there is one already, not one of rows, script and graph, the data cannot
+            be read, the certificate is none, or the path cannot be used.
     """
     need_flower()
     folder = SiteFolder(usable_folder(root))
@@ -91,15 +102,25 @@ def init_site(
     if not authority.is_file():
         raise UserError(f"{authority}: there is no such certificate; the server's is its ca.crt")
     read_authority(authority)
-    from forefed.deploy.settings import SiteSettings
-
+    if sum(x is not None for x in (data, script, graph)) != 1:
+        raise UserError(
+            "a site has rows (--data), a script that has its own (--script), or a graph"
+        )
+    where = str((data or script or graph or root).resolve())
     raw: dict[str, object] = {"name": name, "server": server, "port": port}
-    where = str((data or script or root).resolve())
-    if data is not None:
-        raw["data"] = {"source": {"kind": "files", "path": where}}
-    if script is not None:
-        raw["script"] = where
-    about = describe(parse(SiteSettings, raw))
+    if graph is not None:
+        from forefed.deploy.slim_site import check_slim
+
+        parse(NodeSettings, {**raw, "graph": where})
+        about = check_slim(graph)
+    else:
+        from forefed.deploy.settings import SiteSettings
+
+        if data is not None:
+            raw["data"] = {"source": {"kind": "files", "path": where}}
+        if script is not None:
+            raw["script"] = where
+        about = describe(parse(SiteSettings, raw))
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.root.chmod(0o700)
     shutil.copyfile(authority, folder.authority)
@@ -107,7 +128,10 @@ def init_site(
     write_secret(folder.secret)
     rows = (ROWS if script is None else SCRIPT).format(quoted(where))
     named = {"name": quoted(name), "server": quoted(server), "rows": rows}
-    write_atomic(path, TEMPLATE.format(port=port, **named).encode(), 0o600)
+    text = TEMPLATE.format(port=port, **named)
+    if graph is not None:  # it reads neither a policy nor models: it takes part in one run
+        text = GRAPH.format(port=port, graph=quoted(where), **named)
+    write_atomic(path, text.encode(), 0o600)
     write_atomic(
         folder.root / "install" / "forefed-site.service", unit("site", folder.root).encode()
     )
@@ -153,7 +177,8 @@ def start_site(root: Path, say: Callable[[str], None]) -> None:
     if reason := distrust(site.server, folder.authority):
         say(reason)
     try:
-        programs = folder.programs(site.server, site.port, site.script)
+        slim = site.graph is not None
+        programs = folder.programs(site.server, site.port, site.script, slim)
         supervise(programs, folder.logs, folder.environment(), told)
     except Stopped as error:
         raise UserError(str(error)) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,17 @@ def serve(path: Path, answer: Callable[[Envelope], Envelope], times: int | None 
             with connection:
                 _one(connection, answer)
             times = None if times is None else times - 1
+
+
+def work(path: Path, make: Callable[[], Callable[[Envelope], Envelope]]) -> None:
+    """Answer on a socket until the process is ended; a user's mistake ends it with 2, after which
+    it is not started again."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        serve(path, make())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _one(connection: socket.socket, answer: Callable[[Envelope], Envelope]) -> None:

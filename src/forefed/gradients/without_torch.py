@@ -7,8 +7,12 @@ from typing import Any
 from forefed.slim.codecs import CODECS
 
 
-def why_not(config: Any) -> list[str]:
-    """Each such setting of a configuration, with its remedy."""
+def why_not(config: Any, deployed: bool = False) -> list[str]:
+    """Each such setting of a configuration, with its remedy.
+
+    Args:
+        deployed: is it a site, which nobody else answers questions for?
+    """
     engine, client, found = config.engine, config.client, list[str]()
     optimiser, start = client.optimiser, config.start
     if engine.kind != "finite_difference" or engine.sub_batches > 1 or engine.emulates:
@@ -39,8 +43,15 @@ def why_not(config: Any) -> list[str]:
         found.append("start.words: its graph has logits of the model alone; set 0, or start 'none'")
     if getattr(start, "folds_rate", 1.0) != 1:
         found.append("start.folds_rate: it has one rate; set 1")
-    if config.attack.kind != "none" or config.partition.kind == "sites" or config.workers != 1:
-        found.append("attack, partition, workers: rehearse without attacks and sites, workers = 1")
+    if deployed and (start.kind != "none" or config.guard.kind != "none"):
+        found.append("start, guard: it answers no questions about its rows; set both to 'none'")
+    if not deployed and config.partition.kind == "sites":
+        found.append(
+            "partition: a rehearsal has no sites; for a site of a deployment 'forefed site graph' "
+            "writes its folder"
+        )
+    if config.attack.kind != "none" or config.workers != 1:
+        found.append("attack, workers: rehearse without attacks, workers = 1")
     if config.data.task.kind != "classification":
         found.append("data.task.kind: set 'classification'")
     return found

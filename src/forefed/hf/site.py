@@ -15,8 +15,8 @@ from forefed.data.examples import ClientData
 from forefed.deploy.places import SITE, SITE_FOLDER, SiteFolder
 from forefed.deploy.settings import Refusal, read_site
 from forefed.deploy.site import Ready, Site
-from forefed.deploy.start_worker import work
 from forefed.deploy.weights import tokenizer_of, weights_of
+from forefed.deploy.worker import work
 from forefed.hf.own import Own
 from forefed.hf.steps import Steps, share_of, steps_of
 from forefed.local.party import Party
@@ -129,4 +129,4 @@ def federate(trainer: Trainer, site: Path | str | None = None) -> None:
             "forefed.hf.simulate([trainer, ...])"
         )
     folder = Path(where).resolve()
-    work(SiteFolder(folder), lambda: site_of(trainer, folder))
+    work(SiteFolder(folder).socket, lambda: site_of(trainer, folder))

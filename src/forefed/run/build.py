@@ -13,7 +13,7 @@ from typing import Any
 from forefed.config.compat import check, check_population
 from forefed.config.config import Config
 from forefed.core.errors import UserError
-from forefed.core.files import kept_secret
+from forefed.core.kept import kept_secret
 from forefed.core.keys import Key, Secret
 from forefed.data.prepare import Prepared, prepare
 from forefed.federation.folds import Groups, groups_of

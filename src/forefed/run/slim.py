@@ -40,16 +40,17 @@ from forefed.wire import Codec
 from forefed.wire.orders import encode_broadcast, encode_order
 
 
-def settings_of(config: Config, task: Task, tokenizer: Any) -> Settings:
+def settings_of(config: Config, task: Task, tokenizer: Any, deployed: bool = False) -> Settings:
     """A run's settings as such a client has them.
 
     Args:
         tokenizer: the model's.
+        deployed: is it a site, not a client of a rehearsal?
 
     Raises:
         UserError: those that it cannot do, one line each.
     """
-    if wrong := why_not(config):
+    if wrong := why_not(config, deployed):
         raise UserError("\n".join(f"a client without torch: {why}" for why in wrong))
     client, directions, engine = config.client, config.directions, config.engine
     optimiser, rows = client.optimiser, engine.micro_batch
