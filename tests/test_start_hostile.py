@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,13 +19,24 @@ from forefed.config.config import configure
 from forefed.core.errors import ProtocolError, UserError
 from forefed.core.keys import Key
 from forefed.core.types import Transport
+from forefed.models.bag_of_words import occurrences
+from forefed.run import start_questions
 from forefed.run.build import build, start_at
 from forefed.run.head_start import begin, finish
 from forefed.run.start_result import load_begun
 from forefed.start import ClosedForm, start_of
 from forefed.start.contradicting import Means, contradicting, judged
-from forefed.start.sums import Sums
+from forefed.start.sums import Sums, pack
+from forefed.start.sums import unpack as unpack_sums
 from forefed.start.targets import Classes, Labels, Numbers, Targets
+from forefed.start.word_scores import (
+    by_target,
+    check_products,
+    check_words,
+    documents_of,
+    kept,
+    products,
+)
 from forefed.use.forget import forget
 from forefed.wire.message import unpack, unpack_tensors
 from forefed.wire.questions import encode_answer
@@ -104,6 +116,27 @@ def test_the_judgement_is_that_of_the_rows(targets: Targets) -> None:
     assert found.size == pytest.approx(float((predicted**2).sum() / 30), rel=1e-9)
 
 
+@pytest.mark.parametrize("targets", [CLASSES, Labels(("a", "b", "c")), Numbers(("0.0", "1.0"))])
+def test_words_of_rows_pass_and_those_of_more_rows_do_not(targets: Targets) -> None:
+    row_T, id_T = torch.arange(40).repeat_interleave(6), Key(1).permutation(240) % 50
+    documents = documents_of(*occurrences(row_T, torch.from_numpy(id_T))[:2])[:, 0]
+    bag = kept(documents, 40, 100)
+    entries = bag.entries(row_T, torch.from_numpy(id_T))
+    y = torch.eye(3)[torch.arange(40) % 3] if targets.named else targets.of(np.arange(40) / 40)
+    told = by_target(entries, y, len(bag))
+    check_words(told, 40, targets)
+    with pytest.raises(ProtocolError, match="words"):
+        check_words(told, 4, targets)
+    with pytest.raises(ProtocolError, match="words"):
+        check_words(torch.cat([told[:, :-1] * 2**40, told[:, -1:]], 1), 40, targets)
+    p = torch.from_numpy(Key(2).permutation(len(bag) * 2).reshape(-1, 2) - len(bag)) / len(bag)
+    images = products(entries, 40, p)
+    check_products(images, p, 40)
+    for lie in (-images, 100 * images):
+        with pytest.raises(ProtocolError, match="products"):
+            check_products(lie, p, 40)
+
+
 def test_bounds_are_kept_by_clients_and_looked_at_by_the_server() -> None:
     x, y = rows(20, 1)
     bounded = ClosedForm(max_rows=20)
@@ -153,6 +186,50 @@ def test_a_start_goes_on_without_a_liar_and_says_so(world: World, tmp_path: Path
     others = cast(Transport, Only(federation.transport, list(away)))
     alone = begin(start.model_copy(update={"f": 0}), federation.task, others, None)
     assert all(torch.equal(getattr(begun.total, n), x) for n, x in vars(alone.total).items())
+
+
+class Wordy:
+    """Clients of whom the third tells of words what no rows have, and nothing else."""
+
+    def __init__(self, inside: Any, kind: str, times: int):
+        self.inside, self.kind, self.times = inside, kind, times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inside, name)
+
+    def tell(self, messages: Any, *how: Any) -> Iterator[Any]:
+        for outcome in self.inside.tell(messages, *how):
+            meta, body = unpack(outcome.payload, "answer")
+            if outcome.client == 2 and meta["k"] == self.kind:
+                told = unpack_tensors(body)
+                at, packed = told[f"{self.kind}/at"], told[f"{self.kind}/values"]
+                values = unpack_sums(packed, torch.zeros(len(packed)), "it")
+                lie = {f"{self.kind}/at": at, f"{self.kind}/values": pack(self.times * values)}
+                outcome = replace(outcome, payload=encode_answer(meta["k"], meta["of"], lie))
+            yield outcome
+
+
+@pytest.mark.parametrize(
+    ("kind", "times"), [("words", 1000), ("words", -1), ("products", 10**6), ("products", -1)]
+)
+def test_words_that_no_rows_have_leave_their_client_out(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, times: int
+) -> None:
+    monkeypatch.setattr(start_questions, "contradicting", lambda *them: ())  # features are honest
+    sets = ["start=closed_form", "model.pooling=mean", "start.f=1", "start.solver=ridge"]
+    federation = build(world.config(tmp_path, "strategy=fedavg", *sets))
+    start, words = start_at(federation.config, federation.task), 500
+    assert start is not None
+    liar = cast(Transport, Wordy(federation.transport, kind, times))
+    begun = begin(start, federation.task, liar, None, words)
+    assert begun.line["left_out"] == [2] and begun.line["clients"] == 5
+    away = [c for c in federation.transport.members() if c != 2]
+    others = cast(Transport, Only(federation.transport, away))
+    alone = begin(start, federation.task, others, None, words)
+    assert all(torch.equal(getattr(begun.total, n), x) for n, x in vars(alone.total).items())
+    # who believes everybody ends with other words, or with none
+    believing = begin(start.model_copy(update={"f": 0}), federation.task, liar, None, words)
+    assert believing.line["clients"] == 6
 
 
 class Only:

@@ -154,7 +154,8 @@ def beyond(config: Config, clients: int, who: str = "") -> list[str]:
     Args:
         who: names the setting that says how many there are.
     """
-    found, there = [], who or f"{clients} clients"
+    found: list[str] = []
+    there = who or f"{clients} clients"
     if config.cohort > clients:
         found.append(
             f"cohort = {config.cohort} is larger than the population ({there}); lower the cohort, "

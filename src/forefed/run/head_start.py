@@ -72,13 +72,14 @@ def begin(
     bag = asked.bag(words) if words else None
     targets = targets_of_task(task)
     parts = _training(start, asked, targets, secret, enter)
+    targets.usable(Sums.over(parts))  # before more is asked
+    said = [] if bag is None else asked.words(bag, parts, TRAINING)
     total = Sums.over(parts)
     # of sums with noise: who has rows of which class is nobody's business
     notes = [*targets.usable(total), *_said(asked.left_out)]
     if alone:
         notes.append(f"all clients train against one head, as {alone} (start.folds)")
     solver = Solver.of(total, targets.unit)
-    said = [] if bag is None else asked.words(bag, parts, TRAINING)
     own = said[0] if said else None
     head, chosen_words, chosen = solve(start, solver, asked, own, [*notes, *solver.notes])
     folds = None
@@ -229,7 +230,7 @@ def finish(
     members = begun.among(transport.members())
     asked = Asked(task, transport, deadline_s, members, say, way, when="end", body=body or {})
     line = begun.line
-    asked.check = start.check
+    asked.check, asked.hostile = start.check, 0 if start.f == "auto" else start.f
     (held_out,) = asked.sums(HELD_OUT)  # of too few rows a client to be judged by themselves
     total = begun.total.plus(held_out)
     said = None

@@ -16,13 +16,21 @@ from forefed.federation.folds import Groups, sets_of
 from forefed.federation.questions import PLAIN, Heard, Question, Way, ask, ask_total
 from forefed.models.bag_of_words import BUCKETS, Bag, Words
 from forefed.models.task import Task
-from forefed.start.answer import about, targets_of_task
+from forefed.start.answer import TRAINING, about, targets_of_task
 from forefed.start.contradicting import contradicting
 from forefed.start.features import names_of_head
 from forefed.start.shares import Shares
 from forefed.start.sums import Sums
 from forefed.start.targets import Targets
-from forefed.start.word_scores import STEPS, Descent, kept, solved, whole
+from forefed.start.word_scores import (
+    STEPS,
+    Descent,
+    check_products,
+    check_words,
+    kept,
+    solved,
+    whole,
+)
 
 Say = Callable[[str, int, int], None]
 """Told what is done, how many clients have answered, and of how many."""
@@ -53,7 +61,11 @@ class Asked:
     hostile: int | float = 0
     """Clients that may lie, a number or a share of those that answer; 0: nobody."""
     left_out: Sequence[int] = ()
-    """Whose sums contradicted the others'."""
+    """Whose sums contradicted the others', or were of words that no rows have."""
+    told: dict[int, Params] = field(default_factory=dict)
+    """Sums of features by client as they came, where somebody may lie, until words are solved."""
+    rows: dict[int, int] = field(default_factory=dict)
+    """Of each client, where somebody may lie."""
     groups: Groups = ()
     """Sums are of each of these; none: of everybody."""
     questions: int = 0
@@ -134,10 +146,17 @@ class Asked:
             n = answer.get("n", torch.tensor(-1))
             if n.numel() != 1 or int(n) < 0:
                 raise ProtocolError("rows were not counted")
-            return {"documents": whole(answer, "documents", BUCKETS, 1), "n": n.long().reshape(())}
+            documents = whole(answer, "documents", BUCKETS, 1)
+            if not bool(((documents >= 0) & (documents <= n.long())).all()):
+                raise ProtocolError("words of more rows than there are")
+            return {"documents": documents, "n": n.long().reshape(())}
+
+        def keep(client: int, answer: Params) -> None:
+            if self.hostile:
+                self.rows[client] = int(answer["n"])
 
         shapes = {"documents": (BUCKETS, 1), "n": ()}
-        self.members, (found,) = self.total("documents", "counting words", {}, shapes, read)
+        self.members, (found,) = self.total("documents", "counting words", {}, shapes, read, keep)
         return kept(found["documents"][:, 0], int(found["n"]), most)
 
     def sums(self, rows: int, judge: bool = False) -> list[Sums]:
@@ -152,7 +171,6 @@ class Asked:
         """
         targets, width = self.targets, self.task.params[names_of_head(self.task)[0]].shape[1]
         shapes = {n: tuple(x.shape) for n, x in vars(Sums.zero(targets.columns, width)).items()}
-        each: dict[int, Params] = {}
 
         def read(answer: Params) -> Params:
             sums = Sums.unpacked(answer, targets.columns, width)
@@ -163,10 +181,10 @@ class Asked:
 
         def keep(client: int, answer: Params) -> None:
             if judge and self.hostile:
-                each[client] = answer
-
-        def sums_of(client: int) -> Sums:
-            return Sums.unpacked(each[client], targets.columns, width)
+                found = int(Sums.unpacked(answer, targets.columns, width).n)
+                if self.rows.setdefault(client, found) != found:
+                    raise ProtocolError("words were counted in other rows than features are of")
+                self.told[client] = answer
 
         asked = {"rows": torch.tensor(rows), **self.body}
         self.members, found = self.total(
@@ -185,16 +203,33 @@ class Asked:
                 f"({error}); one of them lies or is broken, and this channel hides which; set "
                 "start.kind = 'none'"
             ) from None
-        if each:
-            there = [c for c in self.members if sums_of(c).rows]
-            most = share_of(self.hostile, len(there))
-            self.left_out = contradicting(there, sums_of, targets, most)
-            group_of = {c: i for i, some in enumerate(self.groups) for c in some}
-            for client in self.left_out:
-                i = group_of.get(client, 0)
-                parts[i] = parts[i].plus(sums_of(client), -1)
-            self.members = [c for c in self.members if c not in self.left_out]
+        if self.told:
+            there = [c for c in self.members if self.rows[c]]
+            self._without(contradicting(there, self._sums_of, targets, self._most), parts)
         return parts
+
+    def _sums_of(self, client: int) -> Sums:
+        """Of features, of a client that has told them."""
+        width = self.task.params[names_of_head(self.task)[0]].shape[1]
+        return Sums.unpacked(self.told[client], self.targets.columns, width)
+
+    @property
+    def _most(self) -> int:
+        """Clients that may be left out."""
+        return share_of(self.hostile, sum(self.rows[c] > 0 for c in self.told))
+
+    def _without(self, liars: Sequence[int], parts: list[Sums]) -> bool:
+        """Leave these clients out, of ``parts`` too; False: their sums are not known, or they are
+        more than may lie."""
+        if not self.told.keys() >= {*liars} or len(self.left_out) + len(liars) > self._most:
+            return False
+        group_of = {c: i for i, some in enumerate(self.groups) for c in some}
+        for client in liars:
+            i = group_of.get(client, 0)
+            parts[i] = parts[i].plus(self._sums_of(client), -1)
+        self.left_out = sorted([*self.left_out, *liars])
+        self.members = [c for c in self.members if c not in liars]
+        return True
 
     def noisy(self, rows: int, shares: Shares) -> Params:
         """Sums of features, int64, to which every client has added its share of the noise: they are
@@ -204,28 +239,64 @@ class Asked:
         self.members, (found,) = self.total("sums", "reading texts", asked, shapes, dict)
         return found
 
-    def words(self, bag: Bag, parts: Sequence[Sums], rows: int) -> list[Words]:
+    def words(self, bag: Bag, parts: list[Sums], rows: int) -> list[Words]:
         """What the bag says of each target: to all, and where there are several groups, to each
         what the others' rows say. It ends early where somebody is lost; nothing: there is no word,
         or not everybody answers.
 
+        Where somebody may lie, who tells of words what no rows can have is left out, of ``parts``
+        too, and all is asked anew; where that cannot be done, no word counts.
+
         Args:
             parts: sums of features of every group.
         """
+        liars: list[int] = []
+        said = self._words(bag, parts, rows, liars)
+        if not liars:
+            self.told.clear()
+            return said
+        return self.words(bag, parts, rows) if self._without(liars, parts) else []
+
+    def _words(self, bag: Bag, parts: Sequence[Sums], rows: int, liars: list[int]) -> list[Words]:
+        """``words``, once; ``liars``: who told what no rows can have is added."""
         sets = sets_of(len(parts))
         means = [Sums.over(parts[j] for j in some).mean_target() for some in sets]
         asked = {**packed_bag(bag), "rows": torch.tensor(rows)}
+        everybody = Sums.over(parts).rows
 
-        def summed(kind: str, what: str, tensors: Params, columns: int) -> list[Tensor] | None:
+        def summed(
+            kind: str,
+            what: str,
+            tensors: Params,
+            columns: int,
+            check: Callable[[Tensor, int], None],
+        ) -> list[Tensor] | None:
             size = (len(bag), columns)
 
             def read(answer: Params) -> Params:
                 return {kind: whole(answer, kind, *size)}
 
-            clients, found = self.total(kind, what, tensors, {kind: size}, read, groups=self.groups)
+            def keep(client: int, answer: Params) -> None:
+                if self.hostile:
+                    try:
+                        # rows of the training only are known of each
+                        of = self.rows.get(client, everybody) if rows == TRAINING else everybody
+                        check(read(answer)[kind], of)
+                    except ProtocolError:
+                        liars.append(client)
+                        raise
+
+            clients, found = self.total(
+                kind, what, tensors, {kind: size}, read, keep, groups=self.groups
+            )
             return [x[kind] for x in found] if set(clients) == set(self.members) else None
 
-        first = summed("words", "summing words", asked, len(means[0]) + 1) if len(bag) else None
+        def words(told: Tensor, of: int) -> None:
+            check_words(told, of, self.targets)
+
+        first = None
+        if len(bag):
+            first = summed("words", "summing words", asked, len(means[0]) + 1, words)
         if first is None:
             return []
         step = 0
@@ -234,7 +305,13 @@ class Asked:
             nonlocal step
             step += 1
             what, p = f"weighing words, pass {step}/{STEPS}", torch.cat([*sent], 1)
-            found = summed("products", what, {**asked, "p": p}, p.shape[1])
+            found = summed(
+                "products",
+                what,
+                {**asked, "p": p},
+                p.shape[1],
+                lambda told, of: check_products(told, p, of),
+            )
             if found is None:
                 return None
             cut = [x.split(len(means[0]), 1) for x in found]  # by group, then by set

@@ -22,6 +22,7 @@ from forefed.core.errors import ProtocolError
 from forefed.core.types import Params
 from forefed.models.bag_of_words import BUCKETS, STEP, Bag
 from forefed.start.sums import pack, unpack
+from forefed.start.targets import Targets
 
 ANSWER_STEP = 2.0**-14
 """Units of a row's product with p, whose numbers are at most 1."""
@@ -64,6 +65,43 @@ def products(entries: Entries, rows: int, p_FC: Tensor) -> Tensor:
     units = (along / ANSWER_STEP).round().long()
     total = torch.zeros(p_FC.shape, dtype=torch.int64)
     return total.index_add_(0, slot_E, value_E[:, None] * units[row_E])
+
+
+def check_words(sums_FD: Tensor, rows: int, targets: Targets) -> None:
+    """Can so many rows have these sums of ``by_target``? A row's vector has length 1, so that of a
+    sum is at most the number of rows; and what falls on a target lies within what falls on all.
+
+    Raises:
+        ProtocolError: no.
+    """
+    by_target_FC, whole_F = sums_FD[:, :-1].double(), sums_FD[:, -1].double()
+    most_F = whole_F * (1.0 if targets.named else targets.length / targets.unit)
+    least_F = torch.zeros_like(most_F) if targets.named else -most_F
+    inside = (by_target_FC >= least_F[:, None]) & (by_target_FC <= most_F[:, None])
+    if not bool(inside.all()) or float(whole_F.norm()) > _longest(rows, whole_F):
+        raise ProtocolError("sums of words that no rows have")
+
+
+def check_products(products_FC: Tensor, p_FC: Tensor, rows: int) -> None:
+    """Can so many rows have these products with p? X^T X p goes with p, and of rows of length 1 it
+    is at most rows times as long.
+
+    Raises:
+        ProtocolError: no.
+    """
+    p_FC, image_FC = p_FC.double(), products_FC.double() * ANSWER_STEP
+    room = _longest(rows, image_FC)
+    lengths_C = p_FC.norm(dim=0)
+    along_C = (p_FC * image_FC).sum(0)
+    if bool((image_FC.norm(dim=0) > room * (lengths_C + 1)).any()):
+        raise ProtocolError("products of words longer than those of any rows")
+    if bool((along_C < -room * ANSWER_STEP * (lengths_C + 1)).any()):
+        raise ProtocolError("products of words against what was asked")
+
+
+def _longest(rows: int, like: Tensor) -> float:
+    """In units of STEP: of a sum of so many vectors of length 1, each of which is rounded."""
+    return rows * (1 / STEP + 0.5 * float(len(like)) ** 0.5)
 
 
 @dataclass(frozen=True)
