@@ -10,6 +10,7 @@ import forefed  # noqa: F401  (quiets the profiler before torch loads)
 from benchmarks import (
     after_start,
     cross_fit,
+    curvature,
     engines,
     family,
     first_model,
@@ -22,6 +23,7 @@ from benchmarks import (
     robust,
     scale,
     secure_sum,
+    where,
     wire,
 )
 from benchmarks.table import machine_line
@@ -39,6 +41,8 @@ PARTS = {
     "first_model": first_model,
     "after_start": after_start,
     "cross_fit": cross_fit,
+    "curvature": curvature,
+    "where": where,
     "reading": reading,
     "robust": robust,
     "family": family,
@@ -46,7 +50,17 @@ PARTS = {
 }
 
 LONG = (
-    *("after_start", "cross_fit", "family", "first_model", "memory", "onnx_client", "robust"),
+    *(
+        "after_start",
+        "cross_fit",
+        "curvature",
+        "where",
+        "family",
+        "first_model",
+        "memory",
+        "onnx_client",
+        "robust",
+    ),
     "secure_sum",
 )
 """Made by name only: minutes, or data sets that are not shipped."""

@@ -5,6 +5,10 @@ From the default start, whose head stays: nothing; LoRA by backprop over all tra
 place; FedAvg, each of whose rounds the guard judges and none ends. The words' logits are part of
 the loss. Accuracy and loss on the clients' held-out rows, by which one may choose, and on the test
 rows.
+
+AFTER=drift compares what is done against clients' drift instead: FedAvg at Dirichlet 0.1, of which
+every round's step is taken (AFTER_ROUNDS of them), with groups as by default at three times the
+rates but for plain SGD, and the modifiers as they are by default. To be cheap: bfloat16, 32 tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ from benchmarks.table import markdown
 from forefed.core.types import Params
 from forefed.guard import HeldOut
 from forefed.run import configure
-from forefed.run.build import Federation, build, start_at, words_at
+from forefed.run.build import Federation, build, groups_at, start_at, words_at
 from forefed.run.guard_decisions import guarded_by
 from forefed.run.head_start import begin
 from forefed.run.start_result import Begun, with_start
@@ -33,6 +38,16 @@ from forefed.start import answer
 
 EPOCHS, ROUNDS, BATCH = 3, 10, 16
 RATES = (3e-4, 1e-3, 3e-3)
+SGD = ("client.optimiser={kind='sgd', lr=0.1}",)
+DRIFT: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "FedProx": ("modifiers=['proximal']",),
+    "logit adjustment": ("modifiers=['logit_adjustment']",),
+    "plain SGD": SGD,
+    "SCAFFOLD": (*SGD, "modifiers=['scaffold']"),
+}
+"""SCAFFOLD wants plain client steps, so those stand beside it."""
+CHEAP = ("model.dtype=bfloat16", "data.max_length=32")
 
 
 def tables() -> Iterator[tuple[str, str]]:
@@ -49,8 +64,10 @@ def measured(name: str, seed: int) -> Iterator[list[str]]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             scene = Scene.of(Path(folder), name, seed)
-            for what, rate, found in scene.lines():
-                print(json.dumps({"set": name, "seed": seed, "what": what, "rate": rate, **found}))
+            drift = os.environ.get("AFTER") == "drift"
+            for what, rate, found in scene.against_drift() if drift else scene.lines():
+                said = {"set": name, "seed": seed, "what": what, "rate": rate, **found}
+                print(json.dumps(said), flush=True)
                 yield [name, str(seed), what, f"{rate:g}", *(f"{x:.3f}" for x in found.values())]
     finally:
         answer.features = kept
@@ -67,13 +84,17 @@ class Scene:
     @staticmethod
     def of(folder: Path, name: str, seed: int) -> Scene:
         train, test = first_model.drawn(name, seed)
-        sets = (*first_model.sets_of(folder, name, train, test, 1.0, seed), "strategy=fedavg")
+        drift = os.environ.get("AFTER") == "drift"
+        made = first_model.sets_of(folder, name, train, test, 0.1 if drift else 1.0, seed)
+        sets = (*made, "strategy=fedavg", *(CHEAP if drift else ()))
         config = configure(sets=sets)
         federation = build(config)
         start = start_at(config, federation.task)
         assert start is not None
-        words = words_at(config)
-        begun = begin(start, federation.task, federation.transport, None, words)
+        words = words_at(config, federation.data.provenance["columns"])
+        groups = partial(groups_at, config, start) if drift else None
+        more = {} if groups is None else {"groups": groups}
+        begun = begin(start, federation.task, federation.transport, None, words, **more)
         return Scene(sets, begun, seed)
 
     def lines(self) -> Iterator[tuple[str, float, dict[str, float]]]:
@@ -119,6 +140,21 @@ class Scene:
             after, _report = federation.star.round(state)
             state, _line = guarded_by(guard, federation, state, after)
         return self.scores(federation, state.params)
+
+    def against_drift(self) -> Iterator[tuple[str, float, dict[str, float]]]:
+        federation = build(configure(sets=self.sets))
+        yield "nothing", 0.0, self.scores(federation, {**federation.task.params, **self.begun.head})
+        rounds = os.environ.get("AFTER_ROUNDS", str(ROUNDS))
+        for what, more in DRIFT.items():
+            federation = build(configure(sets=[*self.sets, *more, f"rounds={rounds}"]))
+            config, begun = federation.config, self.begun
+            if begun.folds is not None:
+                rate = getattr(config.start, "folds_rate", 1.0)
+                begun = replace(begun, folds=replace(begun.folds, rate=rate))
+            state = with_start(federation.start(), begun)
+            for _ in range(config.rounds):
+                state, _report = federation.star.round(state)
+            yield what, config.client.optimiser.lr, self.scores(federation, state.params)
 
     def scores(self, federation: Federation, params: Params) -> dict[str, float]:
         population, test, found = federation.data.population, federation.data.test, {}

@@ -403,7 +403,6 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "modifiers: 'fzoos' wants": ["strategy=fzoos", "topology=buffered"],
     "engine.curvature: nobody reads": ["strategy=spry", "engine.curvature=true"],
     "engine.curvature is over unit": [*NEWTON, "directions=fresh"],
-    "engine.emulate: one backward": [*NEWTON, "engine.emulate=true"],
     "modifiers: 'gauss_newton' sends what": [*NEWTON, "engine.curvature=false"],
     "modifiers: 'gauss_newton' is about": [*NEWTON, "client.max_steps=2"],
     "modifiers: 'gauss_newton' knows": [*NEWTON, "sharing=personal_head"],

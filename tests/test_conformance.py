@@ -305,7 +305,6 @@ def check_record(result: Result) -> None:
     if partition["kind"] != "bootstrap":
         assert held == environment["data"]["counts"]["examples"]
     exact = config["directions"]["kind"] == "basis" and "emulate" in config["engine"]
-    exact = exact and not config["engine"].get("curvature")
     assert environment["emulated"] is (exact and config["engine"]["emulate"] == "auto")
     units = environment["model"]["units"]
     assert environment["model"]["trainable"] == sum(size for _, _, size in units) > 0

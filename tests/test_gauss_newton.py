@@ -68,6 +68,9 @@ def test_it_is_the_one_by_reverse_mode(tangents: int, rows: Any) -> None:
     body = {n: x for n, x in params.items() if n not in HEAD}
     expected = by_hand(InHalves().logits, params, body, batch)
     torch.testing.assert_close(found.kept[CURVATURE], expected, rtol=1e-9, atol=1e-12)
+    emulating = engine.model_copy(update={"emulate": True})
+    again = emulating(InHalves(), params, batch, BasisDirections(), HEAD)
+    torch.testing.assert_close(again.kept[CURVATURE], expected, rtol=1e-9, atol=1e-12)
     plain = Forward(emulate=False, micro_batch=engine.micro_batch)(
         InHalves(), params, batch, BasisDirections(), HEAD
     )

@@ -172,7 +172,7 @@ class SlopeEngine(GradientEngine):
         mean_loss, grad, kept = 0.0, Accumulator(exact), Accumulator()
         slopes_K = torch.zeros(directions.count(body), dtype=torch.float64)
         fallbacks: Counter[str] = Counter()
-        slopes = emulated if self.emulates else self.slopes
+        slopes = self.emulated if self.emulates else self.slopes
         for rows, share_of_rows, ks in self.parts(loss, batch, len(slopes_K)):
             along = directions if len(ks) == len(slopes_K) else Window(directions, ks)
             for part, share_of_part in micro_batches(loss, rows, self.micro_batch):
@@ -223,6 +223,12 @@ class SlopeEngine(GradientEngine):
         self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
     ) -> Slopes:
         """Loss, slopes over ``body``, and the gradient of ``exact``, of one micro-batch."""
+
+    def emulated(
+        self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
+    ) -> Slopes:
+        """``slopes``, by one backward pass."""
+        return emulated(loss, body, exact, batch, directions)
 
     @abstractmethod
     def passes(self, k: int, with_head: bool) -> float:

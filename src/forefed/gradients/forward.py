@@ -24,10 +24,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forefed.core.types import Batch, DirectionSet, Each, LossFn, Params
-from forefed.directions import Directions
 from forefed.gradients.dual import Dual, Pass, ReadAgain, recording
-from forefed.gradients.engine import GradientEngine, SlopeEngine, Slopes, rows_at_once
-from forefed.gradients.gauss_newton import CURVATURE, Tangents
+from forefed.gradients.engine import SlopeEngine, Slopes, rows_at_once
+from forefed.gradients.gauss_newton import CURVATURE, Tangents, by_rows
 
 
 class Forward(SlopeEngine):
@@ -57,14 +56,14 @@ class Forward(SlopeEngine):
                 "engine.curvature is over unit vectors of the adapter, by dual numbers; set "
                 "directions.kind = 'basis', engine.head = 'exact' and engine.ad = 'dual'"
             )
-        if self.emulates:
-            yield (
-                "engine.emulate: one backward pass does not have the logits' tangents of "
-                "engine.curvature; drop one"
-            )
 
-    def among(self, simulated: bool, directions: Directions) -> GradientEngine:
-        return super().among(simulated and not self.curvature, directions)
+    def emulated(
+        self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
+    ) -> Slopes:
+        found = super().emulated(loss, body, exact, batch, directions)
+        if not self.curvature:
+            return found
+        return replace(found, kept={CURVATURE: by_rows(loss, body, exact, batch)})
 
     def slopes(
         self, loss: LossFn, body: Params, exact: Params, batch: Batch, directions: DirectionSet
