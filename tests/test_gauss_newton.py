@@ -20,7 +20,7 @@ from forefed.gradients.gauss_newton import CURVATURE
 from forefed.models.objectives.classes import Classes
 from forefed.models.objectives.multilabel import MultiLabel
 from forefed.modifiers import GaussNewton
-from forefed.modifiers.gauss_newton import packed, unpacked
+from forefed.modifiers.gauss_newton import packed, solved, unpacked
 from tiny import moved, tiny_examples, tiny_task
 from toy import HEAD, ToyLoss, toy_clients, toy_params
 
@@ -173,7 +173,7 @@ def test_blocks_by_hand_with_their_damping() -> None:
     expected = w.clone()
     for part in (slice(0, 2), slice(2, 5)):
         own = h[part, part]
-        own = own + 0.3 * own.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
+        own = own + 0.3 * h.diagonal().mean() * torch.eye(len(own), dtype=torch.float64)
         expected[part] -= torch.linalg.solve(own, g[part])
     found = end(clients, modifier={"damping": 0.3})
     torch.testing.assert_close(trees.flatten(found).double(), expected, rtol=1e-5, atol=1e-6)
@@ -188,8 +188,8 @@ def test_the_head_keeps_its_step_and_whoever_trains_half_sends_half() -> None:
     found = end(clients, head=["v"])
     assert torch.equal(found["v"], plain["v"]) and not torch.equal(found["u"], plain["u"])
     split = {"strategy": "spry", "assign": {"kind": "contiguous", "replicas": 1}}
-    some = end(clients, modifier={"damping": 0.3}, **split)
-    alone = [end([c], modifier={"damping": 0.3}) for c in clients]
+    some = end(clients, **split)
+    alone = [end([c]) for c in clients]
     for first, second in (alone, alone[::-1]):
         if torch.allclose(some["u"], first["u"], rtol=1e-5):
             torch.testing.assert_close(some["v"], second["v"], rtol=1e-5, atol=1e-6)
@@ -213,8 +213,8 @@ def test_what_cannot_be_counts_for_nothing() -> None:
     assert left.weight == 0 and not state
     g = torch.tensor([1.0, 2.0], dtype=torch.float64)
     wrong = torch.diag(torch.tensor([-5.0, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(one.solve(wrong, g), g / torch.tensor([0.25, 1.25]).double())
-    assert torch.equal(one.solve(torch.zeros(2, 2).double(), g), g)
+    torch.testing.assert_close(solved(wrong, g, 0.25), g / torch.tensor([0.25, 1.25]).double())
+    assert torch.equal(solved(torch.zeros(2, 2).double(), g, 0.0), g)
     x = torch.randn(4, 4)
     assert torch.equal(unpacked(packed(x + x.T), 4), x + x.T)
 

@@ -8,6 +8,9 @@ variant without compression and memory. Matrices are those of ``engine.curvature
     server  g <- mean g_i,  G <- mean G_i             both weighted by examples
             w <- w - (G + damping tr(G)/D I)^-1 g     times the rate of the server's optimiser
 
+tr(G)/D is the mean over all tensors: one that the logits hardly feel has g of its own size but G of
+its square, and damped by itself it would go the further the less it matters.
+
 Both are sums over the cohort's rows at the parameters that were sent, so clients do not drift.
 The head keeps its plain step. A parameter of D numbers costs D (D + 1) / 2 numbers beside it.
 
@@ -40,7 +43,7 @@ class GaussNewton(Modifier):
 
     kind: Literal["gauss_newton"] = "gauss_newton"
     damping: Annotated[float, Field(gt=0)] = 1.0
-    """Added to the diagonal, as a share of its mean."""
+    """Added to the diagonal, as a share of its mean over all tensors."""
     blocks: Literal["tensor", "all"] = "tensor"
     """"tensor": a matrix for every trained tensor of the adapter, as if they were independent;
     "all": one over all of them, which every client has to train."""
@@ -106,26 +109,21 @@ class GaussNewton(Modifier):
     def on_aggregate(self, total: Params, state: State, ctx: ServerContext) -> tuple[Params, State]:
         head = {n for unit in ctx.units if unit.is_head for n in unit.params}
         rate = ctx.times * float(self._client.optimiser.at(ctx.round, self._rounds).lr)
+        form = self._blocks({n: x.numel() for n, x in total.items() if n not in head})
+        known = {b: sum(parts.values()) for b, parts in form.items() if f"sum/{b}" in state}
+        if not known or not rate:
+            return total, {}
+        matrices = {
+            b: unpacked(state[f"sum/{b}"] / state[f"weight/{b}"], d) for b, d in known.items()
+        }
+        mean = float(sum(x.trace() for x in matrices.values())) / sum(known.values())
         moved = dict(total)
-        for block, parts in self._blocks({n: 0 for n in total if n not in head}).items():
-            if f"sum/{block}" not in state or not rate:
-                continue
-            like = trees.pick(total, parts)
+        for block, g_DD in matrices.items():
+            like = trees.pick(total, form[block])
             g_D = trees.flatten(like).double() / rate
-            g_DD = unpacked(state[f"sum/{block}"] / state[f"weight/{block}"], len(g_D))
-            step = trees.unflatten(self.solve(g_DD, g_D), like)
+            step = trees.unflatten(solved(g_DD, g_D, self.damping * mean), like)
             moved |= {n: x.to(total[n]) for n, x in step.items()}
         return moved, {}
-
-    def solve(self, g_DD: Tensor, g_D: Tensor) -> Tensor:
-        """(G + damping tr(G)/D I)^-1 g, float64. Of G only what is not negative counts: what
-        somebody sent may not be a sum of squares. A G of zeros takes the gradient itself."""
-        values_D, vectors_DD = torch.linalg.eigh(g_DD)
-        values_D = values_D.clamp(min=0)
-        mean = float(values_D.mean())
-        if mean == 0:
-            return g_D
-        return vectors_DD @ (vectors_DD.T @ g_D / (values_D + self.damping * mean))
 
     def _blocks(self, sizes: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """The tensors of every block, in the order of a matrix: by name, as dicts that come over
@@ -154,6 +152,15 @@ class GaussNewton(Modifier):
                 "modifiers: 'gauss_newton' with blocks = 'all' wants the same numbers of every "
                 "client; set assign.kind = 'everything', or blocks = 'tensor'"
             )
+
+
+def solved(g_DD: Tensor, g_D: Tensor, damping: float) -> Tensor:
+    """(G + damping I)^-1 g, float64. Of G only what is not negative counts: what somebody sent may
+    not be a sum of squares. Without anything to divide by it is the gradient itself."""
+    if damping <= 0:
+        return g_D
+    values_D, vectors_DD = torch.linalg.eigh(g_DD)
+    return vectors_DD @ (vectors_DD.T @ g_D / (values_D.clamp(min=0) + damping))
 
 
 def packed(x_DD: Tensor) -> Tensor:
