@@ -92,9 +92,8 @@ class Scene:
         start = start_at(config, federation.task)
         assert start is not None
         words = words_at(config, federation.data.provenance["columns"])
-        groups = partial(groups_at, config, start) if drift else None
-        more = {} if groups is None else {"groups": groups}
-        begun = begin(start, federation.task, federation.transport, None, words, **more)
+        beginning = partial(begin, groups=partial(groups_at, config, start)) if drift else begin
+        begun = beginning(start, federation.task, federation.transport, None, words)
         return Scene(sets, begun, seed)
 
     def lines(self) -> Iterator[tuple[str, float, dict[str, float]]]:
