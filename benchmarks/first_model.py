@@ -10,9 +10,9 @@ authors, sources or speakers themselves (the 50 with the most rows; test rows ar
 FIRST_MODEL_NAME=smollm2 takes a decoder in the place of MiniLM, with 32 tokens a row.
 
 A row's features do not depend on what it is computed with, so runs of the same rows share them here
-(FIRST_MODEL_SEEDS names fewer seeds, FIRST_MODEL_TRAIN fewer rows). FIRST_MODEL_POOLED=1 trains
-LoRA on all training rows in one place instead: ten passes, an untrained head, AdamW, rates that
-fall linearly, nothing held out and nothing guarded.
+(FIRST_MODEL_SEEDS and FIRST_MODEL_ALPHAS name fewer of both, FIRST_MODEL_TRAIN fewer rows).
+FIRST_MODEL_POOLED=1 trains LoRA on all training rows in one place instead: ten passes, an untrained
+head, AdamW, rates that fall linearly, nothing held out and nothing guarded.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ OWNERS = 50
 TRAIN, TEST = 3000, 1000
 """Rows of which a seed draws."""
 OF_TRAIN, OF_TEST = int(os.environ.get("FIRST_MODEL_TRAIN", "1000")), 300
-ALPHAS = (1.0, 0.1)
+ALPHAS = [float(a) for a in os.environ.get("FIRST_MODEL_ALPHAS", "1.0 0.1").split()]
 NAME = os.environ.get("FIRST_MODEL_NAME", "minilm")
 DECODER = (f"model.name={NAME}", "model.dtype=bfloat16", "data.max_length=32")
 MODEL = ("model.dtype=float32",) if NAME == "minilm" else DECODER
@@ -149,7 +149,7 @@ def measured(name: str, seed: int) -> dict[str, float]:
     """Test accuracies of the baselines, and of default runs and their heads."""
     train, test = drawn(name, seed)
     found = baselines(name, train, test)
-    for alpha in (1.0,) if name in NATURAL else ALPHAS:
+    for alpha in [1.0] if name in NATURAL else ALPHAS:
         with tempfile.TemporaryDirectory() as folder:
             line = default_run(Path(folder), name, train, test, alpha, seed)
         ending = "" if alpha == 1 else f" {alpha:g}"
