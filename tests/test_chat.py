@@ -184,7 +184,16 @@ def test_a_run_learns_answers_and_gives_them(world, tmp_path):
 
 @pytest.fixture
 def gguf_file(tmp_path):
-    """A GGUF file of a tiny Llama with a byte-level tokeniser and a template, and its tensors."""
+    """A GGUF file of a tiny Llama, whose values' matrix has 16 bits, and its tensors."""
+    return write_gguf(tmp_path, {"blk.0.attn_v": np.float16})
+
+
+def write_gguf(tmp_path, formats):
+    """The file, with a byte-level tokeniser and a template, and its tensors.
+
+    Args:
+        formats: of tensors that are not in float32.
+    """
     gguf = pytest.importorskip("gguf", reason="needs the package gguf")
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
@@ -218,7 +227,10 @@ def gguf_file(tmp_path):
     parts |= {"attn_norm": (16,), "ffn_norm": (16,)}
     shapes |= {f"blk.0.{name}": shape for name, shape in parts.items()}
     drawn = np.random.default_rng(0)
-    tensors = {n: drawn.normal(size=shape).astype(np.float32) for n, shape in shapes.items()}
+    tensors = {
+        n: drawn.normal(size=shape).astype(formats.get(n, np.float32))
+        for n, shape in shapes.items()
+    }
     for name, x in tensors.items():
         writer.add_tensor(f"{name}.weight", x)
     writer.write_header_to_file()
@@ -278,39 +290,47 @@ def test_what_was_trained_is_a_gguf_file_again(gguf_file, world, tmp_path, monke
 
     monkeypatch.setenv("FOREFED_CACHE", str(tmp_path / "cache"))
     path, tensors = gguf_file
-    rows = [{"messages": said("ab", "ba")}, {"messages": said("a", "b")}] * 8
-    table = write_lines(tmp_path / "rows.jsonl", rows)
-    sets = [f"model.name='{path}'", f"data.source.path='{table}'", "data.task=causal_lm"]
-    sets += ["strategy=fedavg", "rounds=1", "data.max_length=60", "client.optimiser.lr=0.1"]
-    run = world.run(tmp_path, *sets, "partition.clients=2", "cohort=2").folder
+    run = trained(world, path, tmp_path)
     export_adapter(run, tmp_path / "out", "gguf")
     file = tmp_path / "out" / "out.gguf"
     read = {t.name: t for t in package.GGUFReader(file).tensors}
     before = {f"{name}.weight": x for name, x in tensors.items()}
     same = {name for name, t in read.items() if np.array_equal(t.data, before[name])}
     assert read.keys() - same == {"blk.0.attn_q.weight", "blk.0.attn_v.weight"}
-    assert {t.tensor_type for t in read.values()} == {package.GGMLQuantizationType.F32}
+    narrow = {n for n, t in read.items() if t.tensor_type == package.GGMLQuantizationType.F16}
+    assert narrow == {"blk.0.attn_v.weight"}
     export_adapter(run, tmp_path / "whole", "model")
     ids = torch.arange(3, 13)[None]
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     again = load_base(ModelSettings(name=str(file), dtype="float32"), Key(0), None).model
     with torch.no_grad():
-        assert torch.allclose(whole(ids).logits, again(ids).logits, atol=1e-4, rtol=1e-5)
+        assert torch.allclose(whole(ids).logits, again(ids).logits, atol=2e-2, rtol=1e-3)
     assert "create_chat_completion" in (tmp_path / "out" / "README.md").read_text()
     export_adapter(run, tmp_path / "adapter")
     assert "apply_chat_template" in (tmp_path / "adapter" / "README.md").read_text()
-    llama_cpp_agrees(file, whole)
 
 
-def llama_cpp_agrees(file, whole):
-    """llama.cpp's own chances of the next token are the merged model's, with its cache in float32
-    (by default it has 16 bits). Only where its package is installed."""
-    if importlib.util.find_spec("xllamacpp") is None:
-        return
-    import xllamacpp
+def trained(world, path, tmp_path):
+    """A run of one round on a GGUF file."""
+    rows = [{"messages": said("ab", "ba")}, {"messages": said("a", "b")}] * 8
+    table = write_lines(tmp_path / "rows.jsonl", rows)
+    sets = [f"model.name='{path}'", f"data.source.path='{table}'", "data.task=causal_lm"]
+    sets += ["strategy=fedavg", "rounds=1", "data.max_length=60", "client.optimiser.lr=0.1"]
+    return world.run(tmp_path, *sets, "partition.clients=2", "cohort=2").folder
 
+
+def test_llama_cpp_says_what_was_trained(world, tmp_path, monkeypatch):
+    """Its chances of the next token are those of the merged model, with its cache in float32 (by
+    default it has 16 bits) and plain attention."""
+    xllamacpp = pytest.importorskip("xllamacpp", reason="needs llama.cpp (pip install xllamacpp)")
+    monkeypatch.setenv("FOREFED_CACHE", str(tmp_path / "cache"))
+    run = trained(world, write_gguf(tmp_path, {})[0], tmp_path)
+    export_adapter(run, tmp_path / "out", "gguf")
+    export_adapter(run, tmp_path / "whole", "model")
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     settings = xllamacpp.CommonParams()
-    settings.model.path, settings.n_ctx, settings.n_parallel = str(file), 64, 1
+    settings.model.path = str(tmp_path / "out" / "out.gguf")
+    settings.n_ctx, settings.n_parallel = 64, 1
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.warmup = False
