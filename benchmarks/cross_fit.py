@@ -45,7 +45,6 @@ def lr(rate: float) -> tuple[str, ...]:
 
 
 ONE, FOUR = ("start.folds=1",), ("start.folds=4",)
-SGD = ("client.optimiser={kind='sgd', lr=1.0}",)
 WAYS = {
     "default": (*ONE, *lr(1e-3)),
     "default, 3e-3": (*ONE, *lr(3e-3)),
@@ -57,13 +56,8 @@ WAYS = {
     "4 folds, 20 rounds": (*FOUR, *lr(1e-3), "rounds=20"),
     "default, 20 rounds": (*ONE, *lr(1e-3), "rounds=20"),
     "today": (),
-    "FedProx": ("modifiers=['proximal']",),
-    "logit adjustment": ("modifiers=['logit_adjustment']",),
-    "plain SGD": SGD,
-    "SCAFFOLD": (*SGD, "modifiers=['scaffold']"),
 }
-"""The settings of each; "default" was that until 2026-11-30, and "today" is what has been since.
-SCAFFOLD wants plain SGD, so that stands beside it."""
+"""The settings of each; "default" was that until 2026-11-30, and "today" is what has been since."""
 
 
 def tables() -> Iterator[tuple[str, str]]:
