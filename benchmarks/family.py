@@ -28,6 +28,7 @@ from forefed.core.lora import FOLDED
 from forefed.core.types import Params
 from forefed.data.partition import Dirichlet
 from forefed.run.simulate import Rows, Simulation
+from forefed.use.bandit import next_rows, surprises
 
 TRAIN, SEEDS, WIDTH, RATE = 2000, 3, 128, 1e-2
 BODY = ("m.lora_A.w", "m.lora_B.w")
@@ -271,6 +272,27 @@ def waiting(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     return {"curve": curve}
 
 
+def labelled(seed: int, name: str) -> dict[str, Any]:
+    """100 rows with labels by chance, and 50 more, of whom `forefed annotate` or chance asks: what
+    a ridge classifier of all 150 gets right of the test rows."""
+    train, test = rows("train"), rows("test")
+    x, y = train["x"].double().numpy(), train["y"].numpy()
+    order = Key(seed).fold("labels").permutation(len(y))
+    known, asked = [int(i) for i in order[:100]], [int(i) for i in order[100:150]]
+    if name == "asked by annotate":
+        worth = surprises(x[known], [int(y[i]) for i in known])
+        asked = next_rows(x, known, worth, {*range(len(y))} - {*known}, 50)
+    mine = known + asked
+    a = np.hstack([x[mine], np.ones((len(mine), 1))])
+    w = np.linalg.solve(a.T @ a + 100 * np.eye(a.shape[1]), a.T @ np.eye(6)[y[mine]])
+    there = test["x"].double().numpy()
+    said = (np.hstack([there, np.ones((len(there), 1))]) @ w).argmax(1)
+    return {"test": float((said == test["y"].numpy()).mean())}
+
+
+LABELLED = {"asked by annotate": {}, "asked by chance": {}}
+
+
 def kept(study: str, name: str, seed: int) -> dict[str, Any]:
     """The cell, from compare/family.jsonl or run now."""
     run = {
@@ -279,6 +301,7 @@ def kept(study: str, name: str, seed: int) -> dict[str, Any]:
         "rules": lambda: lora(seed, 8, RULES[name]),
         "ranks": lambda: lora(seed, 16, RANKS[name]),
         "drift": lambda: drift(seed, DRIFT[name]),
+        "labelled": lambda: labelled(seed, name),
         "order": lambda: drift(seed, ORDER[name]),
         "waiting": lambda: waiting(seed, WAITING[name]),
     }[study]
@@ -293,6 +316,7 @@ STUDIES = {
     "rules": RULES,
     "drift": DRIFT,
     "order": ORDER,
+    "labelled": LABELLED,
 }
 
 
