@@ -179,3 +179,28 @@ def test_an_estimate_of_small_parameters_has_the_bits_of_one_by_one(kind, monkey
     alone = drawn.combine(like, slopes)
     assert [*together] == [*alone] == [*like]
     assert all(torch.equal(together[n], alone[n]) and together[n].dtype == kind for n in like)
+
+
+@pytest.mark.parametrize("law", ["rademacher", "gauss16"])
+@pytest.mark.parametrize("at_once, kind", [(1 << 17, torch.float32), (200, torch.float64)])
+def test_estimates_of_all_steps_have_the_bits_of_step_by_step(law, at_once, kind, monkeypatch):
+    like = {f"p{i}": torch.zeros(shape, dtype=kind) for i, shape in enumerate([(8, 3), (5,), (9,)])}
+    drawn = RandomDirections(1, 2, 3, 4, law)
+    slopes = Key(5).normal((7, 4)) * torch.tensor([0.3, 2e9, -2e5, 1e-7])
+    monkeypatch.setattr(sets, "ELEMENTS_AT_ONCE", at_once)
+    together = drawn.combine_steps(like, slopes)
+    assert together is not None and together.shape == (7, 38) and together.dtype == kind
+    for step in range(7):
+        alone = drawn.at(step).combine(like, slopes[step])
+        assert torch.equal(together[step], torch.cat([x.flatten() for x in alone.values()]))
+
+
+@pytest.mark.parametrize("why", ["shaped", "infinite", "bfloat16", "mixed", "empty"])
+def test_what_is_left_to_step_by_step(why):
+    like = {"a": torch.zeros(3), "b": torch.zeros(0 if why == "empty" else 2)}
+    if why in ("bfloat16", "mixed"):
+        like["a"] = like["a"].bfloat16() if why == "bfloat16" else like["a"].double()
+    slopes = torch.ones(2, 4)
+    slopes[1, 2] = float("inf") if why == "infinite" else 1.0
+    drawn = RandomDirections(1, 2, 3, 4, scale={"a": torch.ones(3)} if why == "shaped" else {})
+    assert drawn.combine_steps(like, slopes) is None

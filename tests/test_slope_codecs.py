@@ -15,8 +15,9 @@ from forefed.core.types import ClientContext, Order, Update
 from forefed.directions import Fresh
 from forefed.gradients.forward import Forward
 from forefed.local import LocalTraining, Trainer, replay
-from forefed.optimisers import Sgd
-from forefed.wire import CODECS, FeedSign, OneByte, Projections
+from forefed.local.replay import _as_vectors, _step_by_step, check_slopes
+from forefed.optimisers import AdamW, DiffGrad, Optimiser, Sgd, Yogi
+from forefed.wire import CODECS, FeedSign, OneByte, Projections, Scalars
 from forefed.wire.message import HEAD_BYTES, pack, unpack
 from forefed.wire.one_byte import magnitudes
 from toy import toy_clients, toy_params, toy_task, trained
@@ -133,6 +134,34 @@ def test_the_server_replays_the_bits_that_the_client_has(kind: str) -> None:
     rebuilt = replay(train, order, came).grad
     assert rebuilt is not None and trees.digest(rebuilt) == trees.digest(change)
     assert trees.norm(change) > 0
+
+
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        Sgd(lr=0.05, momentum=0.9, head_lr=0.2),
+        AdamW(lr=0.01, weight_decay=0.1, head_lr=0.03),
+        Yogi(),
+        DiffGrad(),
+    ],
+    ids=lambda o: o.kind,
+)
+def test_a_replay_by_vectors_has_the_bits_of_one_by_parameters(optimiser: Optimiser) -> None:
+    order = Order(4, 2, 1, tuple(toy_params()), toy_params())
+    settings = LocalTraining(batch_size=4, epochs=2, optimiser=optimiser)
+    train = Trainer(settings, Forward(), Scalars(), toy_task(), directions=Fresh(k=3, head_k=4))
+    sent, change = trained(train, order, toy_clients()[1])
+    groups = check_slopes(train, order, sent)
+    ctx = ClientContext(order=order, head=train.task.head)
+    assert sent.slopes is not None and {*groups} == {"body", "head"}
+    for params in (order.params, toy_params(torch.float32)):
+        slow = _step_by_step(train, ctx, groups, params, sent.slopes)
+        fast = _as_vectors(train, ctx, groups, params, sent.slopes)
+        assert (fast is None) == (optimiser.kind == "diffgrad")  # its sigmoid may round by place
+        for one, other in zip(slow, fast or slow, strict=True):
+            assert trees.digest(one) == trees.digest(other)
+    rebuilt = replay(train, order, sent).grad
+    assert rebuilt is not None and trees.digest(rebuilt) == trees.digest(change)
 
 
 def loss(params, batch):  # type: ignore[no-untyped-def]

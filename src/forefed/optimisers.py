@@ -44,6 +44,9 @@ class Optimiser(Choice):
     """Pieces that follow one another; none: rates stay as they are."""
 
     state_names: ClassVar[tuple[str, ...]] = ()
+    by_element: ClassVar[bool] = False
+    """Is every element's step a function of its own numbers alone, in operations that round
+    alike wherever an element stands (+ - * / and roots)? Then parameters may move as one vector."""
 
     @property
     def linear(self) -> bool:
@@ -124,6 +127,7 @@ class Sgd(Optimiser):
     weight_decay: Rate = 0.0
 
     state_names: ClassVar[tuple[str, ...]] = ("m",)
+    by_element: ClassVar[bool] = True
 
     @property
     def linear(self) -> bool:
@@ -161,6 +165,7 @@ class AdamW(Optimiser):
 
     source: ClassVar[str] = "Loshchilov and Hutter, arXiv 1711.05101"
     state_names: ClassVar[tuple[str, ...]] = ("m", "v")
+    by_element: ClassVar[bool] = True
 
     def update(
         self, rate: float, w: Tensor, g: Tensor, moments: dict[str, Tensor], t: int
@@ -205,6 +210,7 @@ class _ServerAdaptive(Optimiser):
 
     source: ClassVar[str] = "Reddi et al., arXiv 2003.00295"
     state_names: ClassVar[tuple[str, ...]] = ("m", "v")
+    by_element: ClassVar[bool] = True
 
     def update(
         self, rate: float, w: Tensor, g: Tensor, moments: dict[str, Tensor], t: int

@@ -142,9 +142,14 @@ class Secret(Key):
 
 
 def directions_together(
-    keys: Sequence[Key], sizes: Sequence[int], law: Distribution, step: int, ks: Sequence[int]
+    keys: Sequence[Key],
+    sizes: Sequence[int],
+    law: Distribution,
+    step: int | Sequence[int],
+    ks: Sequence[int],
 ) -> Tensor:
-    """``Key.directions`` of several tensors, side by side: [len(ks), sum of sizes].
+    """``Key.directions`` of several tensors, side by side: [len(ks), sum of sizes]. ``step``: of
+    all of ``ks``, or of each.
 
     For small tensors: the cipher runs once for all, so that its overhead, which is what they cost,
     is paid once.

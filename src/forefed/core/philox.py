@@ -232,9 +232,14 @@ def fill(values: NDArray[np.float32], law: Distribution, words: NDArray[np.uint3
 
 
 def together_of(
-    keys: Sequence[Numbers], sizes: Sequence[int], law: Distribution, step: int, ks: Sequence[int]
+    keys: Sequence[Numbers],
+    sizes: Sequence[int],
+    law: Distribution,
+    step: int | Sequence[int],
+    ks: Sequence[int],
 ) -> Floats:
-    """``directions_of`` of several tensors, side by side: [len(ks), sum of sizes].
+    """``directions_of`` of several tensors, side by side: [len(ks), sum of sizes]. ``step``: of all
+    of ``ks``, or of each.
 
     For small tensors: the cipher runs once for all, so that its overhead, which is what they cost,
     is paid once.
@@ -244,7 +249,7 @@ def together_of(
     ends = np.cumsum(blocks)
     counter = np.zeros((len(ks), int(ends[-1]), 4), dtype=np.uint32)
     counter[:, :, 0] = np.concatenate([np.arange(n) for n in blocks])
-    counter[:, :, 2] = step
+    counter[:, :, 2] = np.array(step, dtype=np.uint32).reshape(-1, 1)
     counter[:, :, 3] = np.array(ks, dtype=np.uint32)[:, None]
     words = np.array([(k.value & 0xFFFFFFFF, k.value >> 32) for k in keys], dtype=np.uint64)
     each = np.tile(np.repeat(words, blocks, axis=0), (len(ks), 1))

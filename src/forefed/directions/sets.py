@@ -94,6 +94,37 @@ class RandomDirections:
             estimate[name] = (total / len(finite)).to(x.dtype)
         return trees.pick(estimate, like)
 
+    def combine_steps(self, like: Params, slopes_TK: Tensor) -> Tensor | None:
+        """``combine`` of steps 0 to T - 1, to the same bits: [T, D], the parameters one after the
+        other. The cipher runs once for all steps.
+
+        None where that is ``combine``'s to do: other kinds of directions, shaped ones, slopes that
+        are not finite, and parameters that are large, empty, elsewhere, of several dtypes or of
+        one that loses float32's digits.
+        """
+        sizes = [x.numel() for x in like.values()]
+        each = self.k * sum(sizes)
+        plain = type(self) is RandomDirections and not self.scale
+        fits = all(sizes) and 0 < each <= ELEMENTS_AT_ONCE
+        kinds = {(x.device.type, x.dtype) for x in like.values()}
+        known = len(kinds) == 1 and kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}
+        if not (plain and fits and known and bool(torch.isfinite(slopes_TK).all())):
+            return None
+        slopes, keys = slopes_TK.double(), [self._key(n) for n in like]
+        found = torch.empty(len(slopes), sum(sizes), dtype=next(iter(like.values())).dtype)
+        at_once = ELEMENTS_AT_ONCE // each
+        for start in range(0, len(slopes), at_once):
+            some = slopes[start : start + at_once]
+            steps = [t for t in range(start, start + len(some)) for _ in range(self.k)]
+            numbers = [*range(self.k)] * len(some)
+            drawn = directions_together(keys, sizes, self.law, steps, numbers)
+            v_TKD = drawn.double().reshape(len(some), self.k, -1)
+            sum_TD = torch.zeros(len(some), sum(sizes), dtype=torch.float64)
+            for k in range(self.k):
+                sum_TD += some[:, k, None] * v_TKD[:, k]
+            found[start : start + at_once] = sum_TD / self.k
+        return found
+
     def _small(self, like: Params, count: int) -> list[str]:
         """Parameters whose directions are drawn together, to the same bits: those that are small,
         on the CPU, unshaped, and lose nothing as float32."""
