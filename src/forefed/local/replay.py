@@ -48,7 +48,7 @@ def replay(trainer: Trainer, order: Order, update: Update) -> Update:
 def _step_by_step(
     trainer: Trainer,
     ctx: ClientContext,
-    groups: Mapping[str, Group],
+    groups: dict[str, Group],
     params: Params,
     slopes_TK: Mapping[str, Tensor],
 ) -> tuple[Params, Params]:
@@ -65,7 +65,7 @@ def _step_by_step(
 def _as_vectors(
     trainer: Trainer,
     ctx: ClientContext,
-    groups: Mapping[str, Group],
+    groups: dict[str, Group],
     params: Params,
     slopes_TK: Mapping[str, Tensor],
 ) -> tuple[Params, Params] | None:
