@@ -8,7 +8,7 @@ attacker has the same client and calls it on rows of its own choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,6 +69,7 @@ class Nobody:
     count: int
     store: ClientStore
     replica: Replica | None = None
+    memory: Mapping[int, int] = field(default_factory=dict)
 
     def members(self) -> Sequence[int]:
         return range(self.count)
