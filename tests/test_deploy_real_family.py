@@ -47,4 +47,4 @@ def test_ranks_by_what_the_sites_say_of_their_memory(federation, tmp_path):
     assert together.digest == alone.summary["digest"]
     costs = json.loads((together.folder / "plan.json").read_text())["costs"]
     assert [rank for rank, _ in costs] == [8, 4, 2, 1]
-    assert "large: rank 8 in 4.0 GB" in (together.folder / "notes.jsonl").read_text()
+    assert "large: rank 8 in 4.00 GB" in (together.folder / "notes.jsonl").read_text()
