@@ -338,6 +338,15 @@ CONTRADICTIONS: dict[str, list[str]] = {
     "modifiers: 'proximal' acts on every": ["strategy=flow", 'modifiers=["proximal"]'],
     "topology.buffer": ["strategy=fedbuff", "topology.buffer=20"],
     "topology.kind = 'buffered' applies": ["strategy=fedbuff", "codec=scalars"],
+    "client.kind = 'best_of_three': with sharing.kind": [
+        *("strategy=fedavg", "client=best_of_three")
+    ],
+    "sharing.kind = 'best_of_three': client.kind": ["strategy=fedavg", "sharing=best_of_three"],
+    "sharing.ranks = 'auto': what a step takes": [
+        *("strategy=hetlora", "sharing.ranks=auto", "client.batch_size=all"),
+        'partition={kind="sites", names=["a", "b"]}',
+        *("cohort=2", "model.name=tiny"),
+    ],
     "topology.kind = 'buffered' hears": ["strategy=fedbuff", "channel=secure_sum"],
     "topology.slow is of": [
         *("strategy=fedbuff", "topology.slow=0.5", 'partition={kind="sites", names=["a"]}')
