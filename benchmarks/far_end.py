@@ -158,7 +158,7 @@ PARTS: Mapping[str, tuple[Any, Mapping[str, Sequence[float]]]] = {
     "tpsgd": (
         tpsgd,
         {
-            f"{way}, {name}": (0.01,) if way == "at rest" else (0.01, 0.03, 0.1)
+            f"{way}, {name}": (0.01,) if way == "at rest" else (0.01, 0.03, 0.1, 0.3, 1.0)
             for name in ("trec",)
             for way in ("linear", "at rest", "tpSGD", "backprop")
         },

@@ -10,6 +10,7 @@ import pytest
 from corpus_files import make_files
 from forefed.core.errors import UserError
 from forefed.data.inspect import describe
+from forefed.data.label_checks import kind_of
 
 NOTE = "the note number {i} says more than a few words"
 SITES = ["north", "north", "south", "east"]
@@ -162,21 +163,27 @@ def test_several_labels_are_counted_one_by_one(tags: list[Any], tmp_path: Path) 
 
 def test_labels_in_a_column_of_any_name(tmp_path: Path) -> None:
     """A rare label in a row of two makes no ids of them, 60 labels of twenty rows each no texts;
-    prose with semicolons is no list."""
+    prose with semicolons is no list, nor are sentences that come again."""
     uses = [f"use {k % 7}; kind {k % 11}" if k % 3 else f"use {k % 7}" for k in range(300)]
     uses[5] = "use 1; of its own"
     faults = [f"fault {k % 60}" for k in range(1200)]
     prose = [f"well, {k}; no, {k + 1}" for k in range(300)]
+    again = [f"it went as it should {k % 8}, nothing more was said {k % 9}" for k in range(300)]
     guessed = []
-    for values in (uses, faults, prose):
+    for values in (uses, faults, prose, again):
         table = {"columns": {"about": NOTE, "any": values}, "n": len(values)}
         make_files(tmp_path, {"rows.jsonl": table})
         found = describe(tmp_path / "rows.jsonl")
         guessed.append((found.task, found.label_column, found.label_count))
-    joined, many, neither = guessed
+    joined, many, *neither = guessed
     assert joined == ("multilabel", "any", 7 + 11 + 1)
     assert many == ("classification", "any", 60)
-    assert neither == ("causal_lm", None, 0)
+    assert neither == 2 * [("causal_lm", None, 0)]
+
+
+def test_names_with_a_comma_are_no_joined_labels() -> None:
+    assert kind_of({"Miller, Ann": 5, "Smith, Ann": 5, "Jones, Eve": 5}) == "classes"
+    assert kind_of({"heat, noise": 5, "heat": 5, "noise": 5}) == "several"
 
 
 def test_numbers_of_a_table_of_text_are_no_texts_and_what_is_inside_is_said(tmp_path: Path) -> None:

@@ -261,13 +261,11 @@ def _joined(rows: Rows, columns: dict[str, str], column: str) -> bool:
     """Texts of several labels, as "red; round": their parts are few, short, and come again."""
     if columns[column] != "text" or column == FILE or _is_owner(column):
         return False
-    mark = separator_of(rows, column)
-    lists = lists_of("training", rows, column, mark)
-    if 10 * sum(len(names) > 1 for names in lists) < len(lists):
-        return False
+    lists = lists_of("training", rows, column, separator_of(rows, column))
     parts = Counter(name for names in lists for name in {*names})
+    several_in_one = any(len(names) > 1 for names in lists)
     few = 2 <= len(parts) <= max(2, min(FEW[0], len(rows) // FEW[1]))
-    return few and max(len(name.split()) for name in parts) <= WORDS_OF_A_TEXT
+    return several_in_one and few and max(len(name.split()) for name in parts) <= WORDS_OF_A_TEXT
 
 
 def _parts(rows: Rows, columns: dict[str, str], column: str) -> list[str]:
