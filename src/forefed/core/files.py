@@ -23,6 +23,7 @@ from forefed.core.errors import UserError
 
 PARTIAL = ".partial"
 Json = dict[str, Any]
+"""Here, as this file is read where there is no torch; ``core.types`` hands it on."""
 
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:

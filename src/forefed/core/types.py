@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from forefed.core.files import Json as Json
 from forefed.core.keys import Key, Secret
 
 Params = dict[str, Tensor]
@@ -456,4 +457,3 @@ ClientState = dict[str, Tensor]
 
 ServerState = dict[str, Tensor]
 """Moments and counters of an optimiser, by "moment/parameter name"."""
-Json = dict[str, Any]

@@ -19,7 +19,7 @@ from forefed.core.files import write_json
 from forefed.core.keys import Key
 from forefed.core.settings import canonical
 from forefed.core.sizes import format_bytes
-from forefed.core.types import Unit
+from forefed.core.types import Json, Unit
 from forefed.data.prepare import Prepared
 from forefed.directions import DIRECTIONS, Directions, Fresh, taking
 from forefed.gradients import ENGINES
@@ -103,19 +103,17 @@ def resolve(
         "memory": [budget.model_dump(mode="json") for budget in config.memory],
         **({"ranks": "auto"} if getattr(config.sharing, "ranks", ()) == "auto" else {}),
     }
-    path = config.folder / PLAN
-    kept = read_json(path) if path.exists() else {}
-    if kept.get("asked") != asked:  # none, or left by a start of other settings
+
+    def measured() -> Json:
         say("planning: measuring this machine (plan.json keeps the result)")
         if isinstance(config.sharing, Ranks) and config.sharing.ranks == "auto":
             groups, found = _by_rank(scene, config.memory, planner)
         else:
             found = planner(scene)
             groups = [_group(found, budget) for budget in config.memory or (None,)]
-        kept = {"asked": asked, "groups": groups, "plan": found.to_json()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, kept)
-    for group in kept["groups"]:
+        return {"groups": groups, "plan": found.to_json()}
+
+    for group in _planned(config, asked, measured)["groups"]:
         rank = f"rank {group['rank']}, " if "rank" in group else ""
         say(f"{group['memory']}: {rank}{group['engine']['kind']}; {group['reason']}")
     engines = kept_engines(config)
@@ -168,9 +166,8 @@ def _at_sites(
     """
     scene = scene_of(config, units, data)
     asked = {"scene": scene.model_dump(mode="json"), "engine": config.engine.kind, "ranks": "sites"}
-    path = config.folder / PLAN
-    kept = read_json(path) if path.exists() else {}
-    if kept.get("asked") != asked:
+
+    def measured() -> Json:
         say("planning: measuring what a step takes at every rank (plan.json keeps the result)")
         costs = []
         for rank in ladder(scene):
@@ -182,9 +179,21 @@ def _at_sites(
                     "not measured; name the ranks (sharing.ranks = [4, 8]), or another engine"
                 )
             costs.append((rank, max(totals)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"asked": asked, "costs": costs})
+        return {"costs": costs}
+
+    _planned(config, asked, measured)
     return kept_engines(config)
+
+
+def _planned(config: Config, asked: Json, measured: Callable[[], Json]) -> Json:
+    """What plan.json keeps; measured where there is none, or a start of other settings left it."""
+    path = config.folder / PLAN
+    kept: Json = read_json(path) if path.exists() else {}
+    if kept.get("asked") != asked:
+        kept = {"asked": asked, **measured()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, kept)
+    return kept
 
 
 def ladder(scene: Scene) -> list[int]:

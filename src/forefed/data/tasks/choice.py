@@ -20,6 +20,8 @@ from forefed.data.tasks.classification import Classification
 from forefed.data.tasks.task import Head
 
 TEXT = "{text}"
+SAID = 'print(list(choices)[int(chances.argmax())], f"{float(chances.max()):.2f}", text)'
+"""How a recipe says the likeliest class, and how likely it is."""
 
 
 @dataclass(frozen=True)
@@ -131,32 +133,32 @@ class Choice(Classification):
     def recipe(
         self, tokenizer: Any, columns: Mapping[str, Sequence[str]], names: Sequence[str]
     ) -> str | None:
-        tokens = self._tokens(tokenizer, names)
-        before, after = parts(tokenizer, self.prompt, self.template == "chat")
-        return f"""before, after = {before}, {after}  # tokens around a text
-choices = {dict(zip(names, tokens, strict=True))}  # the token of every class
-for text in texts:
+        return f"""{self._asking(tokenizer, names)}
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     ids = [*before, *ids[: longest - len(before) - len(after)], *after]
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1, list(choices.values())]
     chances = logits.softmax(-1)
-    print(list(choices)[int(chances.argmax())], f"{{float(chances.max()):.2f}}", text)"""
+    {SAID}"""
 
     def numpy_recipe(
         self, tokenizer: Any, columns: Mapping[str, Sequence[str]], names: Sequence[str]
     ) -> str | None:
-        tokens = self._tokens(tokenizer, names)
-        before, after = parts(tokenizer, self.prompt, self.template == "chat")
-        return f"""before, after = {before}, {after}  # tokens around a text
-choices = {dict(zip(names, tokens, strict=True))}  # the token of every class
-for text in texts:
+        return f"""{self._asking(tokenizer, names)}
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     ids = [*before, *ids[: longest - len(before) - len(after)], *after]
     scores = logits_of(ids)[-1, list(choices.values())]
     chances = numpy.exp(scores - scores.max())
     chances /= chances.sum()
-    print(list(choices)[int(chances.argmax())], f"{{float(chances.max()):.2f}}", text)"""
+    {SAID}"""
+
+    def _asking(self, tokenizer: Any, names: Sequence[str]) -> str:
+        """How both recipes begin."""
+        tokens = self._tokens(tokenizer, names)
+        before, after = parts(tokenizer, self.prompt, self.template == "chat")
+        return f"""before, after = {before}, {after}  # tokens around a text
+choices = {dict(zip(names, tokens, strict=True))}  # the token of every class
+for text in texts:"""
 
     def _words(self, names: Sequence[str]) -> list[str]:
         if self.words is None:
