@@ -185,6 +185,18 @@ def final(strategy: str, **more: object) -> float:
     return result.losses[-1]
 
 
+def test_a_group_of_body_and_head_is_replayed_by_parameters() -> None:
+    """A vector has one rate, and they have two."""
+    order = Order(4, 2, 1, tuple(toy_params()), toy_params())
+    settings = LocalTraining(batch_size=4, epochs=2, optimiser=Sgd(lr=0.05, head_lr=0.2))
+    engine = Forward(head="perturbed")
+    train = Trainer(settings, engine, Scalars(), toy_task(), directions=Fresh(k=3))
+    sent, change = trained(train, order, toy_clients()[1])
+    assert sent.slopes is not None and {*sent.slopes} == {"body"}
+    rebuilt = replay(train, order, sent).grad
+    assert rebuilt is not None and trees.digest(rebuilt) == trees.digest(change)
+
+
 def test_one_byte_learns_what_float32_learns() -> None:
     exact, rounded = (final("fedfgd", codec=kind) for kind in ("scalars", "one_byte"))
     assert rounded < 1e-3 and exact < 1e-3
